@@ -1,0 +1,47 @@
+"""What all commands share: flags from a frozen dataclass, one-line errors, exit codes, orderly signals."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import NoReturn, TypeVar
+
+import tyro
+
+from fastretina.errors import FastretinaError
+
+Config = TypeVar("Config")
+
+EXIT_SIGINT, EXIT_SIGTERM = 130, 143
+
+
+class Terminated(SystemExit):
+    """SIGTERM arrived; unwinds like Ctrl-C does, so that `finally` and `with` clean up. Exits with 143."""
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_SIGTERM)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def run(config: type[Config], main: Callable[[Config], int | None], argv: Sequence[str] | None = None) -> NoReturn:
+    """Parse the command line into `config` (unknown flags: exit 2), call `main(config)` and exit.
+
+    Exit codes: what `main` returns (None is 0); a FastretinaError's own (1, or 2 for UsageError) after one line on
+    standard error; 130 on SIGINT; 143 on SIGTERM.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    parsed = tyro.cli(config, description=main.__doc__ or config.__doc__, args=argv)
+    try:
+        code = main(parsed)
+    except FastretinaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(EXIT_SIGINT)
+    sys.exit(code or 0)

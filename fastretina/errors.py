@@ -1,0 +1,63 @@
+"""The errors of fastretina: one small tree, each message naming the file, the row or sample, and the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class FastretinaError(Exception):
+    """Base of every error that fastretina raises on purpose. Commands print it in one line and exit with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(FastretinaError):
+    """A command or function was called in a way that cannot work; exit code 2."""
+
+    exit_code = 2
+
+
+class LabelError(FastretinaError):
+    """A label file, or a row of it, cannot be used. Names file and row (1-based line number)."""
+
+
+class JpegError(FastretinaError):
+    """Bytes that are not a JPEG that fastretina accepts (malformed, or past the limits of `fastretina.jpeg`)."""
+
+
+class BetonError(FastretinaError):
+    """A .beton file that is missing, cut, damaged, hostile or not in FFCV's version-2 format."""
+
+
+class ConvertError(FastretinaError):
+    """Packing stopped; nothing was left at the final name."""
+
+
+class LoaderError(FastretinaError):
+    """The loader cannot go on, or was used after close()."""
+
+
+class CheckpointError(FastretinaError):
+    """A checkpoint or a weights file that cannot be used."""
+
+
+class RunError(FastretinaError):
+    """A training run that failed (NaN loss, no usable run folder, ...)."""
+
+
+class SampleError(FastretinaError):
+    """One sample that cannot be read as what its file claims: checksum mismatch or undecodable bytes.
+
+    Attributes:
+        path: the .beton file. index: position in it. name: the image's name. reason: what is wrong, in words.
+    """
+
+    def __init__(self, path: Path | str, index: int, name: str, reason: str) -> None:
+        super().__init__(path, index, name, reason)
+        self.path, self.index, self.name, self.reason = Path(path), int(index), name, reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: sample {self.index} ({self.name}): {self.reason}. "
+            f"List all bad samples with: python tools/verify_beton.py {self.path}"
+        )
