@@ -1,0 +1,1 @@
+"""From a sample's bytes to RGB pixels."""

@@ -1,0 +1,313 @@
+"""Reader of .beton files (layout: `fastretina.beton_format`), by memory map, in numpy only.
+
+Everything that `Beton` later relies on is checked when the file is opened, vectorised (one million samples: under 50 ms),
+so that no pointer of a damaged or hostile file is ever followed.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import operator
+import os
+import stat
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastretina import beton_format as fmt
+from fastretina.errors import BetonError, SampleError
+from fastretina.jpeg import MAX_SIDE
+
+
+class Names(Sequence[str]):
+    """Names of the samples, decoded one by one when asked for; "sample 17" and so on where the file holds none."""
+
+    def __init__(self, blob: bytes | None, count: int, path: Path) -> None:
+        self._blob, self._count, self._path = blob, count, path
+        self._ends: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._count))]
+        i = operator.index(index)
+        if not -self._count <= i < self._count:
+            raise IndexError(f"{self._path}: no sample {i} among {self._count}")
+        i %= self._count
+        if self._blob is None:
+            return f"sample {i}"
+        if self._ends is None:
+            ends = np.flatnonzero(np.frombuffer(self._blob, dtype=np.uint8) == 10).astype(np.int64)
+            if len(ends) != self._count:
+                raise BetonError(f"{self._path}: holds {len(ends)} names for {self._count} samples")
+            self._ends = ends
+        start = int(self._ends[i - 1]) + 1 if i else 0
+        return self._blob[start : int(self._ends[i])].decode("utf-8", "replace")
+
+
+class Beton:
+    """A .beton file, opened for reading: labels, ids and names at once, the samples' bytes by memory map.
+
+    Reads what fastretina writes and what FFCV's DatasetWriter writes with an RGBImageField and an IntField. Threads may
+    share one; it pickles as its path. A file replaced (renamed over) while open goes on as the old one.
+
+    Attributes:
+        path: of the file, as given.
+        labels: int64 (N,). The field `label`, or the only IntField.
+        ids: int64 (N,). The 0-based row in the label table at packing, which stays unique when rows are left out;
+            0 to N - 1 for files of other makers.
+        crcs: uint32 (N,), zlib.crc32 of each sample's bytes; None for files of other makers.
+        names: N strings, the image's file name without extension ("10_left"); "sample 17" for files of other makers.
+        widths, heights: uint16 (N,), pixels, 1 to 16,384.
+        modes: uint8 (N,), 0 JPEG, 1 raw pixels.
+
+    Raises:
+        BetonError: naming the path, where the file cannot be opened, is cut, damaged, hostile or not version 2.
+    """
+
+    labels: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    crcs: NDArray[np.uint32] | None
+    names: Sequence[str]
+    widths: NDArray[np.uint16]
+    heights: NDArray[np.uint16]
+    modes: NDArray[np.uint8]
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._map = _map(self.path)
+        self._length = len(self._map)
+        self._view: memoryview | None = memoryview(self._map)
+        self._provenance: Mapping[str, Any] | None = None
+        self._json = b""
+        self._read_tables(np.frombuffer(self._map, dtype=np.uint8))
+
+    # ---- opening -------------------------------------------------------------------------------------------------
+
+    def _read_tables(self, data: NDArray[np.uint8]) -> None:
+        size = self._length
+        self._require(size > fmt.HEADER.itemsize, f"{size} bytes, too short for a .beton")
+        header = data[: fmt.HEADER.itemsize].view(fmt.HEADER)[0]
+        version, fields, page, count, alloc = (int(header[name]) for name in fmt.HEADER.names or ())
+        self._require(version == fmt.VERSION, f"not a .beton of version {fmt.VERSION} (version field {version})")
+        self._require(1 <= fields <= fmt.MAX_FIELDS, f"{fields} fields")
+        self._require(fmt.MIN_PAGE <= page <= fmt.MAX_PAGE and page & (page - 1) == 0, f"page size {page}")
+        # Python's integers do not overflow: counts of 2^63 end here, before anything is allocated for them.
+        start = fmt.HEADER.itemsize + fields * fmt.DESCRIPTOR.itemsize
+        self._require(start <= size, "cut within the field descriptors")
+        descriptors = data[fmt.HEADER.itemsize : start].view(fmt.DESCRIPTOR)
+        types = [int(type_id) for type_id in descriptors["type_id"]]
+        self._require(all(type_id in fmt.METADATA for type_id in types), "a field of a custom type, which only its maker can read")
+        row = fmt.metadata_dtype(types)
+        end = start + count * row.itemsize
+        self._require(count > 0, "holds no samples (an interrupted FFCV writer leaves such files)")
+        self._require(
+            end <= alloc <= size, f"{count} samples and a table at byte {alloc} do not fit in {size} bytes; cut or damaged"
+        )
+        rows, rest = divmod(size - alloc, fmt.ALLOCATION.itemsize)
+        self._require(rest == 0 and rows >= count, "the allocation table does not fit; the file is cut or unfinished")
+
+        names = [bytes(name) for name in descriptors["name"]]
+        arguments = descriptors["arguments"][0].tobytes()
+        ours = self._read_block(data, end, alloc, marked=arguments.startswith(fmt.MARKER))
+        metadata = data[start:end].view(row)
+        table = data[alloc:].view(fmt.ALLOCATION)
+        if ours:
+            self._require(
+                tuple(zip(names, types, strict=True)) == fmt.OUR_FIELDS and rows == count, "field descriptors are damaged"
+            )
+        image, label = self._pick(names, types, fmt.TYPE_IMAGE, b"image"), self._pick(names, types, fmt.TYPE_INT, b"label")
+        self._read_samples(metadata[f"f{image}"], table, end, alloc - self._block_size, page, ordered=ours)
+        self.labels = metadata[f"f{label}"].astype(np.int64)
+        if ours:
+            self.ids = metadata["f2"].astype(np.int64)
+            crcs = metadata["f3"]
+            self._require(bool((self.ids[1:] > self.ids[:-1]).all()) and self.ids[0] >= 0, "sample ids are not ascending")
+            self._require(int(crcs.min()) >= 0 and int(crcs.max()) < 1 << 32, "checksums out of range")
+            self.crcs = crcs.astype(np.uint32)
+        else:
+            self.ids, self.crcs, self.names = np.arange(count), None, Names(None, count, self.path)
+
+    def _read_block(self, data: NDArray[np.uint8], floor: int, alloc: int, *, marked: bool) -> bool:
+        """Check our block and the tables by its checksums; False for a file of another maker."""
+        self._block_size = 0
+        footer = data[alloc - fmt.FOOTER.itemsize : alloc] if alloc - fmt.FOOTER.itemsize >= floor else data[:0]
+        signed = bool(len(footer)) and footer[:8].tobytes() == fmt.FOOTER_MAGIC
+        if not marked and not signed:
+            return False
+        self._require(marked and signed and alloc % 8 == 0, "the name block is damaged")
+        fields = footer.view(fmt.FOOTER)[0]
+        self._require(zlib.crc32(footer[:-4].tobytes()) == int(fields["footer_crc"]), "the name block's footer is damaged")
+        block, names, text = (int(fields[name]) for name in ("block_size", "names_size", "json_size"))
+        start = alloc - block
+        payload = block - fmt.FOOTER.itemsize
+        self._require(start >= floor and 0 <= payload - names - text < 8 and text <= fmt.MAX_JSON, "the name block does not fit")
+        self._require(
+            zlib.crc32(memoryview(self._map)[start : start + payload]) == int(fields["block_crc"]), "the name block is damaged"
+        )
+        header = data[: fmt.HEADER.itemsize].view(fmt.HEADER)[0]
+        self._require(
+            fmt.tables_crc(data[:floor], data[alloc:]) == int(fields["tables_crc"]), "the sample tables are damaged (checksum)"
+        )
+        self._block_size = block
+        self.names = Names(data[start : start + names].tobytes(), int(header["num_samples"]), self.path)
+        self._json = data[start + names : start + names + text].tobytes()
+        return True
+
+    def _read_samples(
+        self, image: NDArray[np.void], table: NDArray[np.void], floor: int, ceiling: int, page: int, *, ordered: bool
+    ) -> None:
+        """Keep pointers and sizes after checking that every sample lies inside its page and the data region, alone."""
+        self.modes = image["mode"].copy()
+        self.widths, self.heights = image["width"].astype(np.uint16), image["height"].astype(np.uint16)
+        pointers, starts, sizes = (
+            np.ascontiguousarray(column, dtype=np.uint64) for column in (image["data_ptr"], table["ptr"], table["size"])
+        )
+        if not ordered and not bool((starts[1:] >= starts[:-1]).all()):
+            order = np.argsort(starts, kind="stable")
+            starts, sizes = starts[order], sizes[order]
+        low, high, shift = np.uint64(floor), np.uint64(ceiling), np.uint64(page.bit_length() - 1)
+        self._require(bool((starts >= low).all() and (starts < high).all()), "a sample lies outside the file's data")
+        self._require(int(sizes.min()) > 0 and bool((sizes <= high - starts).all()), "a sample is empty or reaches past the data")
+        ends = starts + sizes
+        self._require(bool((ends[:-1] <= starts[1:]).all()), "samples overlap")
+        self._require(bool((starts >> shift == (ends - np.uint64(1)) >> shift).all()), "a sample straddles a page")
+        if len(starts) != len(pointers) or not np.array_equal(starts, pointers):
+            self._require(not ordered, "metadata and allocation table disagree")
+            place = np.minimum(np.searchsorted(starts, pointers), len(starts) - 1)
+            self._require(bool((starts[place] == pointers).all()), "a sample's pointer is not in the allocation table")
+            sizes = sizes[place]
+        self._pointers, self._sizes = pointers, sizes
+        widest = int(max(self.widths.max(), self.heights.max()))
+        self._require(int(self.modes.max()) <= fmt.MODE_RAW, "an image of unknown mode")
+        self._require(int(min(self.widths.min(), self.heights.min())) > 0, "an image without pixels")
+        self._require(widest <= MAX_SIDE, f"an image of {widest} pixels a side; the limit is {MAX_SIDE}")
+        raw = np.flatnonzero(self.modes == fmt.MODE_RAW)
+        expected = self.widths[raw].astype(np.uint64) * self.heights[raw] * np.uint64(3)
+        self._require(bool((sizes[raw] == expected).all()), "raw pixels of the wrong size")
+
+    def _pick(self, names: list[bytes], types: list[int], wanted: int, name: bytes) -> int:
+        """Place of the field called `name`, or of the only one of its type."""
+        places = [i for i, type_id in enumerate(types) if type_id == wanted]
+        named = [i for i in places if names[i] == name]
+        kind = "RGBImageField" if wanted == fmt.TYPE_IMAGE else "IntField"
+        self._require(bool(named) or len(places) == 1, f"{len(places)} fields of type {kind}, none of them called {name.decode()}")
+        return named[0] if named else places[0]
+
+    def _require(self, holds: bool, reason: str) -> None:
+        if not holds:
+            raise BetonError(f"{self.path}: {reason}. Pack the images again with tools/write_beton.py")
+
+    # ---- samples -------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"Beton({str(self.path)!r}: {len(self)} samples)"
+
+    def __iter__(self) -> Iterator[memoryview]:
+        return (self.jpeg(i) for i in range(len(self)))
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """What the packer noted: sources, size, counts, versions; empty for files of other makers. Raises BetonError."""
+        if self._provenance is None:
+            try:
+                found = json.loads(self._json) if self._json else {}
+            except ValueError as error:
+                raise BetonError(f"{self.path}: its provenance is not JSON ({error})") from None
+            self._provenance = found if isinstance(found, dict) else {}
+        return self._provenance
+
+    def jpeg(self, i: int) -> memoryview:
+        """The JPEG bytes of sample `i` (0 to N - 1): a read-only view into the file, not copied and not checked.
+
+        Raises:
+            IndexError: no such sample. SampleError: it holds raw pixels. BetonError: closed, or cut while open.
+        """
+        view = self._payload(i)
+        if self.modes[i] != fmt.MODE_JPEG:
+            raise SampleError(self.path, i, self.names[i], "holds raw pixels, not a JPEG; use pixels()")
+        return view
+
+    def pixels(self, i: int) -> NDArray[np.uint8]:
+        """The raw pixels of sample `i`: uint8 (height, width, 3), RGB, a read-only view. Raises as `jpeg` does."""
+        view = self._payload(i)
+        if self.modes[i] != fmt.MODE_RAW:
+            raise SampleError(self.path, i, self.names[i], "holds a JPEG, not raw pixels; use jpeg()")
+        return np.frombuffer(view, dtype=np.uint8).reshape(int(self.heights[i]), int(self.widths[i]), 3)
+
+    def verify(self, i: int) -> None:
+        """Compare the bytes of sample `i` with their checksum; files of other makers have none and pass.
+
+        Some 20 microseconds for 43 KB, without the GIL. Raises SampleError on a mismatch, else as `jpeg` does.
+        """
+        view = self._payload(i)
+        if self.crcs is not None and zlib.crc32(view) != self.crcs[i]:
+            raise SampleError(self.path, i, self.names[i], "its bytes do not match their checksum; the file is damaged")
+
+    def _payload(self, i: int) -> memoryview:
+        i = operator.index(i)
+        if not 0 <= i < len(self.labels):
+            raise IndexError(f"{self.path}: no sample {i} among {len(self)}")
+        view = self._view
+        if view is None:
+            raise BetonError(f"{self.path}: already closed")
+        # Reading past the end of a file that was cut after mapping kills the process (SIGBUS): one fstat prevents it.
+        if self._map.size() < self._length:
+            raise BetonError(f"{self.path}: was cut while open")
+        start = int(self._pointers[i])
+        return view[start : start + int(self._sizes[i])]
+
+    # ---- life ----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Give the mapping back; it lives on for views handed out before, until they are gone. Twice is fine."""
+        if self._view is None:
+            return
+        self._view = None
+        try:
+            self._map.close()
+        except BufferError:
+            return  # views are alive: the last of them unmaps the file
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[type[Beton], tuple[str]]:
+        return type(self), (str(self.path),)
+
+
+def _map(path: Path) -> mmap.mmap:
+    """A read-only map of a regular file. O_NONBLOCK: a FIFO must not hang the open."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise BetonError(
+                    f"{path}: {'a folder' if stat.S_ISDIR(status.st_mode) else 'not a file'}, where a .beton is expected"
+                )
+            if status.st_size == 0:
+                raise BetonError(f"{path}: empty file")
+            return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError) as error:
+        raise BetonError(f"{path}: cannot open it: {getattr(error, 'strerror', None) or error}") from None

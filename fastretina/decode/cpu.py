@@ -1,0 +1,72 @@
+"""Decode one sample into memory that the caller owns, at the smallest size that still serves the resolution."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from fastretina.errors import SampleError
+
+if TYPE_CHECKING:
+    from fastretina.beton import Beton
+
+_RAW = 1  # Beton.modes: pixels instead of a JPEG
+
+# libjpeg-turbo shrinks by these inside its inverse DCT, which is both a good low-pass filter and less work.
+_DCT_FACTORS = (8, 4, 2)
+
+
+def shrink_factor(width: int, height: int, resolution: int) -> int:
+    """The largest whole factor by which width x height px may shrink before its longer side falls below `resolution`."""
+    return max(1, max(width, height) // resolution)
+
+
+def _dct_factor(width: int, height: int, resolution: int) -> int:
+    shrink = shrink_factor(width, height, resolution)
+    return next((factor for factor in _DCT_FACTORS if factor <= shrink), 1)
+
+
+def decoded_size(width: int, height: int, resolution: int) -> tuple[int, int]:
+    """(width, height) in px of what `decode` yields: shrunk by DCT scaling and averaging until less than twice `resolution`."""
+    factor = _dct_factor(width, height, resolution)
+    width, height = -(-width // factor), -(-height // factor)
+    rest = shrink_factor(width, height, resolution)
+    return (-(-width // rest), -(-height // rest)) if rest > 1 else (width, height)
+
+
+def decode(beton: Beton, index: int, resolution: int, target: NDArray[np.uint8], verify: bool = True) -> None:
+    """Decode sample `index` into `target` (h, w, 3) uint8 of `decoded_size`; releases the GIL while it works.
+
+    Raises SampleError where the checksum (if `verify`) or the decoder finds the sample bad; target is then undefined.
+    """
+    if verify:
+        beton.verify(index)
+    width, height = int(beton.widths[index]), int(beton.heights[index])
+    factor = 1 if beton.modes[index] == _RAW else _dct_factor(width, height, resolution)
+    scaled = (-(-height // factor), -(-width // factor))
+    if beton.modes[index] == _RAW:
+        pixels = beton.pixels(index)
+    else:
+        direct = scaled == target.shape[:2]
+        pixels = target if direct else np.empty((*scaled, 3), np.uint8)
+        try:
+            decoded = simplejpeg.decode_jpeg(
+                beton.jpeg(index), buffer=pixels, min_height=scaled[0], min_width=scaled[1], min_factor=1
+            )
+        except ValueError as error:
+            raise SampleError(beton.path, index, beton.names[index], f"cannot be decoded: {error}") from error
+        if decoded.shape[:2] != scaled:
+            raise SampleError(
+                beton.path, index, beton.names[index],
+                f"decodes to {decoded.shape[1]} x {decoded.shape[0]} px, its entry says {width} x {height}",
+            )  # fmt: skip
+        if direct:
+            return
+    if pixels.shape == target.shape:
+        np.copyto(target, pixels)
+    else:
+        cv2.resize(pixels, (target.shape[1], target.shape[0]), dst=target, interpolation=cv2.INTER_AREA)

@@ -1,0 +1,233 @@
+"""The Loader: epochs of batches from a .beton file, the same ones every time."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from fastretina.augment import Augment
+from fastretina.beton import Beton
+from fastretina.buffers import BufferPool
+from fastretina.errors import LoaderError, SampleError, UsageError
+from fastretina.feed import KERNEL_DTYPES, BatchJob, Feed, FeedSettings, Store, decoded_sizes
+from fastretina.memory import available_bytes
+from fastretina.order import Sampling
+from fastretina.pipeline import Pipeline
+
+# `resident="auto"` takes at most this share of the free memory: a train and a test loader may each come to it unaware of
+# the other, since memory is only taken as a store fills.
+_AUTO_RESIDENT_SHARE = 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """images: (B, 3, R, R) of the loader's dtype, channels-last in memory. labels, ids: (B,) int64. All on its device."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    ids: torch.Tensor
+
+
+class Loader:
+    """Iterate it once for each epoch.
+
+    Batches are a pure function of the file, the settings and the epoch: the number of workers, a resume or the machine's load
+    never change them. Each sample comes exactly once an epoch unless `sampling` says otherwise. A batch's memory stays as it
+    is for as long as any of its tensors is referenced, and is recycled after that.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        batch_size: int = 64,
+        train: bool = True,
+        resolution: int = 512,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+        workers: int | None = None,
+        decode: Literal["auto", "cpu", "gpu"] = "auto",
+        resident: Literal["auto", "on", "off"] = "off",
+        dtype: torch.dtype = torch.float32,
+        drop_last: bool = False,
+        *,
+        sampling: Sampling | None = None,
+        augment: Augment | None = None,
+        verify: bool = True,
+        on_bad: Literal["error", "skip"] = "error",
+        max_bad: float = 0.005,
+    ) -> None:
+        """
+        Args:
+            train: shuffled and augmented; False: file order, resized only. `sampling` and `augment` override either.
+            resolution: side R of the square images, px. Files are decoded at 1/2, 1/4 or 1/8 where that still serves it.
+            workers: threads; None takes every core that this process may use.
+            resident: keep the decoded data set in memory: "on" (LoaderError where it does not fit), "auto" (where it fits well).
+            dtype: float32, bfloat16 or float16, normalised by ImageNet's mean and standard deviation; uint8: pixels as they are.
+            verify: check every sample's crc32 as it is decoded.
+            on_bad: "skip" leaves bad samples out, lists them in `skipped`, and stops with LoaderError when they are more than
+                `max_bad` (a fraction) of the file.
+
+        Raises UsageError for settings that cannot work and BetonError for a file that cannot be used; iteration raises
+        SampleError for a bad sample, in place of its batch.
+        """
+        if batch_size < 1 or resolution < 1 or (workers is not None and workers < 1):
+            raise UsageError(f"batch_size, resolution and workers must be at least 1 (got {batch_size}, {resolution}, {workers})")
+        if dtype not in KERNEL_DTYPES:
+            raise UsageError(f"dtype must be one of {', '.join(map(str, KERNEL_DTYPES))}, not {dtype}")
+        self.device = torch.device(device)
+        if decode == "gpu":
+            raise UsageError("decode='gpu' is not available: use decode='auto' or 'cpu'")
+        self.beton = Beton(path)
+        self.max_bad = max_bad
+        self.skipped: list[SampleError] = []
+        workers = workers or len(os.sched_getaffinity(0))
+        settings = FeedSettings(
+            batch_size, resolution, seed,
+            sampling or ("shuffle" if train else "sequential"),
+            drop_last,
+            augment if augment is not None else (Augment() if train else Augment.none()),
+            dtype, verify, on_bad == "skip",
+        )  # fmt: skip
+        # Enough batches ahead that every thread has rows to take while the consumer holds one.
+        ahead = 2 + -(-2 * workers // batch_size)
+        nbytes = batch_size * resolution * resolution * 3 * dtype.itemsize
+        pool = BufferPool(nbytes, keep=ahead + 2, pinned=self.device.type == "cuda")
+        store, kept = _make_store(self.beton, resolution, resident)
+        self._feed = Feed(self.beton, settings, store, pool)
+        self._pipeline = Pipeline(workers, ahead)
+        self._finalizer = weakref.finalize(self, self._pipeline.close)
+        self._epoch, self._batch = 0, 0  # of the next batch to deliver
+        self._resume = False
+        self._next_job: tuple[int, int] | None = None  # what the pipeline will yield next; None: not started
+        self._iteration = 0
+        self._in_transfer: deque[tuple[torch.cuda.Event, torch.Tensor]] = deque()
+        self.description = f"decode on {workers} CPU thread{'s' if workers > 1 else ''}, {kept}"
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self._feed)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch (0, 1, ...) that the next iteration gives."""
+        return self._epoch if self._resume or self._batch == 0 else self._epoch + 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        if not self._finalizer.alive:
+            raise LoaderError(f"{self.beton.path}: the loader is closed")
+        self._epoch, self._batch = self.epoch, self._batch if self._resume else 0
+        self._resume = False
+        self._iteration += 1
+        return self._deliver(self._iteration)
+
+    def _deliver(self, iteration: int) -> Iterator[Batch]:
+        epoch = self._epoch
+        while len(self):
+            if self._iteration != iteration:
+                raise LoaderError("a later iteration of this loader has begun; this one cannot go on")
+            if self._epoch != epoch:
+                return
+            if self._next_job != (self._epoch, self._batch):
+                self._pipeline.start(self._feed.jobs(self._epoch, self._batch))
+            self._next_job = None  # until get() has succeeded
+            job = self._pipeline.get()
+            assert isinstance(job, BatchJob)
+            self._batch += 1
+            if self._batch == len(self):
+                self._epoch, self._batch = self._epoch + 1, 0
+            self._next_job = self._epoch, self._batch
+            batch = self._finish(job)
+            del job  # its memory belongs to the batch alone
+            if len(batch.ids):
+                yield batch
+
+    def _finish(self, job: BatchJob) -> Batch:
+        """Turn a finished job into tensors; bad rows are recorded and cut out."""
+        images = torch.from_numpy(job.images).view(self._feed.settings.dtype).permute(0, 3, 1, 2)
+        ids, labels = torch.from_numpy(job.ids), torch.from_numpy(self.beton.labels[job.indices])
+        if job.bad:
+            self._record(job.bad.values())
+            good = torch.tensor([row not in job.bad for row in range(job.rows)])
+            images = images[good].contiguous(memory_format=torch.channels_last)
+            labels, ids = labels[good], ids[good]
+        if self.device.type != "cuda":
+            return Batch(images, labels, ids)
+        on_device = Batch(*(tensor.to(self.device, non_blocking=True) for tensor in (images, labels, ids)))
+        # The copy reads pinned memory until its event has passed: hold on to that until then.
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self.device))
+        self._in_transfer.append((event, images))
+        while len(self._in_transfer) > 1 and self._in_transfer[0][0].query():  # type: ignore[no-untyped-call]
+            self._in_transfer.popleft()
+        return on_device
+
+    def _record(self, errors: Any) -> None:
+        known = {error.index for error in self.skipped}
+        self.skipped += sorted((error for error in errors if error.index not in known), key=lambda error: error.index)
+        if len(self.skipped) > self.max_bad * len(self.beton):
+            raise LoaderError(
+                f"{self.beton.path}: {len(self.skipped)} bad samples of {len(self.beton)}, more than max_bad = {self.max_bad:.2%}; "
+                f"the last: {self.skipped[-1]}"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader stands, as JSON-able numbers: the next batch to deliver, and what the order depends on."""
+        return {"epoch": self._epoch, "batch": self._batch} | self._identity()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the very next batch after state_dict(); workers, resolution and device may differ.
+
+        Raises LoaderError where the order of samples would not be the same.
+        """
+        for key, mine in self._identity().items():
+            if state.get(key) != mine:
+                raise LoaderError(f"{self.beton.path}: cannot resume: {key} is {mine!r} here and {state.get(key)!r} in the state")
+        self._epoch, self._batch, self._resume = int(state["epoch"]), int(state["batch"]), True
+
+    def _identity(self) -> dict[str, Any]:
+        settings = self._feed.settings
+        return {
+            "samples": len(self.beton),
+            "batch_size": settings.batch_size,
+            "seed": settings.seed,
+            "sampling": settings.sampling,
+            "drop_last": settings.drop_last,
+        }
+
+    def close(self) -> None:
+        """End the threads and let go of the memory. Batches that were delivered stay valid."""
+        self._finalizer()
+        self._feed.store = None
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _make_store(beton: Beton, resolution: int, resident: str) -> tuple[Store | None, str]:
+    """The store for resident mode, or None; and in words which."""
+    if resident == "off":
+        return None, "streaming"
+    only = decoded_sizes(beton, resolution).only
+    path: Path = beton.path
+    if only is None:
+        if resident == "on":
+            raise LoaderError(f"{path}: resident mode needs images of one size; pack them with tools/write_beton.py --size")
+        return None, "streaming (images of several sizes)"
+    needed, free = len(beton) * only[0] * only[1] * 3, available_bytes()
+    if needed > free * (1.0 if resident == "on" else _AUTO_RESIDENT_SHARE):
+        if resident == "on":
+            raise LoaderError(
+                f"{path}: resident mode needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; use resident='auto'"
+            )
+        return None, f"streaming (resident would take {needed / 1e9:.1f} of {free / 1e9:.1f} GB free)"
+    return Store(len(beton), *only), f"resident in RAM ({needed / 1e6:,.0f} MB)"

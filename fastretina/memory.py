@@ -1,0 +1,26 @@
+"""How much memory this process may still take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_bytes() -> int:
+    """Free RAM in bytes without swapping: the kernel's MemAvailable, or what the container's limit leaves if that is less."""
+    meminfo = Path("/proc/meminfo").read_text()
+    fields = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in meminfo.splitlines()}
+    return min(fields["MemAvailable"], _container_headroom())
+
+
+def _container_headroom() -> int:
+    """Bytes left under the memory limit of the innermost control group (version 2), or a huge number where none is set."""
+    unlimited = 1 << 62
+    try:
+        relative = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+        group = _CGROUP / relative.lstrip("/")
+        limit = (group / "memory.max").read_text().strip()
+        return unlimited if limit == "max" else int(limit) - int((group / "memory.current").read_text())
+    except (OSError, StopIteration):
+        return unlimited

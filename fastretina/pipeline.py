@@ -1,0 +1,157 @@
+"""A stream of jobs, run row by row on threads, delivered in order.
+
+Threads take single rows, not batches: none waits at the end of a batch for the slowest, and with two threads and a batch of
+two hundred the first batch is ready as soon as it can be. The stream runs at most `ahead` jobs before the consumer.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from typing import Protocol
+
+from fastretina.errors import LoaderError
+
+
+class Job(Protocol):
+    """A batch in the making: `rows` independent pieces of work."""
+
+    rows: int
+
+    def run(self, row: int) -> None:
+        """Do one piece, on any thread, in any order. What it raises reaches the consumer in place of the job."""
+
+
+class _Running:
+    """A job under way; `claimed` and `pending` are guarded by the pipeline's lock."""
+
+    __slots__ = ("claimed", "error", "job", "pending")
+
+    def __init__(self, job: Job | None, error: BaseException | None = None) -> None:
+        self.job, self.error = job, error
+        self.claimed, self.pending = 0, job.rows if job else 0
+
+    @property
+    def finished(self) -> bool:
+        return self.pending == 0 or self.error is not None
+
+
+class _Shared:
+    """What the threads and the consumer share. It knows nothing of the Pipeline, so that the threads do not keep that alive."""
+
+    def __init__(self, ahead: int) -> None:
+        self.ahead = ahead
+        self.lock = threading.Lock()
+        self.work = threading.Condition(self.lock)  # there may be rows to claim, or it is time to stop
+        self.ready = threading.Condition(self.lock)  # the first job may be finished
+        self.jobs: Iterator[Job] = iter(())
+        self.exhausted = True
+        self.running: deque[_Running] = deque()
+        self.closed = False
+
+    def claim(self) -> tuple[_Running, int] | None:
+        """The next row to work on, or None where there is nothing to do now. Called with the lock held."""
+        for running in self.running:
+            if running.job is not None and running.error is None and running.claimed < running.job.rows:
+                running.claimed += 1
+                return running, running.claimed - 1
+        if self.exhausted or len(self.running) >= self.ahead:
+            return None
+        try:
+            job = next(self.jobs)
+        except StopIteration:
+            self.exhausted = True
+            self.ready.notify_all()
+            return None
+        except BaseException as error:
+            self.running.append(_Running(None, error))
+            self.exhausted = True
+            self.ready.notify_all()
+            return None
+        running = _Running(job)
+        running.claimed = 1
+        self.running.append(running)
+        if job.rows > 1:
+            self.work.notify_all()
+        return running, 0
+
+
+def _work(shared: _Shared) -> None:
+    running: _Running | None = None
+    while True:
+        with shared.lock:
+            if running is not None:
+                running.pending -= 1
+                if running.finished:
+                    shared.ready.notify_all()
+                running = None
+            while not shared.closed and (claim := shared.claim()) is None:
+                shared.work.wait()
+            if shared.closed:
+                return
+            running, row = claim  # type: ignore[misc]  # the loop above ends with a claim
+        assert running.job is not None
+        try:
+            running.job.run(row)
+        except BaseException as error:
+            running.error = running.error or error
+
+
+class Pipeline:
+    """Threads that outlive the streams they work on.
+
+    start() begins a stream (and drops the one before), get() waits for its next job, close() ends the threads.
+    """
+
+    def __init__(self, workers: int, ahead: int) -> None:
+        """workers: threads. ahead: jobs, at least 1, that may be under way or waiting."""
+        self._shared = _Shared(ahead)
+        self._threads = [
+            threading.Thread(target=_work, args=(self._shared,), name=f"fastretina-{k}", daemon=True) for k in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def start(self, jobs: Iterator[Job]) -> None:
+        """Work on these jobs from now on; rows of earlier jobs that are already under way finish unseen."""
+        shared = self._shared
+        with shared.lock:
+            if shared.closed:
+                raise LoaderError("the loader is closed")
+            shared.jobs, shared.exhausted = jobs, False
+            shared.running.clear()
+            shared.work.notify_all()
+
+    def get(self) -> Job | None:
+        """The next job, finished; None at the end of the stream. Raises what the job raised; the stream then ends."""
+        shared = self._shared
+        with shared.lock:
+            while not (shared.running and shared.running[0].finished):
+                if shared.closed:
+                    raise LoaderError("the loader is closed")
+                if shared.exhausted and not shared.running:
+                    return None
+                shared.ready.wait()
+            running = shared.running.popleft()
+            if running.error is not None:
+                shared.exhausted = True
+                shared.running.clear()
+            else:
+                shared.work.notify_all()
+        if running.error is not None:
+            raise running.error
+        return running.job
+
+    def close(self) -> None:
+        """Stop and join the threads; each first finishes the row that it is at. May be called again, from any thread."""
+        shared = self._shared
+        with shared.lock:
+            shared.closed, shared.exhausted = True, True
+            shared.running.clear()
+            shared.jobs = iter(())
+            shared.work.notify_all()
+            shared.ready.notify_all()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
