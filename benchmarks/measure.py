@@ -1,0 +1,97 @@
+"""What every benchmark here needs: interleaved rounds, a median with its interval, and what it was measured on."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = ("fastretina", "torch", "torchvision", "numpy", "numba", "pillow", "simplejpeg", "opencv-python-headless", "ffcv")
+PEERS = ("nvidia-dali-cuda130", "webdataset")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result may depend on; those not installed are left out."""
+    found = {"python": platform.python_version()}
+    for package in (*PACKAGES, *PEERS):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, object]:
+    """CPU model, usable cores, memory in GB, kernel; and the GPU where torch is already imported and sees one."""
+    found: dict[str, object] = {
+        "cpu": _first("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "system": f"{platform.system()} {platform.release()}",
+    }
+    try:
+        import torch
+    except ImportError:
+        return found
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _first(path: str, key: str) -> str:
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
+
+
+def summary(samples: Sequence[float]) -> dict[str, float]:
+    """Median of `samples` and the narrowest interval of order statistics that holds the true median with >= 95 %.
+
+    The number of samples below the true median is binomial (n, 1/2) whatever the distribution, so no assumption is
+    made. With fewer than 6 samples no interval reaches 95 %: then it is the whole range, and `confidence` says how much
+    that is (5 samples: 93.75 %). Keys: median, low, high, confidence, n.
+    """
+    ordered = sorted(samples)
+    n = len(ordered)
+    if n == 0:
+        raise ValueError("no samples")
+    k = 0  # symmetric interval from the k-th smallest to the k-th largest; misses with twice the tail of k successes
+    while k + 1 < (n + 1) // 2 and 1 - 2 * _tail(n, k + 1) >= 0.95:
+        k += 1
+    return {
+        "median": statistics.median(ordered),
+        "low": ordered[k],
+        "high": ordered[n - 1 - k],
+        "confidence": max(0.0, 1 - 2 * _tail(n, k)),
+        "n": n,
+    }
+
+
+def _tail(n: int, k: int) -> float:
+    """P(at most k of n fair coins show heads)."""
+    return float(sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
+
+
+def interleave(sides: Mapping[str, Callable[[], float]], rounds: int, pause: float = 0.3) -> dict[str, list[float]]:
+    """Call every side once untimed, then `rounds` times in turn; the order within a round alternates.
+
+    Each call returns its own measurement (a rate, seconds, ...). A busy neighbour then hits all sides alike, and
+    `pause` seconds between calls let the OpenMP threads of the last one stop spinning (200 ms) before the next.
+    """
+    names = list(sides)
+    for name in names:
+        sides[name]()
+        time.sleep(pause)
+    results: dict[str, list[float]] = {name: [] for name in names}
+    for round_number in range(rounds):
+        for name in names if round_number % 2 == 0 else reversed(names):
+            results[name].append(sides[name]())
+            time.sleep(pause)
+    return results

@@ -1,0 +1,324 @@
+"""A folder of images and a table of grades into a .beton: JPEGs of the right size byte for byte, the rest re-encoded.
+
+Threads read the files and walk their headers, processes re-encode what cannot pass through, and one thread writes the
+results in the order of the table, so that the output's bytes do not depend on how many of either there are.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import time
+import zlib
+from collections import Counter, deque
+from collections.abc import Generator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import PIL
+from PIL import features
+
+from fastretina import __version__
+from fastretina.beton_writer import BetonWriter, write_atomic
+from fastretina.errors import ConvertError, LabelError, UsageError
+from fastretina.image_counter import ImageCounter
+from fastretina.jpeg import MAX_SIDE
+from fastretina.labels import LabelTable, patients_in_both, read_kaggle, read_lab, read_lab_names
+from fastretina.reencode import QUALITY, SUBSAMPLING, ReencodePool, WorkerDied
+from fastretina.source import Source, inspect
+
+_CHUNK = 32  # images a thread reads at a time
+_AHEAD = 4  # chunks in flight for each worker
+_OTHER_SPLIT = {"train": "test", "test": "train"}
+
+
+@dataclass(frozen=True)
+class PackConfig:
+    """Pack a folder of fundus photographs and their grades into one .beton file.
+
+    Give either --root and --split (the lab layout: SPLIT_img.csv and SPLIT_label.csv in ROOT) or --images and --labels
+    (Kaggle's layout: one CSV of image,level).
+    """
+
+    out: Path
+    """The .beton to write. It appears only when complete, and replaces an older one only then."""
+    root: Path | None = None
+    """Lab layout: the folder with the CSV files; images in it, in its data folder or in another folder below."""
+    split: str | None = None
+    """Lab layout: train or test."""
+    images: Path | None = None
+    """The folder with the images, if it is not ROOT."""
+    labels: Path | None = None
+    """Kaggle's layout: the CSV file."""
+    size: int = 512
+    """Pixels a side of the square images in the .beton."""
+    workers: int | None = None
+    """Threads that read and processes that re-encode; default: the usable CPU cores. The output does not depend on it."""
+    on_bad: Literal["error", "skip"] = "error"
+    """What an unusable image does: stop, or be left out and listed in OUT.skipped.csv."""
+    max_bad: str = "0.5%"
+    """With --on-bad skip: stop after all if more images than this are bad (a percentage of the rows, or a count)."""
+    verify: bool = False
+    """Also decode every JPEG that passes through. Off by default: packing takes several times as long, and few damages are found,
+    because most flipped bits decode without complaint; the checksums that the .beton carries find all later ones."""
+
+
+@dataclass(frozen=True)
+class PackSummary:
+    """What was packed. Sizes in bytes; `reencoded` counts by reason; `grades` are the counts of grade 0 to 4."""
+
+    out: Path
+    rows: int
+    passed: int
+    reencoded: Mapping[str, int]
+    skipped: int
+    grades: tuple[int, ...]
+    shared_patients: int | None  # patients also in the other split; None where there is no other split to look at
+    bytes: int
+    seconds: float
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def images(self) -> int:
+        """Images in the file."""
+        return self.passed + sum(self.reencoded.values())
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.reencoded.items())
+        each = self.bytes / max(1, self.images) / 1e3
+        lines = [
+            f"{self.out}: {self.images:,} images, {self.bytes / 1e6:,.1f} MB ({each:.1f} KB each)",
+            f"  passed through byte for byte: {self.passed:,}",
+            f"  re-encoded at quality {QUALITY}, {SUBSAMPLING}: {sum(self.reencoded.values()):,}"
+            + (f" ({reasons})" if reasons else ""),
+            f"  skipped: {self.skipped:,}" + (f" (listed in {skipped_path(self.out)})" if self.skipped else ""),
+            "  grades: " + ", ".join(f"{i}: {n:,} ({n / max(1, self.images):.1%})" for i, n in enumerate(self.grades)),
+        ]
+        if self.shared_patients is not None:
+            lines.append(f"  patients in both train and test: {self.shared_patients:,}")
+        lines += [f"  {note}" for note in self.notes]
+        return "\n".join([*lines, f"  {self.seconds:.2f} s, {self.rows / max(self.seconds, 1e-9):,.0f} images/s"])
+
+
+def skipped_path(out: Path) -> Path:
+    """Where the rows that were left out are listed."""
+    return out.with_name(out.name + ".skipped.csv")
+
+
+def write_beton(
+    out: str | os.PathLike[str],
+    *,
+    root: str | os.PathLike[str] | None = None,
+    split: str | None = None,
+    images: str | os.PathLike[str] | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    size: int = 512,
+    workers: int | None = None,
+    on_bad: Literal["error", "skip"] = "error",
+    max_bad: str = "0.5%",
+    verify: bool = False,
+    progress: bool = False,
+) -> PackSummary:
+    """Pack images and grades into `out`; the arguments are the fields of `PackConfig`. `progress` reports on stderr.
+
+    Raises:
+        UsageError: arguments that do not go together. LabelError: the label files, by file and line.
+        ConvertError: a bad image (by label file, line and path), too many of them, a killed worker, a full disk.
+    """
+    paths = (None if path is None else Path(path) for path in (root, images, labels))
+    top, folder, table = paths
+    config = PackConfig(Path(out), top, split, folder, table, size, workers, on_bad, max_bad, verify)
+    return pack(config, progress=progress)
+
+
+def pack(config: PackConfig, *, progress: bool = False) -> PackSummary:
+    """`write_beton` for a configuration that is already there. Raises the same."""
+    started = time.perf_counter()
+    _check(config)
+    table = _labels(config)
+    allowed = _allowed_bad(config.max_bad, len(table))
+    shared, notes = _overlap(config, table)
+    reencoded: Counter[str] = Counter()
+    grades = [0] * 5
+    skipped: list[tuple[int, str, str]] = []
+    with BetonWriter(config.out, len(table)) as writer:
+        # closing: an error here must end the worker processes now, not when its traceback is forgotten.
+        with ImageCounter(len(table), "packing", enabled=progress) as bar, closing(_images(config, table)) as images:
+            for row, (payload, crc, reason) in enumerate(images):
+                if payload is None:
+                    _bad(config, table, row, reason, skipped, allowed)
+                else:
+                    reencoded[reason] += 1
+                    grade = int(table.grades[row])
+                    grades[grade] += 1
+                    writer.add(payload, crc, name=table.names[row], label=grade, id=row, width=config.size, height=config.size)
+                bar.advance()
+        passed = reencoded.pop("", 0)
+        by_reason = dict(sorted(reencoded.items()))
+        if skipped:
+            write_atomic(skipped_path(config.out), _skipped_csv(skipped))
+        provenance = _provenance(config, table, passed, by_reason, len(skipped), grades)
+        size = writer.finish(provenance)
+    if not skipped:
+        skipped_path(config.out).unlink(missing_ok=True)  # of an earlier run: it would lie about this file
+    return PackSummary(
+        out=config.out,
+        rows=len(table),
+        passed=passed,
+        reencoded=by_reason,
+        skipped=len(skipped),
+        grades=tuple(grades),
+        shared_patients=shared,
+        bytes=size,
+        seconds=time.perf_counter() - started,
+        notes=notes,
+    )
+
+
+def _check(config: PackConfig) -> None:
+    lab, kaggle = config.root is not None, config.labels is not None
+    if lab == kaggle:
+        raise UsageError("give either --root DIR --split train, or --images DIR --labels CSV")
+    if lab and config.split is None:
+        raise UsageError("--root needs --split: train, test, or whatever stands before _img.csv")
+    if kaggle and (config.images is None or config.split is not None):
+        raise UsageError("--labels needs --images DIR, and takes no --split")
+    if config.split is not None and (not config.split or os.sep in config.split or "\0" in config.split):
+        raise UsageError(f"--split {config.split!r}: give what stands before _img.csv, like train")
+    if not 16 <= config.size <= MAX_SIDE:
+        raise UsageError(f"--size {config.size}: from 16 to {MAX_SIDE} pixels")
+    if config.workers is not None and not 1 <= config.workers <= 1024:
+        raise UsageError(f"--workers {config.workers}: from 1 to 1024")
+    if config.on_bad not in ("error", "skip"):
+        raise UsageError(f"--on-bad {config.on_bad}: error or skip")
+    _allowed_bad(config.max_bad, 1)
+
+
+def _allowed_bad(text: str, rows: int) -> int:
+    """How many of `rows` may be bad: "12" or "0.5%"."""
+    try:
+        limit = float(text.removesuffix("%")) / 100 * rows if text.endswith("%") else int(text)
+    except ValueError:
+        limit = -1
+    if not 0 <= limit < float("inf"):
+        raise UsageError(f"--max-bad {text}: a percentage like 0.5% or a count like 12")
+    return int(limit)
+
+
+def _labels(config: PackConfig) -> LabelTable:
+    missing_ok = config.on_bad == "skip"
+    if config.root is not None and config.split is not None:
+        return read_lab(config.root, config.split, config.images, missing_ok=missing_ok)
+    if config.labels is not None and config.images is not None:
+        return read_kaggle(config.labels, config.images, missing_ok=missing_ok)
+    raise UsageError("give either --root DIR --split train, or --images DIR --labels CSV")
+
+
+def _overlap(config: PackConfig, table: LabelTable) -> tuple[int | None, tuple[str, ...]]:
+    other = _OTHER_SPLIT.get(config.split or "")
+    if config.root is None or other is None or not (config.root / f"{other}_img.csv").exists():
+        return None, ()
+    try:
+        return len(patients_in_both(table.names, read_lab_names(config.root, other))), ()
+    except LabelError as error:
+        return None, (f"patients in both train and test: unknown ({error})",)
+
+
+def _images(config: PackConfig, table: LabelTable) -> Generator[tuple[bytes | None, int, str]]:
+    """For each row in order: payload, its CRC-32, and "" or why it was re-encoded; or None, 0 and what is wrong."""
+    workers = config.workers or len(os.sched_getaffinity(0))
+
+    def read(start: int) -> list[Source]:
+        rows = range(start, min(start + _CHUNK, len(table)))
+        return [
+            Source(None, 0, table.problems[row], bad=True)
+            if row in table.problems
+            else inspect(table.paths[row], config.size, config.verify)
+            for row in rows
+        ]
+
+    starts = iter(range(0, len(table), _CHUNK))
+    pending: deque[tuple[int, Future[list[Source]]]] = deque()
+    submitted = 0  # rows whose re-encoding, if needed, has been asked for
+    threads = ThreadPoolExecutor(workers, thread_name_prefix="fastretina-pack")
+    try:
+        with ReencodePool(workers, config.size) as pool:
+            while True:
+                while len(pending) < _AHEAD * workers and (start := next(starts, None)) is not None:
+                    pending.append((start, threads.submit(read, start)))
+                if not pending:
+                    return
+                pending[0][1].result()
+                for start, future in pending:
+                    if not future.done():
+                        break
+                    if start >= submitted:
+                        for row, source in enumerate(future.result(), start):
+                            if source.payload is None and not source.bad:
+                                pool.submit(row, table.paths[row])
+                        submitted = start + _CHUNK
+                start, future = pending.popleft()
+                for row, source in enumerate(future.result(), start):
+                    yield _finished(row, source, pool, table)
+                pool.poll()
+    finally:
+        threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _finished(row: int, source: Source, pool: ReencodePool, table: LabelTable) -> tuple[bytes | None, int, str]:
+    if source.payload is not None or source.bad:
+        return source.payload, source.crc, source.reason
+    try:
+        answer = pool.result(row)
+    except WorkerDied as error:
+        at = error.key if isinstance(error.key, int) else row
+        raise ConvertError(f"{table.where(at)}: {table.paths[at]}: {error}") from None
+    return (None, 0, answer) if isinstance(answer, str) else (answer, zlib.crc32(answer), source.reason)
+
+
+def _bad(config: PackConfig, table: LabelTable, row: int, reason: str, skipped: list[tuple[int, str, str]], allowed: int) -> None:
+    where = f"{table.where(row)}: {table.paths[row] or table.names[row]}: {reason}"
+    if config.on_bad == "error":
+        raise ConvertError(f"{where}. Mend or remove it, or leave such images out with --on-bad skip")
+    skipped.append((int(table.lines[row]), table.names[row], reason))
+    if len(skipped) > allowed:
+        raise ConvertError(f"more than --max-bad {config.max_bad} of {len(table)} images are bad; the last one: {where}")
+
+
+def _skipped_csv(skipped: list[tuple[int, str, str]]) -> bytes:
+    """Columns row (1-based line of the label file), name, reason; no cell that a spreadsheet would take for a formula."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("row", "name", "reason"))
+    for line, name, reason in skipped:
+        writer.writerow((line, _plain(name), _plain(reason)))
+    return out.getvalue().encode("utf-8", "replace")
+
+
+def _plain(cell: str) -> str:
+    return "'" + cell if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else cell
+
+
+def _provenance(
+    config: PackConfig, table: LabelTable, passed: int, reencoded: Mapping[str, int], skipped: int, grades: list[int]
+) -> dict[str, object]:
+    """What the file says about its making. The same for the same input: no times, no paths."""
+    made: dict[str, object] = {
+        "fastretina": __version__,
+        "layout": table.layout,
+        "split": config.split,
+        "labels": dict(table.digests),
+        "size": config.size,
+        "passed_through": passed,
+        "reencoded": dict(reencoded),
+        "skipped": skipped,
+        "grades": grades,
+    }
+    if reencoded:
+        encoder = f"Pillow {PIL.__version__}, libjpeg-turbo {features.version_feature('libjpeg_turbo')}"
+        made["encoder"] = {"quality": QUALITY, "subsampling": SUBSAMPLING, "library": encoder}
+    return made

@@ -1,0 +1,224 @@
+"""Images that cannot go into a .beton as they are: decode, orient, letterbox, encode again, in worker processes.
+
+Letterbox, not squash: squashing a 3:2 camera frame to a square turns the round disc of the retina into an ellipse whose
+axes change with the camera, and a model would learn the camera. The longer side becomes SIZE, the rest is black, which
+is what surrounds a fundus photograph anyway.
+
+The workers are plain child processes of this module (`serve`), not multiprocessing's: they do not import the caller's
+main module, hence never torch; a killed one is noticed at once, with the image it was at; and they end by themselves
+when their parent dies.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, Pipe, wait
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+from fastretina.errors import ConvertError, JpegError
+from fastretina.jpeg import DEFAULT_LIMITS
+from fastretina.source import read_file
+
+QUALITY = 95
+SUBSAMPLING = "4:4:4"  # full colour resolution: a microaneurysm is a red dot two or three pixels wide
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM")
+_QUEUED = 2  # images in a worker's hands: the one it is at, and the next
+
+
+def reencode(data: bytes, size: int) -> bytes:
+    """Any image that Pillow reads, as a baseline YCbCr JPEG of `size` x `size` pixels, quality 95, 4:4:4. Raises as `square`."""
+    out = io.BytesIO()
+    square(data, size).save(out, "JPEG", quality=QUALITY, subsampling=SUBSAMPLING)
+    return out.getvalue()
+
+
+def square(data: bytes, size: int) -> Image.Image:
+    """Any image that Pillow reads, upright, RGB, letterboxed to `size` x `size` pixels.
+
+    Transparency becomes black, 16-bit grey is scaled to 8 bits, EXIF orientation is applied, colour profiles are ignored
+    (they are for the images that pass through, too).
+
+    Raises:
+        JpegError: undecodable, cut, or past the limits of `fastretina.jpeg`.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            limits = DEFAULT_LIMITS
+            if max(width, height) > limits.side or width * height > limits.pixels:
+                raise JpegError(f"claims {width} x {height} pixels, past the limit")
+            scale = size / max(width, height)
+            # JPEG decodes to 1/2, 1/4 or 1/8 for free; stay at twice the target so that Lanczos does the last step.
+            image.draft(None, (max(1, round(2 * scale * width)), max(1, round(2 * scale * height))))
+            upright = ImageOps.exif_transpose(image)
+            return _letterbox(_rgb(upright), size)
+    except JpegError:
+        raise
+    except UnidentifiedImageError:
+        raise JpegError("not an image of a known kind" if data else "empty file (0 bytes)") from None
+    except Exception as error:  # Pillow raises whatever its plug-ins meet: OSError, SyntaxError, ValueError, struct.error
+        raise JpegError(f"cannot be decoded: {error or type(error).__name__}") from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise JpegError(f"{image.mode}-mode pixels (32 bits) have no defined white; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _letterbox(image: Image.Image, size: int) -> Image.Image:
+    """`image` scaled (Lanczos) so that its longer side is `size`, centred on black."""
+    scale = size / max(image.size)
+    width, height = (min(size, max(1, round(side * scale))) for side in image.size)
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    if (width, height) == (size, size):
+        return image
+    canvas = Image.new("RGB", (size, size))
+    canvas.paste(image, ((size - width) // 2, (size - height) // 2))
+    return canvas
+
+
+# ---- worker processes ------------------------------------------------------------------------------------------------
+
+
+def serve(descriptor: int) -> None:
+    """A worker's life: (path, size) in, JPEG bytes or the reason in words out, until the parent closes or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    warnings.simplefilter("ignore")  # odd metadata is not worth a line of anybody's terminal
+    Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before decoding, and does not only warn
+    PngImagePlugin.MAX_TEXT_MEMORY = DEFAULT_LIMITS.app_bytes
+    with Connection(descriptor) as pipe:
+        while True:
+            try:
+                path, size = pipe.recv()
+                answer: bytes | str
+                try:
+                    answer = reencode(read_file(path), size)
+                except (JpegError, MemoryError) as error:
+                    answer = str(error) or "not enough memory to decode it"
+                pipe.send(answer)
+            except (EOFError, ConnectionError):
+                return
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen[bytes]
+    pipe: Connection
+    keys: deque[Hashable] = field(default_factory=deque)  # in its hands, oldest first
+
+
+class WorkerDied(ConvertError):
+    """A worker process ended on its own. `key`: what it was at, None if it was idle."""
+
+    def __init__(self, key: Hashable, code: int) -> None:
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        super().__init__(f"a worker process {how} (out of memory, or killed by hand?)")
+        self.key = key
+
+
+class ReencodePool:
+    """Worker processes for `reencode`. Use from one thread; results are asked for by key, in any order."""
+
+    def __init__(self, workers: int, size: int) -> None:
+        self._size, self._count = size, workers
+        self._workers: list[_Worker] = []
+        self._backlog: deque[tuple[Hashable, str]] = deque()
+        self._done: dict[Hashable, bytes | str] = {}
+
+    def submit(self, key: Hashable, path: str) -> None:
+        """Have the image at `path` re-encoded. Starts a worker while there are fewer than asked for."""
+        self._backlog.append((key, path))
+        if len(self._workers) < self._count:
+            self._workers.append(_start())
+        self._feed()
+
+    def poll(self) -> None:
+        """Take finished images and hand out new ones, without waiting. Raises WorkerDied."""
+        self._pump(0.0)
+
+    def result(self, key: Hashable) -> bytes | str:
+        """The JPEG submitted as `key`, or why there is none; waits for it. Raises WorkerDied."""
+        while key not in self._done:
+            self._pump(None)
+        return self._done.pop(key)
+
+    def _pump(self, timeout: float | None) -> None:
+        pipes = {worker.pipe: worker for worker in self._workers}
+        for pipe in wait(list(pipes), timeout):
+            worker = pipes[pipe]  # type: ignore[index]
+            try:
+                answer = worker.pipe.recv()
+            except (EOFError, ConnectionError):
+                raise self._died(worker) from None
+            self._done[worker.keys.popleft()] = answer
+        self._feed()
+
+    def _feed(self) -> None:
+        for depth in range(_QUEUED):  # everyone's first before anyone's second
+            for worker in self._workers:
+                if self._backlog and len(worker.keys) <= depth:
+                    key, path = self._backlog.popleft()
+                    worker.keys.append(key)
+                    try:
+                        worker.pipe.send((path, self._size))
+                    except ConnectionError:
+                        raise self._died(worker) from None
+
+    def _died(self, worker: _Worker) -> WorkerDied:
+        worker.process.kill()  # it closed its pipe: whatever else it does, it is of no use
+        return WorkerDied(worker.keys[0] if worker.keys else None, worker.process.wait())
+
+    def close(self) -> None:
+        """End all workers now, whatever they are at."""
+        for worker in self._workers:
+            worker.process.kill()
+            worker.pipe.close()
+        for worker in self._workers:
+            worker.process.wait()
+        self._workers.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _start() -> _Worker:
+    ours, theirs = Pipe()
+    code = f"import sys; sys.path[:] = {sys.path!r}; from fastretina.reencode import serve; serve({theirs.fileno()})"
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            process_group=0,  # a Ctrl-C while it starts must not print a traceback
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return _Worker(process, ours)
