@@ -1,0 +1,110 @@
+"""One side of a comparison in a process of its own, so that its threads, memory and CPU time are its own.
+
+Run by throughput.py: `python side_process.py SIDE TASK_JSON`. Says how long the first batch took, then answers each line of
+standard input with one line of JSON: "epoch" iterates one, "gap" measures the pause between epochs. Ends with its input.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sides import IMPORTS, SIDES, Epoch, Task, cpu_seconds, resident_mb
+
+_MARK = "\x1e"  # starts our lines; whatever a peer prints is passed over
+
+
+def measure_epoch(epoch: Epoch) -> dict[str, float]:
+    """One epoch: images, wall and CPU seconds, seconds to the first batch, median seconds between batches."""
+    cpu, start = cpu_seconds(), time.perf_counter()
+    images, times = 0, [start]
+    for size in epoch():
+        images += size
+        times.append(time.perf_counter())
+    return {
+        "images": images,
+        "wall": times[-1] - start,
+        "cpu": cpu_seconds() - cpu,
+        "first": times[1] - times[0],
+        "interval": statistics.median(b - a for a, b in itertools.pairwise(times[1:])) if len(times) > 2 else 0.0,
+        "uss_mb": resident_mb(),
+    } | getattr(epoch, "extra", {})
+
+
+def measure_gap(epoch: Epoch) -> dict[str, float]:
+    """The wait in s for the first batch of an epoch, for a consumer whose step takes twice as long as the loader needs.
+
+    Such a consumer never waits inside an epoch; what it waits at the seam is the loader's doing. Longest of three seams.
+    """
+    step = 2 * measure_epoch(epoch)["interval"]
+    gaps = []
+    ended: float | None = None
+    for _ in range(4):
+        first = True
+        for _ in epoch():
+            if first and ended is not None:
+                gaps.append(time.perf_counter() - ended)
+            first = False
+            time.sleep(step)
+            ended = time.perf_counter()
+    return {"gap": max(gaps)}
+
+
+class SideProcess:
+    """The parent's end: starts the process, asks for epochs."""
+
+    def __init__(self, side: str, task: Task) -> None:
+        command = [sys.executable, str(Path(__file__).resolve()), side, json.dumps(asdict(task))]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.name = side
+        self.ready = self._answer()
+
+    def ask(self, question: str) -> dict[str, float]:
+        """ "epoch" or "gap": see measure_epoch, measure_gap."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(question + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, float]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(_MARK):
+                answer: dict[str, float] = json.loads(line[1:])
+                return answer
+        assert self._process.stderr is not None
+        raise RuntimeError(f"{self.name} ended: {self._process.stderr.read()[-1500:]}")
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def _say(answer: dict[str, Any]) -> None:
+    print(_MARK + json.dumps(answer), flush=True)
+
+
+def main() -> None:
+    side, task = sys.argv[1], Task(**json.loads(sys.argv[2]))
+    importlib.import_module(IMPORTS.get(side, "fastretina.loader"))  # imports aside
+    start = time.perf_counter()
+    epoch = SIDES[side](task)
+    iterator = iter(epoch())
+    next(iterator)
+    _say({"cold_first_batch": time.perf_counter() - start})
+    for _ in iterator:
+        pass
+    for question in sys.stdin:
+        _say(measure_gap(epoch) if question.strip() == "gap" else measure_epoch(epoch))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""Images per second: fastretina beside its peers, interleaved in one run, every side in a process of its own.
+
+    python benchmarks/throughput.py --data data/train.beton --json out.json --chart out.png
+
+Each round lets every side run one epoch, in alternating order; an untimed epoch comes first. Rates are medians over the
+rounds with an interval (see measure.summary), per second of wall time and per second of CPU time; ratios are taken within
+rounds, so that a busy neighbour, who slows both, does not enter them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from chart import draw_chart
+from measure import hardware, interleave, summary, versions
+from side_process import SideProcess
+from sides import IMPORTS, Task
+
+from fastretina.beton import Beton
+from fastretina.cli import run
+from fastretina.errors import RunError, UsageError
+
+FULL_TRAIN_SET = 28_100  # images in the training set that this project exists for
+OLD_EPOCH = 2088.0  # seconds that one epoch of it took with a Pillow __getitem__
+
+Group = Literal["loader", "train", "pack", "resident"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Sides that do the same work; ratios are those of the first side over the others."""
+
+    name: str
+    group: Group
+    work: str
+    resolution: int  # px
+    sides: tuple[str, ...]
+    batch_size: int = 64
+
+
+COMPARISONS = (
+    Comparison(
+        "decode", "loader", "decode", 512, ("fastretina", "fastretina_without_checksum", "ffcv", "dali", "torchvision", "pillow")
+    ),
+    Comparison("decode for 256 px", "loader", "decode", 256, ("fastretina", "ffcv", "dali", "pillow")),
+    Comparison(
+        "decode + augment + normalise", "loader", "augment", 512,
+        ("fastretina", "pillow", "torchvision", "webdataset", "dali", "ffcv", "ffcv_with_our_warp"),
+    ),
+    Comparison("resident epoch, augmented", "resident", "augment", 512, ("fastretina_resident", "fastretina")),
+    Comparison("training ResNet18 at 128 px", "train", "train", 128, ("train_fastretina", "train_synthetic"), batch_size=32),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ThroughputBenchmark:
+    """Images per second of fastretina and its peers."""
+
+    data: Path = Path("data/train.beton")
+    """The .beton to read: 512 x 512 images."""
+    json: Path | None = None
+    """Where to write all results."""
+    chart: Path | None = None
+    """Where to draw them (PNG)."""
+    only: Group | None = None
+    """One group of comparisons; default: all."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where fastretina's batches end up."""
+    rounds: int = 5
+    """Timed rounds, after an untimed one."""
+    workers: int = 0
+    """Threads or processes of every side; 0: one for each core."""
+    cold_starts: int = 5
+    """Fresh processes whose first batch is timed."""
+
+
+def installed(side: str) -> bool:
+    """Whether this side's package is there."""
+    package = IMPORTS.get(side, "torch").split(".")[0]
+    package = {"ffcv_with_our_warp": "ffcv", "dali": "nvidia.dali"}.get(side, package)
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def compare(comparison: Comparison, config: ThroughputBenchmark, workers: int) -> dict[str, Any]:
+    """All rounds of one comparison; sides that are not installed are left out, sides that fail are reported as such."""
+    task = Task(
+        str(config.data), comparison.work, comparison.resolution, comparison.batch_size, workers,
+        config.device if any(side.startswith(("fastretina", "train")) for side in comparison.sides) else "cpu",
+    )  # fmt: skip
+    processes: dict[str, SideProcess] = {}
+    failed: dict[str, str] = {}
+    epochs: dict[str, list[dict[str, float]]] = {}
+    try:
+        for side in filter(installed, comparison.sides):
+            try:
+                processes[side] = SideProcess(side, task)
+            except RuntimeError as error:
+                failed[side] = str(error)
+
+        def epoch(side: str) -> float:
+            epochs.setdefault(side, []).append(processes[side].ask("epoch"))
+            return 0.0
+
+        interleave({side: lambda side=side: epoch(side) for side in processes}, config.rounds)  # type: ignore[misc]
+        gaps = {side: processes[side].ask("gap")["gap"] for side in processes if comparison.work == "augment"}
+        sides = {side: digest(rounds[1:], processes[side].ready, gaps.get(side)) for side, rounds in epochs.items()}
+    finally:
+        for process in processes.values():
+            process.close()
+    first = comparison.sides[0]
+    ratios = {
+        f"{first} / {side}": {
+            unit: summary([a / b for a, b in zip(sides[first][unit]["rounds"], sides[side][unit]["rounds"], strict=True)])
+            for unit in ("per_second", "per_cpu_second")
+        }
+        for side in sides
+        if side != first
+    }
+    result = {"name": comparison.name, "group": comparison.group, "resolution": comparison.resolution, "sides": sides}
+    return result | {"ratios": ratios, "failed": failed, "batch_size": comparison.batch_size}
+
+
+def digest(rounds: list[dict[str, float]], ready: dict[str, float], gap: float | None) -> dict[str, Any]:
+    """One side's rounds as medians with intervals."""
+    wall = [r["images"] / r["wall"] for r in rounds]
+    cpu = [r["images"] / r["cpu"] for r in rounds]
+    result: dict[str, Any] = {
+        "per_second": summary(wall) | {"rounds": wall},
+        "per_cpu_second": summary(cpu) | {"rounds": cpu},
+        "uss_mb": max(r["uss_mb"] for r in rounds),
+        "first_batch_after_import_s": ready["cold_first_batch"],
+        "epoch_gap_s": gap,
+    }
+    result["full_epoch_s"] = FULL_TRAIN_SET / result["per_second"]["median"]
+    if "wait" in rounds[0]:
+        result["wait_share"] = summary([r["wait"] / r["wall"] for r in rounds])
+    return result
+
+
+def cold_starts(config: ThroughputBenchmark, workers: int) -> dict[str, float]:
+    """Seconds from Loader() to its first batch in fresh processes, imports aside: 64 augmented images at 512 px."""
+    task = Task(str(config.data), "augment", 512, 64, workers)
+    times = []
+    for _ in range(config.cold_starts):
+        process = SideProcess("fastretina", task)
+        times.append(process.ready["cold_first_batch"])
+        process.close()
+        time.sleep(0.3)
+    return summary(times)
+
+
+def pack(rounds: int) -> dict[str, Any]:
+    """benchmarks/pack.py's result; a process of its own, because FFCV's writer forks."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "pack.json"
+        command = [sys.executable, str(Path(__file__).with_name("pack.py")), "--rounds", str(rounds), "--json", str(out)]
+        done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise RunError(f"benchmarks/pack.py failed: {done.stderr[-1000:]}")
+        result: dict[str, Any] = json.loads(out.read_text())
+        return result
+
+
+def table(comparison: dict[str, Any]) -> str:
+    """A comparison as text, one line a side."""
+    px, batch = comparison["resolution"], comparison["batch_size"]
+    head = f"{comparison['name']} ({px} px, batch {batch})"
+    lines = [f"\n{head:<42}{'img/s':>8}  {'interval':>15}{'img/CPU-s':>11}{'28,100 in':>11}{'memory':>10}{'ratio':>8}"]
+    for side, result in comparison["sides"].items():
+        rate, cpu = result["per_second"], result["per_cpu_second"]
+        ratio = next((r["per_second"]["median"] for key, r in comparison["ratios"].items() if key.endswith(f"/ {side}")), None)
+        lines.append(
+            f"  {side:<40}{rate['median']:8,.0f}  {rate['low']:7,.0f}-{rate['high']:7,.0f}{cpu['median']:11,.0f}"
+            f"{result['full_epoch_s']:9,.1f} s{result['uss_mb']:7,.0f} MB" + (f"{ratio:7.2f}x" if ratio else "")
+        )
+        if "wait_share" in result:
+            lines.append(f"  {'':<40}waits for data {result['wait_share']['median']:.2%} of the time")
+    return "\n".join([*lines, *(f"  {side:<40}failed: {reason.splitlines()[-1]}" for side, reason in comparison["failed"].items())])
+
+
+def main(config: ThroughputBenchmark) -> None:
+    """Images per second of fastretina and its peers, interleaved in one run."""
+    if config.only != "pack" and not config.data.exists():
+        raise UsageError(f"{config.data}: not there. Make it with: make data, or name another with --data")
+    hard = hardware()
+    workers = config.workers or int(str(hard["cores"]))
+    print(f"{hard['cpu']}, {hard['cores']} cores; {workers} workers a side; {config.rounds} rounds")
+    result: dict[str, Any] = {"benchmark": "throughput", "command": " ".join(["python", *sys.argv]), "comparisons": []}
+    if config.only != "pack":
+        beton = Beton(config.data)
+        sizes = [len(beton.jpeg(i)) for i in range(len(beton))]
+        result["data"] = {"samples": len(beton), "mean_kb": round(sum(sizes) / len(sizes) / 1e3, 1)}
+        print(f"{config.data}: {len(beton):,} images, {result['data']['mean_kb']} KB each")
+    for comparison in COMPARISONS:
+        if config.only in (None, comparison.group):
+            result["comparisons"].append(compare(comparison, config, workers))
+            print(table(result["comparisons"][-1]), flush=True)
+    if config.only in (None, "loader"):
+        result["cold_first_batch_s"] = cold_starts(config, workers)
+        augmented = next(
+            c for c in result["comparisons"] if c["group"] == "loader" and c["sides"]["fastretina"]["epoch_gap_s"] is not None
+        )
+        first, gap = result["cold_first_batch_s"]["median"], augmented["sides"]["fastretina"]["epoch_gap_s"]
+        print(f"\nfirst batch from a cold process: {first:.2f} s; between two epochs: {gap * 1e3:.1f} ms")
+        epoch = augmented["sides"]["fastretina"]["full_epoch_s"]
+        print(
+            f"an epoch of {FULL_TRAIN_SET:,} images: {epoch:.1f} s of loading, where the whole epoch once took {OLD_EPOCH:,.0f} s"
+        )
+    if config.only in (None, "pack"):
+        result["pack"] = pack(config.rounds)
+        for side in ("fastretina", "ffcv"):
+            print(f"packing, {side}: {result['pack'][side]['median']:,.0f} img/s")
+    result |= {"versions": versions(), "hardware": hard, "workers": workers}
+    if config.json is not None:
+        config.json.parent.mkdir(parents=True, exist_ok=True)
+        config.json.write_text(json.dumps(result, indent=2) + "\n")
+    if config.chart is not None and result["comparisons"]:
+        draw_chart(result, config.chart)
+
+
+if __name__ == "__main__":
+    run(ThroughputBenchmark, main)
