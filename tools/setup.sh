@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
-# Make .venv ready: `make setup` calls this, and so do demo, test and bench.
+# Make .venv ready: `make setup` calls this, and so do demo, test and bench (with FASTRETINA_EXTRAS=dev,bench).
 #
 # Needs Linux and Python >= 3.11 with pip access to a package index. The stock FFCV peer is the only part that
 # needs system packages (OpenCV and libjpeg-turbo headers); where they cannot be had, the set-up goes on without it.
-# Environment: PYTHON=interpreter to build .venv from; FASTRETINA_EXTRAS=dev to leave out the benchmark's peers.
+# Environment: PYTHON=interpreter to build .venv from; FASTRETINA_EXTRAS=extras of pyproject.toml, besides ffcv.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-extras="${FASTRETINA_EXTRAS:-dev,bench}"
+extras="${FASTRETINA_EXTRAS:-dev}"
+# What was installed, and from which pyproject.toml: a second call with nothing new to do ends here.
 stamp=.venv/.ready
-wanted="$(cat pyproject.toml tools/setup.sh | sha256sum | cut -d' ' -f1) $extras"
-if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
-  exit 0
+source_hash="$(cat pyproject.toml tools/setup.sh | sha256sum | cut -d' ' -f1)"
+read -r ready_hash ready_extras 2>/dev/null < "$stamp" || true
+if [ -x .venv/bin/python ] && [ "${ready_hash:-}" = "$source_hash" ]; then
+  case ",${ready_extras:-}," in *",$extras,"*) exit 0 ;; esac
+  extras="$extras${ready_extras:+,$ready_extras}"
 fi
 
 say() { printf 'setup: %s\n' "$*"; }
@@ -67,5 +70,5 @@ if ! .venv/bin/python -c 'import ffcv' 2>/dev/null; then
   fi
 fi
 
-printf '%s' "$wanted" > "$stamp"
+printf '%s %s\n' "$source_hash" "$extras" > "$stamp"
 say "done: .venv/bin/python is ready"
