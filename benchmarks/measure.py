@@ -43,6 +43,12 @@ def hardware() -> dict[str, object]:
     return found
 
 
+def private_bytes(pid: int) -> int:
+    """Memory in bytes that is the process's alone: anonymous pages, not those of mapped files, which are the page cache's."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return next(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Anonymous:"))
+
+
 def _first(path: str, key: str) -> str:
     try:
         lines = Path(path).read_text().splitlines()

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sides import IMPORTS, SIDES, Epoch, Task, cpu_seconds, resident_mb
+from sides import IMPORTS, SIDES, Epoch, Task, cpu_seconds, private_mb
 
 _MARK = "\x1e"  # starts our lines; whatever a peer prints is passed over
 
@@ -35,7 +35,7 @@ def measure_epoch(epoch: Epoch) -> dict[str, float]:
         "cpu": cpu_seconds() - cpu,
         "first": times[1] - times[0],
         "interval": statistics.median(b - a for a, b in itertools.pairwise(times[1:])) if len(times) > 2 else 0.0,
-        "uss_mb": resident_mb(),
+        "private_mb": private_mb(),
     } | getattr(epoch, "extra", {})
 
 

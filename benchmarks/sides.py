@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from measure import private_bytes
 
 Epoch = Callable[[], Iterator[int]]
 
@@ -296,9 +297,9 @@ def cpu_seconds() -> float:
     return own + sum(sum(child.cpu_times()[:2]) for child in me.children(recursive=True))
 
 
-def resident_mb() -> float:
-    """Private memory (unique set size) in MB of this process and its children: the page cache of the file is not counted."""
+def private_mb() -> float:
+    """Private memory in MB of this process and its children: mapped files and shared memory are not counted."""
     import psutil
 
     me = psutil.Process()
-    return float(sum(process.memory_full_info().uss for process in [me, *me.children(recursive=True)]) / 1e6)
+    return sum(private_bytes(process.pid) for process in [me, *me.children(recursive=True)]) / 1e6

@@ -138,7 +138,7 @@ def digest(rounds: list[dict[str, float]], ready: dict[str, float], gap: float |
     result: dict[str, Any] = {
         "per_second": summary(wall) | {"rounds": wall},
         "per_cpu_second": summary(cpu) | {"rounds": cpu},
-        "uss_mb": max(r["uss_mb"] for r in rounds),
+        "private_mb": max(r["private_mb"] for r in rounds),
         "first_batch_after_import_s": ready["cold_first_batch"],
         "epoch_gap_s": gap,
     }
@@ -182,7 +182,7 @@ def table(comparison: dict[str, Any]) -> str:
         ratio = next((r["per_second"]["median"] for key, r in comparison["ratios"].items() if key.endswith(f"/ {side}")), None)
         lines.append(
             f"  {side:<40}{rate['median']:8,.0f}  {rate['low']:7,.0f}-{rate['high']:7,.0f}{cpu['median']:11,.0f}"
-            f"{result['full_epoch_s']:9,.1f} s{result['uss_mb']:7,.0f} MB" + (f"{ratio:7.2f}x" if ratio else "")
+            f"{result['full_epoch_s']:9,.1f} s{result['private_mb']:7,.0f} MB" + (f"{ratio:7.2f}x" if ratio else "")
         )
         if "wait_share" in result:
             lines.append(f"  {'':<40}waits for data {result['wait_share']['median']:.2%} of the time")
