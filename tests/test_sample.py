@@ -1,0 +1,196 @@
+"""The sample data set: layout, proportions, determinism, plausible files, lesions that grow with the grade, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from fastretina.camera import CameraSettings, Eye, photograph, render
+from fastretina.errors import UsageError
+from fastretina.lesions import LesionSettings
+from fastretina.sample import REAL_COUNTS, apportion, make_sample, plan_eyes
+
+TOOL = Path(__file__).parents[1] / "tools" / "make_sample.py"
+TRAIN, TEST = 30, 11
+
+
+def make(out: Path, *, train: int = TRAIN, test: int = TEST, seed: int = 0, workers: int = 1) -> bool:
+    return make_sample(out, train, test, seed, workers, lambda sizes, total: sizes)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sample") / "set"
+    assert make(out, workers=1)
+    return out
+
+
+def test_bytes_do_not_depend_on_the_number_of_workers(sample: Path, tmp_path: Path) -> None:
+    make(tmp_path / "again", workers=2)
+    assert contents(tmp_path / "again") == contents(sample)
+
+
+def test_another_seed_gives_other_images(sample: Path, tmp_path: Path) -> None:
+    make(tmp_path / "other", train=2, test=1, seed=1)
+    images = contents(tmp_path / "other" / "data").values()
+    assert not set(images) & set(contents(sample / "data").values())
+
+
+def test_csv_files_have_the_lab_layout(sample: Path) -> None:
+    names = []
+    for split, count in (("train", TRAIN), ("test", TEST)):
+        image_file, label_file = ((sample / f"{split}_{column}.csv").read_bytes() for column in ("img", "label"))
+        assert image_file.count(b"\n") == label_file.count(b"\n") == count
+        assert image_file.endswith(b"\n")
+        assert b"\r" not in image_file + label_file
+        assert [int(label) for label in label_file.split()] == [eye.grade for eye in plan_eyes(TRAIN, TEST, 0)[split]]
+        names += image_file.decode().split()
+    assert all(name.rpartition("_")[0].isdigit() and name.rpartition("_")[2] in ("left", "right") for name in names)
+    assert sorted(names) == sorted(path.stem for path in (sample / "data").glob("*.jpeg"))
+    assert len(set(names)) == TRAIN + TEST
+
+
+def test_images_are_512_px_baseline_420_jpegs_of_20_to_60_kb(sample: Path) -> None:
+    for name, encoded in contents(sample / "data").items():
+        assert 20_000 <= len(encoded) <= 60_000, name
+        assert simplejpeg.decode_jpeg_header(encoded) == (512, 512, "YCbCr", "420"), name
+        assert b"\xff\xc0" in encoded, name
+        assert b"\xff\xc2" not in encoded, name
+        assert simplejpeg.decode_jpeg(encoded, strict=True).shape == (512, 512, 3), name
+
+
+@pytest.mark.parametrize("total", [1, 7, 300, 1200, 28_097])
+def test_grades_have_the_real_proportions(total: int) -> None:
+    counts = apportion(total)
+    assert sum(counts) == total
+    assert all(abs(count - total * real / sum(REAL_COUNTS)) < 1 for count, real in zip(counts, REAL_COUNTS, strict=True))
+
+
+def test_default_splits_have_exact_grade_counts() -> None:
+    plan = plan_eyes(1200, 300, 0)
+    for split, expected in (("train", [882, 83, 180, 30, 25]), ("test", [221, 21, 45, 7, 6])):
+        grades = Counter(eye.grade for eye in plan[split])
+        assert [grades[grade] for grade in range(5)] == expected
+
+
+def test_eyes_of_a_patient_agree_and_stand_in_both_splits() -> None:
+    plan = plan_eyes(1200, 300, 0)
+    grades: dict[int, list[int]] = {}
+    for eye in plan["train"] + plan["test"]:
+        grades.setdefault(eye.patient, []).append(eye.grade)
+    pairs = np.array([pair for pair in grades.values() if len(pair) == 2])
+    assert len(pairs) == 750
+    assert np.corrcoef(pairs.T)[0, 1] > 0.4
+    assert {eye.patient for eye in plan["train"]} & {eye.patient for eye in plan["test"]}
+
+
+def test_right_eye_is_a_mirrored_left_eye() -> None:
+    """The optic disc, the brightest spot, lies left of the middle in a left eye. Rotation would blur that: no tilt here."""
+    camera = CameraSettings(tilt=0, any_angle=0, overflow=0, vignette=(0, 0), mottle=0, noise=(0, 0))
+    for side, sign in (("left", -1), ("right", 1)):
+        green = np.mean([render(Eye(0, patient, side, 0), LesionSettings(), camera)[..., 1] for patient in range(6)], axis=0)
+        assert sign * (np.argwhere(green > np.quantile(green, 0.99))[:, 1].mean() - 256) > 60
+
+
+def test_lesions_cover_more_of_the_same_eye_as_the_grade_rises() -> None:
+    """Grades 1 and 2 are compared with 2 and 3; a grade-4 eye may bleed in fewer places than grade 3, but not than grade 2."""
+    camera = CameraSettings()
+    covered = np.zeros(5)
+    for patient in range(6):
+        clean = render(Eye(0, patient, "left", 0), LesionSettings(), camera).astype(int)
+        for grade in range(5):
+            painted = render(Eye(0, patient, "left", grade), LesionSettings(), camera).astype(int)
+            covered[grade] += (np.abs(painted - clean).max(axis=2) > 12).mean() / 6
+    assert covered[0] == 0
+    assert 0.0005 < covered[1] < 0.01
+    assert 2 * covered[1] < covered[2] < 0.06
+    assert 2 * covered[2] < covered[3] < 0.2
+    assert 2 * covered[2] < covered[4] < 0.2
+
+
+def test_lesions_lie_inside_the_lit_disc() -> None:
+    clean, painted = (render(Eye(3, 1, "right", grade), LesionSettings(), CameraSettings()).astype(int) for grade in (0, 4))
+    dark = clean.max(axis=2) == 0
+    assert dark.mean() > 0.1
+    assert painted[dark].max() == 0
+
+
+def test_settings_change_the_difficulty() -> None:
+    eye = Eye(0, 5, "left", 2)
+    never = ((0, 0), (0, 0), (0, 0), (0, 0), (0, 0))
+    none = dataclasses.replace(LesionSettings(), microaneurysms=never, haemorrhages=never, flames=never, exudates=never)
+    healthy = photograph(dataclasses.replace(eye, grade=0), LesionSettings(), CameraSettings())
+    assert photograph(eye, LesionSettings(), CameraSettings()) != healthy
+    assert photograph(eye, none, CameraSettings()) == healthy
+
+
+def test_complete_sample_is_left_alone_and_an_interrupted_one_is_finished(tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    make(out, train=3, test=1)
+    before = contents(out)
+    assert not make(out, train=3, test=1)
+    (out / "test_label.csv").unlink()
+    next((out / "data").iterdir()).write_bytes(b"cut")
+    assert make(out, train=3, test=1)
+    assert contents(out) == before
+
+
+def test_no_csv_file_appears_when_painting_stops(tmp_path: Path) -> None:
+    def stop(sizes: Iterator[int], total: int) -> Iterator[int]:
+        yield next(sizes)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_sample(tmp_path, 3, 1, 0, 1, stop)
+    assert not list(tmp_path.glob("*.csv"))
+    assert make(tmp_path, train=3, test=1)
+
+
+def test_other_content_is_refused_and_kept(tmp_path: Path) -> None:
+    make(tmp_path / "sample", train=2, test=1)
+    before = contents(tmp_path)
+    with pytest.raises(UsageError, match="made otherwise"):
+        make(tmp_path / "sample", train=3, test=1)
+    with pytest.raises(UsageError, match="holds other files"):
+        make(tmp_path)
+    with pytest.raises(UsageError, match="is a file"):
+        make(tmp_path / "sample" / "sample.json")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("wrong", [{"train": 0}, {"test": 0}, {"train": 60_000}, {"seed": -1}, {"workers": 0}])
+def test_bad_arguments_are_usage_errors_and_make_nothing(wrong: dict[str, int], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--" + next(iter(wrong))):
+        make(tmp_path / "set", **wrong)
+    assert not (tmp_path / "set").exists()
+
+
+def test_command_makes_a_sample_and_reports_it(tmp_path: Path) -> None:
+    command = [sys.executable, str(TOOL), "--out", str(tmp_path / "set"), "--train", "4", "--test", "2", "--workers", "1"]
+    first = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "6 images" in first.stdout
+    assert "4 train and 2 test images" in first.stdout
+    assert json.loads((tmp_path / "set" / "sample.json").read_text())["train"] == 4
+    second = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "nothing to do" in second.stdout
+
+
+@pytest.mark.parametrize("arguments", [[], ["--out", "x", "--test", "0"], ["--out", "x", "--nonsense"]])
+def test_wrong_usage_exits_with_2(arguments: list[str], tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, str(TOOL), *arguments], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr
+    assert not list(tmp_path.iterdir())

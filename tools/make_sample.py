@@ -1,0 +1,52 @@
+"""Make a sample data set in the lab layout out of one real photograph.
+
+python tools/make_sample.py --out data/sample --train 1200 --test 300
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from fastretina.cli import run
+from fastretina.sample import make_sample
+
+
+@dataclass(frozen=True)
+class Config:
+    out: Path  # folder to make: four CSV files, and data/ with the images
+    train: int = 1200  # images
+    test: int = 300  # images
+    seed: int = 0
+    workers: int = os.cpu_count() or 1  # processes; the images do not depend on it
+
+
+def main(config: Config) -> None:
+    """Make a sample data set in the lab layout: train_img.csv, train_label.csv, test_img.csv, test_label.csv, data/*.jpeg."""
+    if make_sample(config.out, config.train, config.test, config.seed, config.workers, show_progress):
+        print(f"{config.out}: {config.train} train and {config.test} test images")
+    else:
+        print(f"{config.out}: already there, complete and made with the same arguments; nothing to do")
+
+
+def show_progress(sizes: Iterator[int], total: int) -> Iterator[int]:
+    """A bar on a terminal, ten plain lines elsewhere, and a summary."""
+    start, written = time.perf_counter(), 0
+    bar = tqdm(sizes, total=total, unit="img", desc="painting", disable=not sys.stderr.isatty())
+    for done, size in enumerate(bar, 1):
+        written += size
+        if bar.disable and done % max(total // 10, 1) == 0:
+            print(f"painting: {done}/{total} images, {done / (time.perf_counter() - start):.0f} img/s", flush=True)
+        yield size
+    seconds = time.perf_counter() - start
+    print(f"{total} images, {written / 1e6:.1f} MB, mean {written / total / 1e3:.1f} KB, {total / seconds:.0f} img/s")
+
+
+if __name__ == "__main__":
+    run(Config, main)
