@@ -1,25 +1,32 @@
-# fastretina: each target sets up .venv by itself and can be called on a fresh machine.
+# fastretina: every target sets up .venv by itself and can be called on a fresh machine.
 PYTHON_IN := .venv/bin/python
-SAMPLE    := data/sample
 SHELL     := /bin/bash
 
-.PHONY: demo test bench setup data lint clean
+# Where the sample data set, its .beton files and the runs go; what the demo makes and trains. Tests make these small.
+SAMPLE       := data/sample
+DATA         := data
+RUNS         := runs
+SAMPLE_FLAGS :=
+DEMO_FLAGS   := --schedule onecycle --epochs 6 --lr 1e-3 --batch-size 16 --resolution 128
+BENCH_FLAGS  :=
+BENCH_EXTRAS := dev,bench
+
+.PHONY: demo test bench setup data clean
 
 setup:
 	@bash tools/setup.sh
 
-# The sample data set, made from a real photograph, packed as a user would pack the real one.
-data: data/train.beton data/test.beton
+data: $(DATA)/train.beton $(DATA)/test.beton
 
+# The lab layout's last file stands for the whole folder: it is written last.
 $(SAMPLE)/test_label.csv: | setup
-	$(PYTHON_IN) tools/make_sample.py --out $(SAMPLE)
+	$(PYTHON_IN) tools/make_sample.py --out $(SAMPLE) $(SAMPLE_FLAGS)
 
-data/%.beton: $(SAMPLE)/test_label.csv | setup
+$(DATA)/%.beton: $(SAMPLE)/test_label.csv | setup
 	$(PYTHON_IN) tools/write_beton.py --root $(SAMPLE) --split $* --out $@
 
-demo: setup data
-	$(PYTHON_IN) -m fastretina.train --arch resnet18 --resolution 128 --epochs 5 --batch-size 16 --amp --out runs/demo --resume never
-	@echo "Open runs/demo/report.html in a browser."
+demo: data
+	$(PYTHON_IN) -m fastretina.train --amp --train $(DATA)/train.beton --test $(DATA)/test.beton --out $(RUNS)/demo $(DEMO_FLAGS)
 
 test: setup
 	$(PYTHON_IN) -m ruff check .
@@ -28,8 +35,8 @@ test: setup
 	$(PYTHON_IN) -m pytest
 
 bench: data
-	@FASTRETINA_EXTRAS=dev,bench bash tools/setup.sh
-	$(PYTHON_IN) benchmarks/throughput.py --data data/train.beton --json runs/throughput.json --chart runs/throughput.png
+	@FASTRETINA_EXTRAS=$(BENCH_EXTRAS) bash tools/setup.sh
+	$(PYTHON_IN) benchmarks/throughput.py --data $(DATA)/train.beton --json $(RUNS)/throughput.json --chart $(RUNS)/throughput.png $(BENCH_FLAGS)
 
 clean:
-	rm -rf data runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(DATA) $(RUNS) .pytest_cache .mypy_cache .ruff_cache

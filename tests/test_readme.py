@@ -1,0 +1,97 @@
+"""Every command of the README runs, on a small data set: as it stands there, with flags added that make it small."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.strip() for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line.strip()
+]
+
+SMALL_RUN = "--epochs 1 --resolution 32 --batch-size 16"
+# What is added to a command, by how it begins; where two fit, the longer one. The last of a repeated flag counts.
+SMALLER = {
+    "make demo": "SAMPLE_FLAGS='--train 60 --test 20' DEMO_FLAGS='--epochs 1 --resolution 32'",
+    "make bench": "BENCH_EXTRAS=dev SAMPLE_FLAGS='--train 60 --test 20' BENCH_FLAGS='--only resident --rounds 1 --workers 1'",
+    "python tools/make_sample.py": "--train 60 --test 20",
+    "python tools/write_beton.py": "",
+    "python tools/verify_beton.py": "",
+    "python -m fastretina.train": SMALL_RUN,
+    "python -m fastretina.train --train": f"{SMALL_RUN} --arch resnet18",
+    "python -m fastretina.evaluate": "",
+    "python -m fastretina.predict": "",
+    "python benchmarks/throughput.py": "--rounds 1 --workers 1",
+    "python benchmarks/pack.py": "--count 24 --rounds 1",
+    "python benchmarks/engine.py": "--samples 2000",
+}
+# Run by CI around this very test.
+ELSEWHERE = {"make test"}
+NEEDS_FFCV = "python benchmarks/pack.py"
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """A folder with the checkout's files as links, the small sample data set packed, and the same in Kaggle's layout."""
+    place = tmp_path_factory.mktemp("readme")
+    for entry in ROOT.iterdir():
+        if entry.name not in {"data", "runs", ".git"}:
+            (place / entry.name).symlink_to(entry)
+    done = call("make data SAMPLE_FLAGS='--train 60 --test 20'", place)
+    assert done.returncode == 0, done.stderr[-2000:]
+    sample = place / "data" / "sample"
+    names, grades = ((sample / f"train_{kind}.csv").read_text().split() for kind in ("img", "label"))
+    rows = [f"{name},{grade}" for name, grade in zip(names, grades, strict=True)]
+    (place / "data" / "trainLabels.csv").write_text("\n".join(["image,level", *rows]) + "\n")
+    (place / "data" / "kaggle").symlink_to(sample / "data")
+    return place
+
+
+def call(command: str, place: Path) -> subprocess.CompletedProcess[str]:
+    python = shlex.quote(sys.executable)
+    command = re.sub(r"^python ", f"{python} ", command)
+    return subprocess.run(
+        command.replace("make ", f"make PYTHON_IN={python} ", 1) if command.startswith("make ") else command,
+        shell=True, cwd=place, capture_output=True, text=True, timeout=240, check=False,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+
+
+def test_the_readme_names_every_command():
+    text = "\n".join(COMMANDS)
+    for command in ("make demo", "make test", "make bench", *SMALLER):
+        assert command in text, f"{command} is not in the README"
+
+
+def test_every_readme_command_runs_in_order(workplace):
+    for command in COMMANDS:
+        if command in ELSEWHERE:
+            continue
+        known = [start for start in SMALLER if command.startswith(start)]
+        assert known, f"{command}: no entry in SMALLER"
+        start = max(known, key=len)
+        if start == NEEDS_FFCV and not ffcv_is_installed():
+            continue
+        done = call(f"{command} {SMALLER[start]}", workplace)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-1000:]}\n{done.stderr[-2000:]}"
+    assert (workplace / "runs" / "demo" / "report.html").is_file()
+    assert (workplace / "runs" / "grades.csv").read_text().count("\n") >= 80
+
+
+def ffcv_is_installed() -> bool:
+    return subprocess.run([sys.executable, "-c", "import ffcv"], capture_output=True, check=False).returncode == 0
+
+
+def test_the_python_example_of_the_readme_runs(workplace):
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code = example.replace("resolution=512", "resolution=32").replace("range(10)", "range(2)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
