@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -293,8 +292,7 @@ def cpu_seconds() -> float:
     import psutil
 
     me = psutil.Process()
-    own = sum(os.times()[:2])
-    return own + sum(sum(child.cpu_times()[:2]) for child in me.children(recursive=True))
+    return time.process_time() + sum(sum(child.cpu_times()[:2]) for child in me.children(recursive=True))
 
 
 def private_mb() -> float:

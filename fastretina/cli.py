@@ -24,6 +24,12 @@ class Terminated(SystemExit):
         super().__init__(EXIT_SIGTERM)
 
 
+def _program() -> str:
+    """What the user typed to get here: `python -m fastretina.train` or `python tools/write_beton.py`."""
+    specification = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {specification.name}" if specification else f"python {sys.argv[0]}"
+
+
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
     raise Terminated
 
@@ -35,7 +41,7 @@ def run(config: type[Config], main: Callable[[Config], int | None], argv: Sequen
     standard error; 130 on SIGINT; 143 on SIGTERM.
     """
     signal.signal(signal.SIGTERM, _terminate)
-    parsed = tyro.cli(config, description=main.__doc__ or config.__doc__, args=argv)
+    parsed = tyro.cli(config, description=main.__doc__ or config.__doc__, args=argv, prog=_program())
     try:
         code = main(parsed)
     except FastretinaError as error:

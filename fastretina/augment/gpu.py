@@ -19,13 +19,27 @@ _BLOCK = 1024  # pixels; four warps with eight pixels a thread
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _tap(base, width, row, column, inside, channel: tl.constexpr):  # type: ignore[no-untyped-def]
-    return tl.load(base + (row * width + column) * 3 + channel, mask=inside, other=0).to(tl.float32)
+def _tap(base, height, width, row, column, inside, channel: tl.constexpr, planar: tl.constexpr):  # type: ignore[no-untyped-def]
+    if planar:
+        place = (channel * height + row) * width + column
+    else:
+        place = (row * width + column) * 3 + channel
+    return tl.load(base + place, mask=inside, other=0).to(tl.float32)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _warp_kernel(  # type: ignore[no-untyped-def]
-    addresses, heights, widths, affine, colour, norm, output, resolution, recolour: tl.constexpr, BLOCK: tl.constexpr
+    addresses,
+    heights,
+    widths,
+    affine,
+    colour,
+    norm,
+    output,
+    resolution,
+    recolour: tl.constexpr,
+    planar: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     image = tl.program_id(0)
     pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -43,10 +57,10 @@ def _warp_kernel(  # type: ignore[no-untyped-def]
     in_top, in_bottom = (row >= 0) & (row < height), (row >= -1) & (row < height - 1)
     red, green, blue = fx, fx, fx
     for channel in tl.static_range(3):
-        t00 = _tap(base, width, row, column, in_left & in_top, channel)
-        t01 = _tap(base, width, row, column + 1, in_right & in_top, channel)
-        t10 = _tap(base, width, row + 1, column, in_left & in_bottom, channel)
-        t11 = _tap(base, width, row + 1, column + 1, in_right & in_bottom, channel)
+        t00 = _tap(base, height, width, row, column, in_left & in_top, channel, planar)
+        t01 = _tap(base, height, width, row, column + 1, in_right & in_top, channel, planar)
+        t10 = _tap(base, height, width, row + 1, column, in_left & in_bottom, channel, planar)
+        t11 = _tap(base, height, width, row + 1, column + 1, in_right & in_bottom, channel, planar)
         upper, lower = t00 + fy * (t10 - t00), t01 + fy * (t11 - t01)
         value = upper + fx * (lower - upper)
         if channel == 0:
@@ -74,14 +88,21 @@ def _warp_kernel(  # type: ignore[no-untyped-def]
 
 
 def warp(
-    addresses: Tensor, heights: Tensor, widths: Tensor, parameters: WarpParameters, norm: Tensor, recolour: bool, output: Tensor
+    addresses: Tensor,
+    heights: Tensor,
+    widths: Tensor,
+    parameters: WarpParameters,
+    norm: Tensor,
+    recolour: bool,
+    output: Tensor,
+    planar: bool = False,
 ) -> None:
     """Warp B images on the device that `output` is on, in its current stream.
 
     addresses: (B,) int64, of each image's first byte on that device: uint8 RGB rows without gaps; see `addresses_of`.
     heights, widths: (B,) int32, px. parameters: as drawn, on the host. norm: (2, 3) float32 on the device, scale and bias per
     channel. recolour: whether the colour matrices do anything. output: (B, R, R, 3) contiguous; float32, bfloat16, float16 or
-    uint8. The caller keeps the sources alive and unwritten until the stream has passed this point.
+    uint8. planar: the sources are (3, H, W) and not (H, W, 3). The caller keeps the sources alive and unwritten until the stream has passed this point.
     """
     count, resolution = output.shape[0], output.shape[1]
     if not output.is_contiguous() or output.shape != (count, resolution, resolution, 3):
@@ -91,7 +112,7 @@ def warp(
     colour = torch.from_numpy(parameters.colour).reshape(count, 12).to(device, non_blocking=True)
     grid = (count, triton.cdiv(resolution * resolution, _BLOCK))
     _warp_kernel[grid](
-        addresses, heights, widths, affine, colour, norm, output, resolution, recolour=recolour, BLOCK=_BLOCK, num_warps=4
+        addresses, heights, widths, affine, colour, norm, output, resolution, recolour, planar, BLOCK=_BLOCK, num_warps=4
     )
 
 

@@ -1,0 +1,266 @@
+"""The training loop, and one pass over a data set without training."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm import tqdm
+
+from fastretina.cli import Terminated
+from fastretina.errors import RunError
+from fastretina.history import EpochRecord, Predictions, Progress, Scores, Tally
+from fastretina.precision import Precision
+
+if TYPE_CHECKING:
+    from fastretina.loader import Batch, Loader
+
+READ_EVERY = 25  # steps between two looks at the losses on CUDA, each of which waits for the device; on a CPU looking is free
+MAX_VIEWS = 8
+
+
+class StopAsked(Exception):
+    """A signal arrived, or the steps of this call are done, and this is a good place to stop."""
+
+
+class Signals:
+    """While entered, SIGINT and SIGTERM only make a note, for `stop_if_asked`; a second one stops at once, as if not entered.
+
+    In the middle of an optimizer step there is no state worth saving, so that a run must come to the end of one first.
+    """
+
+    def __init__(self) -> None:
+        self.arrived: int | None = None
+
+    def __enter__(self) -> Self:
+        # Python lets only the main thread set handlers; a run elsewhere is its caller's to stop.
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._main:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.arrived is not None:
+            raise self.exception()
+        self.arrived = number
+        print("stopping after this step; once more to stop without saving", file=sys.stderr, flush=True)
+
+    def exception(self) -> BaseException:
+        """What the command should end with: Terminated (143) or KeyboardInterrupt (130)."""
+        return Terminated() if self.arrived == signal.SIGTERM else KeyboardInterrupt()
+
+    def stop_if_asked(self) -> None:
+        """Raise StopAsked where a signal has arrived."""
+        if self.arrived is not None:
+            raise StopAsked
+
+
+class Keeper(Protocol):
+    """What `fit` does not do itself: keep things. `fastretina.train` writes them to the run folder."""
+
+    def save(self) -> None:
+        """Save the state of the run, in mid-epoch."""
+
+    def end_epoch(self, improved: bool) -> None:
+        """An epoch is over and noted; `improved`: the model is the best so far. Save the state, show the figures."""
+
+    def load_best(self) -> None:
+        """Load the best weights so far into the model."""
+
+    def first_batch(self, images: Tensor, labels: Tensor) -> None:
+        """(B, 3, R, R) images and (B,) grades of the run's first step."""
+
+
+@dataclass
+class Training:
+    """All parts of a run. `forward` is `model`, or what torch.compile made of it. `epochs` and `stop_after` (steps of this call, or
+    None) say when to stop; `second_phase` is the epoch, from 0, that starts again from the best weights, or None."""
+
+    model: nn.Module
+    forward: Callable[[Tensor], Tensor]
+    optimizer: torch.optim.Optimizer
+    schedule: LRScheduler
+    scaler: torch.amp.GradScaler
+    precision: Precision
+    device: torch.device
+    train_loader: Loader
+    test_loader: Loader
+    val_loader: Loader | None
+    epochs: int
+    num_classes: int
+    second_phase: int | None
+    stop_after: int | None
+    progress: Progress
+
+
+def fit(training: Training, keeper: Keeper) -> bool:
+    """Train from `training.progress` to the last epoch: True. Or stop after `stop_after` steps, state saved: False.
+
+    SIGINT and SIGTERM save at the end of the step and leave with KeyboardInterrupt or cli.Terminated. RunError where the loss
+    is not finite; nothing is saved then.
+    """
+    at = training.progress
+    loader, optimizer, scaler = training.train_loader, training.optimizer, training.scaler
+    read_every = 1 if training.device.type == "cpu" else READ_EVERY
+    last_step = None if training.stop_after is None else at.step + training.stop_after
+    with Signals() as signals:
+        try:
+            while at.epoch < training.epochs:
+                if at.epoch == training.second_phase and at.batch == 0 and at.best_epoch is not None:
+                    keeper.load_best()
+                    optimizer.state.clear()  # the moments belong to other weights
+
+                training.model.train()
+                tally, sample = at.tally, None
+                with progress_bar(f"epoch {at.epoch + 1}/{training.epochs}", len(loader), at.batch) as bar:
+                    for batch in _timed(loader, tally) if at.batch < len(loader) else ():
+                        started = time.perf_counter()
+                        if at.step == 0:
+                            sample = batch.images, batch.labels
+                        with training.precision.autocast():
+                            logits = training.forward(batch.images)
+                            loss = cross_entropy(logits, batch.labels)
+                        optimizer.zero_grad(set_to_none=True)
+                        torch.autograd.backward(scaler.scale(loss))
+                        scaler.step(optimizer)
+                        scaler.update()
+                        training.schedule.step()
+                        at.step, at.batch = at.step + 1, at.batch + 1
+                        tally.add(at.step, loss, logits, batch.labels, batch.ids)
+                        if at.batch % read_every == 0 or at.batch == len(loader):
+                            tally.read(at.epoch)
+                            bar.set_postfix_str(
+                                f"loss {tally.loss:.3f}, {tally.images / max(1e-9, tally.seconds):.0f} img/s", refresh=False
+                            )
+                        tally.seconds += time.perf_counter() - started
+                        bar.update()
+                        # After the last batch the loader must be left to end its epoch first.
+                        if at.batch < len(loader):
+                            signals.stop_if_asked()
+                            if at.step == last_step:
+                                raise StopAsked
+                tally.read(at.epoch)
+                at.batch = len(loader)
+                if sample is not None:
+                    keeper.first_batch(*sample)
+                signals.stop_if_asked()
+                if at.step == last_step and at.epoch + 1 < training.epochs:
+                    raise StopAsked
+
+                started = time.perf_counter()
+                # Without torch.compile: it would compile once more for a pass that takes a tenth of the time.
+                passes = [training.test_loader] + ([training.val_loader] if training.val_loader is not None else [])
+                answers = [
+                    predict(training.model, data, training.precision, "testing", stop=signals.stop_if_asked) for data in passes
+                ]
+                improved = _note_epoch(training, answers, time.perf_counter() - started)
+                keeper.end_epoch(improved)
+                if at.epoch < training.epochs:
+                    signals.stop_if_asked()
+        except StopAsked:
+            tally.read(at.epoch)
+            keeper.save()
+            if signals.arrived is None:
+                return False
+            raise signals.exception() from None
+    return True
+
+
+def predict(
+    model: nn.Module,
+    loader: Loader,
+    precision: Precision,
+    title: str,
+    views: int = 1,
+    stop: Callable[[], None] = lambda: None,
+) -> Predictions:
+    """One pass in evaluation mode. `stop` is called between batches and may raise.
+
+    views: 1, or up to 8: probabilities are averaged over as many of the square's symmetries (test-time augmentation).
+    RunError where the model answers with anything but finite numbers, or the data set gives no sample.
+    """
+    model.eval()
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    with torch.no_grad(), progress_bar(title, len(loader), 0) as bar:
+        for batch in loader:
+            found.append((grade_images(model, batch.images, precision, views), batch.labels, batch.ids))
+            bar.update()
+            stop()
+    if not found:
+        raise RunError(f"{loader.beton.path}: gave no sample to evaluate on")
+    answers, labels, ids = (torch.cat(part).cpu() for part in zip(*found, strict=True))
+    wrong = ~torch.isfinite(answers).all(dim=1)
+    if bool(wrong.any()):
+        raise RunError(
+            f"{loader.beton.path}: the model's answer is not finite for sample id {int(ids[wrong][0])}: its weights are spoilt"
+        )
+    return Predictions(answers, labels, ids)
+
+
+def grade_images(model: nn.Module, images: Tensor, precision: Precision, views: int = 1) -> Tensor:
+    """(B, C) float32 log-probabilities of (B, 3, R, R) images; probabilities averaged over the first `views` of 8 symmetries."""
+    answers = []
+    for view in range(views):
+        turned = torch.rot90(images, view % 4, dims=(2, 3))
+        turned = turned.flip(3) if view >= 4 else turned
+        with precision.autocast():
+            logits = model(turned.contiguous(memory_format=torch.channels_last))
+        answers.append(logits.float().log_softmax(dim=1))
+    return answers[0] if views == 1 else torch.stack(answers).logsumexp(dim=0) - math.log(views)
+
+
+def progress_bar(title: str, total: int | None, done: int, unit: str = "batch") -> tqdm:
+    """A bar on a terminal, nothing elsewhere."""
+    return tqdm(total=total, initial=done, desc=title, unit=unit, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty())
+
+
+def _timed(batches: Iterable[Batch], tally: Tally) -> Iterator[Batch]:
+    source = iter(batches)
+    while True:
+        started = time.perf_counter()
+        try:
+            batch = next(source)
+        except StopIteration:
+            return
+        waited = time.perf_counter() - started
+        tally.wait_seconds += waited
+        tally.seconds += waited
+        yield batch
+
+
+def _note_epoch(training: Training, answers: list[Predictions], evaluation_seconds: float) -> bool:
+    at, tally = training.progress, training.progress.tally
+    best_before = at.best
+    record = EpochRecord(
+        epoch=at.epoch + 1,
+        lr=float(training.schedule.get_last_lr()[0]),
+        train=tally.scores(training.num_classes),
+        test=Scores.of(answers[0]),
+        val=Scores.of(answers[1]) if len(answers) > 1 else None,
+        train_seconds=tally.seconds,
+        epoch_seconds=tally.seconds + evaluation_seconds,
+        data_wait_seconds=tally.wait_seconds,
+        images_per_second=tally.images / max(1e-9, tally.seconds),
+    )
+    at.history.append(record)
+    improved = best_before is None or record.selection.rank > best_before.selection.rank
+    if improved:
+        at.best_epoch, at.best_test = record.epoch, answers[0]
+    at.epoch, at.batch, at.tally = at.epoch + 1, 0, Tally()
+    return improved

@@ -1,0 +1,139 @@
+"""Grade a .beton file with a trained model and compare with its grades.
+
+python -m fastretina.evaluate --checkpoint runs/x/best.safetensors --data data/test.beton --tta 8 --out runs/x-test
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastretina import cli, plots
+from fastretina.augment import IMAGENET_MEAN, IMAGENET_STD
+from fastretina.checkpoint import Grader, load_grader
+from fastretina.engine import MAX_VIEWS, predict
+from fastretina.errors import CheckpointError, RunError, UsageError
+from fastretina.history import Scores
+from fastretina.loader import Loader
+from fastretina.precision import Precision, choose_device, choose_precision, device_name
+from fastretina.report import versions
+from fastretina.runs import RunFolder, write_bytes, write_json, write_predictions
+
+AmpChoice = Literal["auto", "on", "off"]
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Grade a .beton file with a trained model and compare with its grades."""
+
+    checkpoint: Path  # a run's best.safetensors
+    data: Path  # a .beton file
+    tta: int = 1  # average over so many of the square's 8 symmetries (test-time augmentation)
+    out: Path | None = None  # folder for metrics.json, predictions.csv, confusion.png; none: the table on the terminal is all
+    batch_size: int = 32  # images
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    amp: AmpChoice = "auto"  # auto: the number format of the training, where this device has it
+    decode: Literal["auto", "cpu", "gpu"] = "auto"  # where JPEGs are decoded
+    workers: int | None = None  # decoding threads; none: as many as suit this machine
+
+
+def main(config: EvaluateConfig) -> int:
+    """Grade a .beton file with a trained model and compare with its grades."""
+    check_views(config.tta)
+    if config.out is not None and RunFolder(config.out).config.exists():
+        raise UsageError(f"--out {config.out}: is the folder of a training run, whose metrics.json would be lost; give another")
+    model, grader, device, precision = open_grader(config.checkpoint, config.device, config.amp)
+    with Loader(
+        config.data,
+        batch_size=config.batch_size,
+        train=False,
+        resolution=grader.resolution,
+        device=str(device),
+        workers=config.workers,
+        decode=config.decode,
+    ) as loader:
+        beton = loader.beton
+        if len(beton) == 0 or int(beton.labels.min()) < 0 or int(beton.labels.max()) >= grader.num_classes:
+            raise RunError(f"{config.data}: needs at least one image, and grades in 0-{grader.num_classes - 1} only")
+        started = time.perf_counter()
+        answers = predict(model, loader, precision, "grading", views=config.tta)
+        seconds = time.perf_counter() - started
+        names = dict(zip((int(number) for number in beton.ids), beton.names, strict=True))
+    scores = Scores.of(answers)
+    rate = len(answers.labels) / seconds
+    print("\n".join(_table(scores, len(answers.labels), rate)))
+    if config.out is not None:
+        try:
+            config.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"--out {config.out}: cannot be made: {error.strerror}") from error
+        about = {
+            "checkpoint": str(config.checkpoint),
+            "data": str(config.data),
+            "arch": grader.arch,
+            "epoch": grader.epoch,
+            "resolution": grader.resolution,
+            "tta": config.tta,
+            "images": len(answers.labels),
+            "loss": scores.loss,
+        }
+        machine = {"images_per_second": rate, "device": device_name(device), "amp_dtype": precision.name, "versions": versions()}
+        write_json(config.out / "metrics.json", {**about, **scores.metrics.as_dict(), **machine})
+        probabilities = answers.log_probabilities.exp().numpy().astype(np.float32)
+        listed = [names[number] for number in answers.ids.tolist()]
+        write_predictions(config.out / "predictions.csv", answers.ids.numpy(), listed, answers.labels.numpy(), probabilities)
+        write_bytes(config.out / "confusion.png", plots.confusion(scores.metrics.confusion, f"{config.data.name}, {grader.arch}"))
+        print(f"written to {config.out}: metrics.json, predictions.csv, confusion.png")
+    return 0
+
+
+def check_views(views: int) -> None:
+    """UsageError where `--tta` asks for other than 1-8 views."""
+    if not 1 <= views <= MAX_VIEWS:
+        raise UsageError(f"--tta {views}: a square has {MAX_VIEWS} symmetries; give 1 (none) to {MAX_VIEWS}")
+
+
+def open_grader(path: Path, device_name: str, amp: AmpChoice) -> tuple[nn.Module, Grader, torch.device, Precision]:
+    """A checkpoint's model on the device, its metadata, the device, and the number format to grade in."""
+    device = choose_device(device_name)
+    model, grader = load_grader(path)
+    if (grader.mean, grader.std) != (IMAGENET_MEAN, IMAGENET_STD):
+        raise CheckpointError(
+            f"{path}: trained on images normalised by {grader.mean} and {grader.std}, which this version does not make"
+        )
+    precision = choose_precision(amp == "on" or (amp == "auto" and grader.amp_dtype != "float32"), device)
+    return model.to(device), grader, device, precision
+
+
+def _table(scores: Scores, images: int, rate: float) -> list[str]:
+    found = scores.metrics
+    lines = [f"{'grade':<16}{'images':>8}{'right':>8}{'recall':>10}"]
+    for grade, recall in enumerate(found.per_class_recall):
+        row = found.confusion[grade]
+        share = "–" if recall is None else f"{100 * recall:.1f} %"
+        lines.append(f"{plots.grade_title(grade):<16}{sum(row):>8,}{row[grade]:>8,}{share:>10}")
+    figures = (
+        ("accuracy", found.accuracy),
+        ("balanced accuracy", found.balanced_accuracy),
+        ("QWK", found.qwk),
+        ("macro F1", found.macro_f1),
+        ("loss (nats)", scores.loss),
+    )
+    lines += [f"{name:<24}{'undefined' if value is None else f'{value:.4f}':>18}" for name, value in figures]
+    return [*lines, f"{images:,} images, {rate:,.0f} img/s"]
+
+
+def run_command(argv: Sequence[str] | None = None) -> None:
+    """The command line of this module; exits."""
+    cli.run(EvaluateConfig, main, argv)
+
+
+if __name__ == "__main__":
+    run_command()

@@ -1,0 +1,214 @@
+"""Where a run stands: its epochs' figures, the best of them, and what is done of the current epoch. All of it goes into last.pt."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastretina.errors import RunError
+from fastretina.metrics import GradeMetrics, grade_metrics
+
+SHOWN_IDS = 64
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A model's answers for a data set, on the CPU, in the data set's order.
+
+    Attributes:
+        log_probabilities: (N, C) float32. labels: (N,) int64 true grades. ids: (N,) int64 sample ids.
+    """
+
+    log_probabilities: Tensor
+    labels: Tensor
+    ids: Tensor
+
+    @property
+    def predicted(self) -> Tensor:
+        """(N,) int64, the most probable grade."""
+        return self.log_probabilities.argmax(dim=1)
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats."""
+        return float(torch.nn.functional.nll_loss(self.log_probabilities.double(), self.labels))
+
+    @property
+    def metrics(self) -> GradeMetrics:
+        """All figures of `fastretina.metrics`."""
+        return grade_metrics(self.predicted, self.labels, self.log_probabilities.shape[1])
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Loss (nats) and figures of one pass over one data set."""
+
+    loss: float
+    metrics: GradeMetrics
+
+    @classmethod
+    def of(cls, predictions: Predictions) -> Scores:
+        """The scores of a model's answers."""
+        return cls(predictions.loss, predictions.metrics)
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One finished epoch.
+
+    Attributes:
+        epoch: from 1. lr: the learning rate at its end. train: scores of the augmented images as they were trained on, while
+            the weights moved. test, val: scores after it, without augmentation; val is None without a validation set.
+        train_seconds: the training pass. epoch_seconds: with the evaluation. data_wait_seconds: the part of train_seconds in
+            which the training waited for the loader. images_per_second: training images by train_seconds.
+    """
+
+    epoch: int
+    lr: float
+    train: Scores
+    test: Scores
+    val: Scores | None
+    train_seconds: float
+    epoch_seconds: float
+    data_wait_seconds: float
+    images_per_second: float
+
+    @property
+    def data_wait_share(self) -> float:
+        """Waiting for data by training time, 0-1."""
+        return self.data_wait_seconds / self.train_seconds if self.train_seconds > 0 else 0.0
+
+    @property
+    def selection(self) -> GradeMetrics:
+        """The figures that the best epoch is chosen by: of the validation set where there is one, else of the test set."""
+        return (self.val or self.test).metrics
+
+    def row(self) -> dict[str, float | None]:
+        """The row of results.csv, by column."""
+        row: dict[str, float | None] = {"epoch": self.epoch, "lr": self.lr}
+        for name, scores in (("train", self.train), ("test", self.test), ("val", self.val)):
+            if scores is not None:
+                row[f"{name}_loss"] = scores.loss
+                for figure in ("accuracy", "balanced_accuracy", "qwk", "macro_f1"):
+                    row[f"{name}_{figure}"] = getattr(scores.metrics, figure)
+        row["images_per_second"] = self.images_per_second
+        row["data_wait_seconds"] = self.data_wait_seconds
+        row["train_seconds"], row["epoch_seconds"] = self.train_seconds, self.epoch_seconds
+        return row
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> EpochRecord:
+        """The inverse of dataclasses.asdict."""
+
+        def scores(value: dict[str, Any]) -> Scores:
+            return Scores(value["loss"], GradeMetrics(**value["metrics"]))
+
+        val = scores(data["val"]) if data["val"] is not None else None
+        return cls(**{**data, "train": scores(data["train"]), "test": scores(data["test"]), "val": val})
+
+
+class Tally:
+    """What the current epoch's training pass has given so far. `add` leaves tensors on their device; only `read` waits for it."""
+
+    def __init__(self) -> None:
+        self.loss_sum = 0.0
+        self.images = 0  # those read
+        self.seconds = 0.0
+        self.wait_seconds = 0.0
+        self._predicted: list[Tensor] = []
+        self._labels: list[Tensor] = []
+        self._unread: list[tuple[int, Tensor, Tensor]] = []
+
+    def add(self, step: int, loss: Tensor, logits: Tensor, labels: Tensor, ids: Tensor) -> None:
+        """Note one step: its number, scalar mean loss, (B, C) logits, (B,) labels and sample ids, all on the device."""
+        self._unread.append((step, loss.detach(), ids))
+        self._predicted.append(logits.detach().argmax(dim=1))
+        self._labels.append(labels)
+
+    def read(self, epoch: int) -> None:
+        """Fetch the losses noted since the last read, in one transfer. RunError (epoch, step, samples) where one is not finite."""
+        if not self._unread:
+            return
+        losses = torch.stack([loss for _, loss, _ in self._unread]).double().tolist()
+        for value, (step, _, ids) in zip(losses, self._unread, strict=True):
+            if not math.isfinite(value):
+                shown = ", ".join(str(number) for number in ids[:SHOWN_IDS].tolist()) + (", ..." if len(ids) > SHOWN_IDS else "")
+                raise RunError(
+                    f"the loss is {value} in epoch {epoch + 1} at step {step}, sample ids {shown}. Lower --lr, leave --amp "
+                    "away, or look at these samples. The last state saved stays as it was"
+                )
+            self.loss_sum += value * len(ids)
+            self.images += len(ids)
+        self._unread.clear()
+
+    @property
+    def loss(self) -> float:
+        """Mean training loss of the images read so far, nats; 0 before the first."""
+        return self.loss_sum / max(1, self.images)
+
+    def scores(self, num_classes: int) -> Scores:
+        """Loss and figures of the pass so far; everything added must have been read."""
+        return Scores(self.loss, grade_metrics(torch.cat(self._predicted), torch.cat(self._labels), num_classes))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and CPU tensors."""
+        state: dict[str, Any] = {key: getattr(self, key) for key in ("loss_sum", "images", "seconds", "wait_seconds")}
+        if self._labels:
+            state |= {"predicted": torch.cat(self._predicted).cpu(), "labels": torch.cat(self._labels).cpu()}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Take over a state_dict()."""
+        for key in ("loss_sum", "images", "seconds", "wait_seconds"):
+            setattr(self, key, state[key])
+        if "labels" in state:
+            self._predicted, self._labels = [state["predicted"].to(device)], [state["labels"].to(device)]
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        epoch: the one being trained, from 0; equal to the number of epochs when the run is finished. batch: training batches done
+            in it. step: optimizer steps done in all. history: finished epochs. best_epoch: from 1, None before the first.
+        best_test: the best checkpoint's answers on the test set.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    history: list[EpochRecord] = field(default_factory=list)
+    best_epoch: int | None = None
+    best_test: Predictions | None = None
+    tally: Tally = field(default_factory=Tally)
+
+    @property
+    def best(self) -> EpochRecord | None:
+        """The record of the best epoch."""
+        return None if self.best_epoch is None else self.history[self.best_epoch - 1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and CPU tensors."""
+        best_test = self.best_test
+        return {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "step": self.step,
+            "history": [asdict(record) for record in self.history],
+            "best_epoch": self.best_epoch,
+            "best_test": None if best_test is None else dict(vars(best_test)),
+            "tally": self.tally.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Take over a state_dict()."""
+        self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
+        self.history = [EpochRecord.from_dict(record) for record in state["history"]]
+        self.best_epoch = state["best_epoch"]
+        self.best_test = None if state["best_test"] is None else Predictions(**state["best_test"])
+        self.tally.load_state_dict(state["tally"], device)

@@ -1,0 +1,167 @@
+"""What a run writes down, and how a later call takes it up again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastretina import plots
+from fastretina.checkpoint import Grader, load_state, read_grader, save_grader, save_state, settle_best, staged_best
+from fastretina.engine import Training
+from fastretina.errors import CheckpointError, RunError
+from fastretina.history import EpochRecord, Predictions
+from fastretina.models import load_trunk, read_weights
+from fastretina.report import RunFacts, metrics_summary, report_html
+from fastretina.runs import RunFolder, write_bytes, write_csv, write_json, write_predictions
+
+# Settings that a resumed run may change: none of them has a part in what a step computes.
+FREE_SETTINGS = frozenset({"epochs", "out", "resume", "stop_after_steps", "workers"})
+REDRAW_SECONDS = 30.0  # curves.png takes about half a second: too long for each epoch of a fast run
+
+
+def resume_state(run: RunFolder, resume: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The training state to go on from, or None to begin. The folder must be locked.
+
+    resume: `auto` (the folder's last.pt, if any), `never`, or a last.pt (or its folder), whose best checkpoint comes along.
+    RunError where the folder is taken, or where `settings` differ from those of the state in more than FREE_SETTINGS.
+    """
+    if resume == "never":
+        if run.config.exists():
+            raise RunError(f"{run.path}: holds a run already; give another --out, remove the folder, or go on with --resume auto")
+        return None
+    source = run
+    if resume != "auto":
+        given = Path(resume)
+        source = RunFolder(given if given.is_dir() else given.parent)
+        if not source.last.is_file() or (given.is_file() and given.name != source.last.name):
+            raise CheckpointError(f"--resume {resume}: no training state there; give a run's last.pt, or its folder, auto or never")
+        if source.path.resolve() != run.path.resolve() and run.config.exists():
+            raise RunError(f"{run.path}: holds a run already; give an empty --out to go on from {source.last}")
+    if not source.last.is_file():
+        return None
+    state = load_state(source.last)
+    stored = state["settings"]
+    differing = sorted(key for key in {*settings, *stored} - FREE_SETTINGS if settings.get(key) != stored.get(key))
+    if differing:
+        shown = ", ".join(f"{key} was {stored.get(key)}, now {settings.get(key)}" for key in differing)
+        raise RunError(
+            f"{source.path}: begun with other settings ({shown}); give the same ones to go on, or another --out to begin anew"
+        )
+    if source is not run:
+        for path, target in ((source.best, run.best), (staged_best(source), staged_best(run))):
+            if path.is_file():
+                write_bytes(target, path.read_bytes())
+    settle_best(run, state["progress"]["best_epoch"])
+    return state
+
+
+class RunKeeper:
+    """Writes the run folder as `engine.fit` goes. `show` gets each epoch's record when it is on disk, for the terminal."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        facts: RunFacts,
+        training: Training,
+        grader: Callable[[int], Grader],
+        names: Mapping[int, str],
+        show: Callable[[EpochRecord], None],
+    ) -> None:
+        self.run, self.facts, self.training, self.show = run, facts, training, show
+        self.grader, self.names = grader, names
+        self._drawn = time.monotonic()
+
+    def save(self) -> None:
+        """Write last.pt."""
+        training = self.training
+        state = {
+            "settings": dict(self.facts.settings),
+            "progress": training.progress.state_dict(),
+            "model": training.model.state_dict(),
+            "optimizer": training.optimizer.state_dict(),
+            "schedule": training.schedule.state_dict(),
+            "scaler": training.scaler.state_dict(),
+            "loader": training.train_loader.state_dict(),
+            "rng_cpu": torch.get_rng_state(),
+            "rng_cuda": torch.cuda.get_rng_state_all() if training.device.type == "cuda" else [],
+        }
+        save_state(self.run.last, state)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put a state that `save` wrote into the training."""
+        training = self.training
+        try:
+            training.progress.load_state_dict(state["progress"], training.device)
+            training.model.load_state_dict(state["model"])
+            training.optimizer.load_state_dict(state["optimizer"])
+            training.schedule.load_state_dict(state["schedule"])
+            training.scaler.load_state_dict(state["scaler"])
+            training.train_loader.load_state_dict(state["loader"])
+            torch.set_rng_state(state["rng_cpu"])
+            if state["rng_cuda"]:
+                torch.cuda.set_rng_state_all(state["rng_cuda"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{self.run.last}: does not fit this run: {error}; begin anew in another --out") from error
+
+    def first_batch(self, images: Tensor, labels: Tensor) -> None:
+        """Draw batch.png."""
+        write_bytes(self.run.batch, plots.batch_grid(images, labels))
+
+    def end_epoch(self, improved: bool) -> None:
+        """Save the state, and a new best checkpoint with it; then the files that are made from the state."""
+        progress, record = self.training.progress, self.training.progress.history[-1]
+        if improved:
+            save_grader(staged_best(self.run), self.training.model, self.grader(record.epoch))
+        self.save()
+        settle_best(self.run, progress.best_epoch)
+        if improved and progress.best_test is not None:
+            self.write_predictions(progress.best_test)
+        rows = [entry.row() for entry in progress.history]
+        write_csv(self.run.results, list(rows[0]), [list(row.values()) for row in rows])
+        write_json(self.run.metrics, metrics_summary(self.facts, progress, self.training.epochs))
+        if time.monotonic() - self._drawn > REDRAW_SECONDS:
+            self.draw_curves()
+        self.show(record)
+
+    def load_best(self) -> None:
+        """Load best.safetensors into the model."""
+        read_grader(self.run.best)
+        load_trunk(self.training.model, read_weights(self.run.best), self.run.best)
+
+    def write_predictions(self, answers: Predictions) -> None:
+        """Write predictions.csv of the test set."""
+        names = [self.names[number] for number in answers.ids.tolist()]
+        probabilities = answers.log_probabilities.exp().numpy().astype(np.float32)
+        write_predictions(self.run.predictions, answers.ids.numpy(), names, answers.labels.numpy(), probabilities)
+
+    def draw_curves(self) -> None:
+        """Draw curves.png."""
+        progress = self.training.progress
+        assert progress.best_epoch is not None  # called after an epoch
+        majority = self.facts.data["test"].majority_share
+        write_bytes(self.run.curves, plots.curves(progress.history, progress.best_epoch, majority))
+        self._drawn = time.monotonic()
+
+    def finish(self) -> None:
+        """Write the pictures and the report; where no epoch is done there is nothing to draw."""
+        progress = self.training.progress
+        best = progress.best
+        if best is None:
+            return
+        write_json(self.run.metrics, metrics_summary(self.facts, progress, self.training.epochs))
+        self.draw_curves()
+        pictures = {
+            "confusion_test": plots.confusion(best.test.metrics.confusion, f"Test set, best epoch ({best.epoch})"),
+            "confusion_train": plots.confusion(best.train.metrics.confusion, f"Train set, best epoch ({best.epoch})"),
+        }
+        write_bytes(self.run.confusion_test, pictures["confusion_test"])
+        write_bytes(self.run.confusion_train, pictures["confusion_train"])
+        if self.run.batch.is_file():
+            pictures["batch"] = self.run.batch.read_bytes()
+        write_bytes(self.run.report, report_html(self.facts, progress, pictures).encode())

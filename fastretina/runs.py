@@ -1,0 +1,140 @@
+"""The run folder: its file names, its lock, and writing of files that are there completely or not at all."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from fastretina.errors import RunError
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t")
+REFERABLE_FROM = 2  # the lowest grade that a screening programme refers to an ophthalmologist
+
+
+class RunFolder:
+    """Where one run keeps its files. Nothing is made or locked before `locked()`."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.results = self.path / "results.csv"
+        self.metrics = self.path / "metrics.json"
+        self.predictions = self.path / "predictions.csv"
+        self.curves = self.path / "curves.png"
+        self.confusion_train = self.path / "confusion_train.png"
+        self.confusion_test = self.path / "confusion_test.png"
+        self.batch = self.path / "batch.png"
+        self.report = self.path / "report.html"
+        self.best = self.path / "best.safetensors"
+        self.last = self.path / "last.pt"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folder and hold it for this process alone; the kernel lets go of the lock when the process dies, however.
+
+        RunError where another run holds it, where it cannot be made, or where it holds files but is no run folder.
+        """
+        try:
+            if self.path.is_dir() and not self.config.exists() and any(entry.name != ".lock" for entry in self.path.iterdir()):
+                raise RunError(f"{self.path}: has files in it but is no run folder (no config.json); give another --out")
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be used as a run folder: {error.strerror}; give another --out") from error
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(f"{self.path}: another run is writing to this folder; wait for it or give another --out") from error
+            yield
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a file that gets its name only when it is complete and on disk. RunError with the system's reason."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        try:
+            with temporary.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Put a folder's entries on disk, so that a rename outlives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write bytes atomically."""
+    write_atomically(path, lambda file: file.write(data))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write strict JSON atomically; NaN and infinity are a ValueError: what is undefined is None here and null there."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+
+
+def csv_cell(value: object) -> str:
+    """A cell's text: floats with 6 significant digits, None empty, and no text that a spreadsheet would run as a formula."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if not isinstance(value, str):
+        return str(value)
+    text = value.replace("\r", " ").replace("\n", " ")  # many readers take either for the end of the row
+    return "'" + text if text.lstrip(" ").startswith(FORMULA_STARTS) else text
+
+
+def csv_line(cells: Iterable[object]) -> str:
+    """One CSV line, LF at its end."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow([csv_cell(cell) for cell in cells])
+    return buffer.getvalue()
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a UTF-8 CSV file with a header atomically."""
+
+    def write(file: BinaryIO) -> None:
+        file.write(csv_line(header).encode())
+        for row in rows:
+            file.write(csv_line(row).encode())
+
+    write_atomically(path, write)
+
+
+def write_predictions(
+    path: Path,
+    ids: npt.NDArray[np.int64],
+    names: Sequence[str],
+    grades: npt.NDArray[np.int64],
+    probabilities: npt.NDArray[np.float32],
+) -> None:
+    """Write predictions.csv: id, name, grade, predicted, p0, p1, ... of (N,) ids, names and true grades, (N, C) probabilities."""
+    header = ["id", "name", "grade", "predicted", *(f"p{grade}" for grade in range(probabilities.shape[1]))]
+    predicted = probabilities.argmax(axis=1)
+    rows = zip(ids.tolist(), names, grades.tolist(), predicted.tolist(), probabilities.tolist(), strict=True)
+    write_csv(path, header, ([*row[:4], *row[4]] for row in rows))
