@@ -7,7 +7,7 @@ SAMPLE       := data/sample
 DATA         := data
 RUNS         := runs
 SAMPLE_FLAGS :=
-DEMO_FLAGS   := --schedule onecycle --epochs 6 --lr 1e-3 --batch-size 16 --resolution 128
+DEMO_FLAGS   := --schedule onecycle --epochs 7 --lr 2e-3 --batch-size 32 --resolution 96
 BENCH_FLAGS  :=
 BENCH_EXTRAS := dev,bench
 

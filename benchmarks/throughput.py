@@ -92,11 +92,10 @@ def installed(side: str) -> bool:
         return False
 
 
-def compare(comparison: Comparison, config: ThroughputBenchmark, workers: int) -> dict[str, Any]:
+def compare(comparison: Comparison, config: ThroughputBenchmark, workers: int, scratch: str) -> dict[str, Any]:
     """All rounds of one comparison; sides that are not installed are left out, sides that fail are reported as such."""
     task = Task(
-        str(config.data), comparison.work, comparison.resolution, comparison.batch_size, workers,
-        config.device if any(side.startswith(("fastretina", "train")) for side in comparison.sides) else "cpu",
+        str(config.data), comparison.work, comparison.resolution, comparison.batch_size, workers, config.device, scratch
     )  # fmt: skip
     processes: dict[str, SideProcess] = {}
     failed: dict[str, str] = {}
@@ -113,7 +112,8 @@ def compare(comparison: Comparison, config: ThroughputBenchmark, workers: int) -
             return 0.0
 
         interleave({side: lambda side=side: epoch(side) for side in processes}, config.rounds)  # type: ignore[misc]
-        gaps = {side: processes[side].ask("gap")["gap"] for side in processes if comparison.work == "augment"}
+        seams = [side for side in processes if comparison.work == "augment" and side in ("fastretina", "ffcv")]
+        gaps: dict[str, float] = {side: processes[side].ask("gap")["gap"] for side in seams}
         sides = {side: digest(rounds[1:], processes[side].ready, gaps.get(side)) for side, rounds in epochs.items()}
     finally:
         for process in processes.values():
@@ -204,7 +204,8 @@ def main(config: ThroughputBenchmark) -> None:
         print(f"{config.data}: {len(beton):,} images, {result['data']['mean_kb']} KB each")
     for comparison in COMPARISONS:
         if config.only in (None, comparison.group):
-            result["comparisons"].append(compare(comparison, config, workers))
+            with tempfile.TemporaryDirectory(prefix="fastretina-bench-") as scratch:
+                result["comparisons"].append(compare(comparison, config, workers, scratch))
             print(table(result["comparisons"][-1]), flush=True)
     if config.only in (None, "loader"):
         result["cold_first_batch_s"] = cold_starts(config, workers)

@@ -20,7 +20,7 @@ _BLOCK = 1024  # pixels; four warps with eight pixels a thread
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _tap(base, height, width, row, column, inside, channel: tl.constexpr, planar: tl.constexpr):  # type: ignore[no-untyped-def]
-    if planar:
+    if planar:  # noqa: SIM108  # Triton decides this one when it compiles
         place = (channel * height + row) * width + column
     else:
         place = (row * width + column) * 3 + channel
@@ -102,7 +102,8 @@ def warp(
     addresses: (B,) int64, of each image's first byte on that device: uint8 RGB rows without gaps; see `addresses_of`.
     heights, widths: (B,) int32, px. parameters: as drawn, on the host. norm: (2, 3) float32 on the device, scale and bias per
     channel. recolour: whether the colour matrices do anything. output: (B, R, R, 3) contiguous; float32, bfloat16, float16 or
-    uint8. planar: the sources are (3, H, W) and not (H, W, 3). The caller keeps the sources alive and unwritten until the stream has passed this point.
+    uint8. planar: the sources are (3, H, W) and not (H, W, 3). The caller keeps the sources alive and unwritten until the
+    stream has passed this point.
     """
     count, resolution = output.shape[0], output.shape[1]
     if not output.is_contiguous() or output.shape != (count, resolution, resolution, 3):
