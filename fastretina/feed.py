@@ -1,4 +1,4 @@
-"""How a batch is made: order -> decode -> augment, one job per batch, one row per sample.
+"""How batches are made: order -> decode -> augment, one job per batch, one row per sample.
 
 A Feed holds everything that stays the same over the epochs. It does not know the Loader, so that threads that work for it
 do not keep a forgotten Loader alive.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastretina.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, cpu, draw
+from fastretina.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, WarpParameters, cpu, draw
 from fastretina.beton import Beton
 from fastretina.buffers import BufferPool
-from fastretina.decode.cpu import decode, decoded_size
+from fastretina.decode.cpu import decode, decoded_sizes
 from fastretina.errors import SampleError
 from fastretina.order import Order, Sampling, epoch_order
+from fastretina.resident import Store
 
 # torch dtypes that a batch may have, and the numpy type under whose name the CPU warp writes them.
 KERNEL_DTYPES = {torch.float32: np.float32, torch.bfloat16: np.uint16, torch.float16: np.int16, torch.uint8: np.uint8}
@@ -45,16 +47,16 @@ class FeedSettings:
 class Feed:
     """Makes the jobs of any epoch of one file."""
 
-    def __init__(self, beton: Beton, settings: FeedSettings, store: Store | None, pool: BufferPool) -> None:
-        self.beton, self.settings, self.store, self.pool = beton, settings, store, pool
+    def __init__(self, beton: Beton, settings: FeedSettings, pool: BufferPool, job: type[BatchJob]) -> None:
+        self.beton, self.settings, self.pool, self.job = beton, settings, pool, job
         self.sizes = decoded_sizes(beton, settings.resolution)
-        as_is = settings.dtype == torch.uint8
-        self.norm = cpu.identity_norm() if as_is else cpu.kernel_norm(IMAGENET_MEAN, IMAGENET_STD)
+        self.as_is = settings.dtype == torch.uint8
+        self.norm = cpu.identity_norm() if self.as_is else cpu.kernel_norm(IMAGENET_MEAN, IMAGENET_STD)
         augment = settings.augment
         self.recolours = bool(augment.brightness or augment.contrast or augment.saturation)
-        # Nothing to warp, nothing to compute: decode straight into the batch.
-        self.direct = as_is and augment == Augment.none() and store is None and self.sizes.only == (settings.resolution,) * 2
-        self._scratch = threading.local()
+        self.store: Store | None = None  # decoded samples in RAM
+        self.on_device: NDArray[np.bool_] | None = None  # samples that need no decoding because the device holds them
+        self.device_decodes = False
         self._order: tuple[int, Order] | None = None
 
     def __len__(self) -> int:
@@ -72,108 +74,110 @@ class Feed:
         for current in itertools.count(epoch):
             order = self.order(current)
             for number in range(batch if current == epoch else 0, len(self)):
-                yield BatchJob(self, order, current, number)
-
-    def source(self, index: int) -> NDArray[np.uint8]:
-        """The decoded sample as (bytes + padding,) uint8, valid until this thread asks again."""
-        if self.store is not None:
-            return self.store.pixels(index, self)
-        width, height = self.sizes[index]
-        size = width * height * 3
-        flat: NDArray[np.uint8] | None = getattr(self._scratch, "flat", None)
-        if flat is None or len(flat) < size + cpu.SOURCE_PADDING:
-            flat = self._scratch.flat = np.zeros(size + cpu.SOURCE_PADDING, np.uint8)
-        self.decode(index, flat[:size].reshape(height, width, 3))
-        return flat
+                yield self.job(self, order, current, number)
 
     def decode(self, index: int, target: NDArray[np.uint8]) -> None:
+        """Decode a sample into target (h, w, 3) uint8 of its decoded size; SampleError where it is bad."""
         decode(self.beton, index, self.settings.resolution, target, self.settings.verify)
 
 
-class BatchJob:
+class BatchJob(ABC):
     """One batch in the making; see fastretina.pipeline.Job."""
 
     def __init__(self, feed: Feed, order: Order, epoch: int, number: int) -> None:
-        settings = feed.settings
-        rows = slice(number * settings.batch_size, (number + 1) * settings.batch_size)
-        self.feed, self.epoch, self.number = feed, epoch, number
-        self.indices = order.indices[rows]
+        size = feed.settings.batch_size
+        self._place = slice(number * size, (number + 1) * size)
+        self.feed, self.order, self.epoch = feed, order, epoch
+        self.indices = order.indices[self._place]
         self.ids = feed.beton.ids[self.indices]
         self.rows = len(self.indices)
         self.bad: dict[int, SampleError] = {}  # by row
-        resolution = settings.resolution
-        self.images: NDArray[Any] = feed.pool.take((self.rows, resolution, resolution, 3), KERNEL_DTYPES[settings.dtype])
-        if not feed.direct:
-            repeats = None if order.repeats is None else order.repeats[rows]
-            self.sizes = feed.sizes.of(self.indices)
-            self.affine, colour = draw(settings.augment, resolution, *self.sizes, settings.seed, epoch, self.ids, repeats)
-            self.colour = cpu.kernel_colour(colour)
+        self.sizes = feed.sizes.of(self.indices)
+
+    def draw(self) -> WarpParameters:
+        """The batch's augmentation."""
+        settings = self.feed.settings
+        repeats = None if self.order.repeats is None else self.order.repeats[self._place]
+        return draw(settings.augment, settings.resolution, *self.sizes, settings.seed, self.epoch, self.ids, repeats)
 
     def run(self, row: int) -> None:
-        """Decode and warp one sample into its row; a bad sample raises SampleError, or is noted where they are to be skipped."""
-        feed, index = self.feed, int(self.indices[row])
+        """Make one row; a bad sample raises SampleError, or is noted where they are to be skipped."""
         try:
-            if feed.direct:
-                feed.decode(index, self.images[row])
-                return
-            source = feed.source(index)
+            self.make(row, int(self.indices[row]))
         except SampleError as error:
-            if not feed.settings.skip_bad:
+            if not self.feed.settings.skip_bad:
                 raise
             # Without its traceback, which would keep this batch's memory alive for as long as the record of the skip.
             self.bad[row] = error.with_traceback(None)
+
+    @abstractmethod
+    def make(self, row: int, index: int) -> None:
+        """Make one row out of sample `index`."""
+
+
+_scratch = threading.local()  # memory of a thread that decodes, used again for every sample
+
+
+class CpuJob(BatchJob):
+    """Decodes and warps on CPU threads; `images` (rows, R, R, 3) is the finished batch."""
+
+    def __init__(self, feed: Feed, order: Order, epoch: int, number: int) -> None:
+        super().__init__(feed, order, epoch, number)
+        settings = feed.settings
+        side = settings.resolution
+        self.images: NDArray[Any] = feed.pool.take((self.rows, side, side, 3), KERNEL_DTYPES[settings.dtype])
+        # Nothing to warp, nothing to compute: decode straight into the batch.
+        self.direct = feed.as_is and settings.augment == Augment.none() and feed.store is None and feed.sizes.only == (side, side)
+        if not self.direct:
+            self.affine, colour = self.draw()
+            self.colour = cpu.kernel_colour(colour)
+
+    def make(self, row: int, index: int) -> None:
+        feed = self.feed
+        if self.direct:
+            feed.decode(index, self.images[row])
             return
-        width, height = self.sizes
-        affine, colour = self.affine[row], self.colour[row]
-        cpu.warp(source, int(height[row]), int(width[row]), affine, colour, feed.norm, feed.recolours, self.images[row])
+        width, height = int(self.sizes[0][row]), int(self.sizes[1][row])
+        source = feed.store.pixels(index, feed.decode) if feed.store is not None else self._decoded(index, width, height)
+        cpu.warp(source, height, width, self.affine[row], self.colour[row], feed.norm, feed.recolours, self.images[row])
+
+    def _decoded(self, index: int, width: int, height: int) -> NDArray[np.uint8]:
+        """The sample as (bytes + padding,) uint8, valid until this thread asks again."""
+        size = width * height * 3
+        flat: NDArray[np.uint8] | None = getattr(_scratch, "flat", None)
+        if flat is None or len(flat) < size + cpu.SOURCE_PADDING:
+            flat = _scratch.flat = np.zeros(size + cpu.SOURCE_PADDING, np.uint8)
+        self.feed.decode(index, flat[:size].reshape(height, width, 3))
+        return flat
 
 
-class Sizes:
-    """Decoded width and height of each sample: one pair where all are equal, else two (N,) arrays."""
+class DeviceJob(BatchJob):
+    """Decodes on CPU threads into pinned memory; the device does the rest (see fastretina.device).
 
-    def __init__(self, widths: NDArray[np.int64], heights: NDArray[np.int64]) -> None:
-        uniform = bool((widths == widths[0]).all() and (heights == heights[0]).all())
-        self.only = (int(widths[0]), int(heights[0])) if uniform else None
-        self._widths, self._heights = (widths[:0], heights[:0]) if uniform else (widths, heights)
-
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        return self.only or (int(self._widths[index]), int(self._heights[index]))
-
-    def of(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Widths and heights (B,) int64 of these samples."""
-        if self.only:
-            return np.full(len(indices), self.only[0]), np.full(len(indices), self.only[1])
-        return self._widths[indices], self._heights[indices]
-
-
-def decoded_sizes(beton: Beton, resolution: int) -> Sizes:
-    """The size that each sample has after decoding for `resolution`."""
-    widths, heights = np.asarray(beton.widths, np.int64), np.asarray(beton.heights, np.int64)
-    if (widths == widths[0]).all() and (heights == heights[0]).all():
-        width, height = decoded_size(int(widths[0]), int(heights[0]), resolution)
-        return Sizes(np.full(1, width), np.full(1, height))
-    pairs, which = np.unique(np.stack([widths, heights], axis=1), axis=0, return_inverse=True)
-    decoded = np.array([decoded_size(int(w), int(h), resolution) for w, h in pairs])[which.reshape(-1)]
-    return Sizes(decoded[:, 0], decoded[:, 1])
-
-
-class Store:
-    """Resident mode: the decoded data set as one uint8 array in RAM.
-
-    A sample is decoded when an epoch first asks for it, so the first epoch starts at once and fills the store as it goes.
+    pixels: the images one after the other, row r from byte offsets[r] on. fresh: (rows,) bool, the rows that were decoded (or
+    are to be decoded by the device): the others the device holds already.
     """
 
-    def __init__(self, samples: int, width: int, height: int) -> None:
-        """Memory is taken as it is filled: samples * width * height * 3 bytes in the end."""
-        self._shape, self._size = (height, width, 3), height * width * 3
-        self._memory = np.empty(samples * self._size + cpu.SOURCE_PADDING, np.uint8)
-        self._filled = np.zeros(samples, np.bool_)
+    def __init__(self, feed: Feed, order: Order, epoch: int, number: int) -> None:
+        super().__init__(feed, order, epoch, number)
+        widths, heights = self.sizes
+        self.offsets = np.concatenate([[0], np.cumsum(widths * heights * 3)])
+        self.pixels: NDArray[np.uint8] = feed.pool.take((0 if feed.device_decodes else int(self.offsets[-1]),), np.uint8)
+        self.fresh = np.zeros(self.rows, np.bool_)
+        self.parameters = self.draw()
 
-    def pixels(self, index: int, feed: Feed) -> NDArray[np.uint8]:
-        """Sample `index` as (bytes + padding,) uint8, decoded by the feed if it is not here yet; any thread may ask."""
-        start = index * self._size
-        if not self._filled[index]:
-            # Two threads may both come here for one sample (class-balanced orders repeat some); both write the same bytes.
-            feed.decode(index, self._memory[start : start + self._size].reshape(self._shape))
-            self._filled[index] = True
-        return self._memory[start : start + self._size + cpu.SOURCE_PADDING]
+    def make(self, row: int, index: int) -> None:
+        feed = self.feed
+        if feed.on_device is not None and feed.on_device[index]:
+            return
+        if feed.device_decodes:
+            if feed.settings.verify:
+                feed.beton.verify(index)
+        else:
+            feed.decode(index, self.pixels_of(row))
+        self.fresh[row] = True
+
+    def pixels_of(self, row: int) -> NDArray[np.uint8]:
+        """Row's place in `pixels`: (h, w, 3)."""
+        width, height = (int(side[row]) for side in self.sizes)
+        return self.pixels[self.offsets[row] : self.offsets[row + 1]].reshape(height, width, 3)

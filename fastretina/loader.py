@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from fastretina.augment import Augment
 from fastretina.beton import Beton
 from fastretina.buffers import BufferPool
+from fastretina.decode.cpu import decoded_sizes
 from fastretina.errors import LoaderError, SampleError, UsageError
-from fastretina.feed import KERNEL_DTYPES, BatchJob, Feed, FeedSettings, Store, decoded_sizes
-from fastretina.memory import available_bytes
+from fastretina.feed import KERNEL_DTYPES, BatchJob, CpuJob, DeviceJob, Feed, FeedSettings
 from fastretina.order import Sampling
 from fastretina.pipeline import Pipeline
+from fastretina.resident import DeviceStore, Store, plan_residence
 
-# `resident="auto"` takes at most this share of the free memory: a train and a test loader may each come to it unaware of
-# the other, since memory is only taken as a store fills.
-_AUTO_RESIDENT_SHARE = 0.4
+if TYPE_CHECKING:
+    from fastretina.device import DeviceStage
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +80,8 @@ class Loader:
         if dtype not in KERNEL_DTYPES:
             raise UsageError(f"dtype must be one of {', '.join(map(str, KERNEL_DTYPES))}, not {dtype}")
         self.device = torch.device(device)
-        if decode == "gpu":
-            raise UsageError("decode='gpu' is not available: use decode='auto' or 'cpu'")
+        if decode == "gpu" and self.device.type != "cuda":
+            raise UsageError(f"decode='gpu' needs device='cuda', not {self.device}: use decode='auto' or 'cpu'")
         self.beton = Beton(path)
         self.max_bad = max_bad
         self.skipped: list[SampleError] = []
@@ -97,18 +95,25 @@ class Loader:
         )  # fmt: skip
         # Enough batches ahead that every thread has rows to take while the consumer holds one.
         ahead = 2 + -(-2 * workers // batch_size)
-        nbytes = batch_size * resolution * resolution * 3 * dtype.itemsize
-        pool = BufferPool(nbytes, keep=ahead + 2, pinned=self.device.type == "cuda")
-        store, kept = _make_store(self.beton, resolution, resident)
-        self._feed = Feed(self.beton, settings, store, pool)
+        residence, kept = plan_residence(self.beton, resolution, resident, self.device)
+        self._stage: DeviceStage | None = None
+        if self.device.type == "cpu":
+            nbytes = batch_size * resolution * resolution * 3 * dtype.itemsize
+            self._feed = Feed(self.beton, settings, BufferPool(nbytes, keep=ahead + 2), CpuJob)
+            self._feed.store = Store(len(self.beton), *residence) if residence else None
+        else:
+            widths, heights = decoded_sizes(self.beton, resolution).largest
+            pool = BufferPool(batch_size * widths * heights * 3, keep=ahead + 2, pinned=True)
+            self._feed = Feed(self.beton, settings, pool, DeviceJob)
+            self._stage = _make_stage(self._feed, self.device, residence, decode)
         self._pipeline = Pipeline(workers, ahead)
         self._finalizer = weakref.finalize(self, self._pipeline.close)
         self._epoch, self._batch = 0, 0  # of the next batch to deliver
         self._resume = False
         self._next_job: tuple[int, int] | None = None  # what the pipeline will yield next; None: not started
         self._iteration = 0
-        self._in_transfer: deque[tuple[torch.cuda.Event, torch.Tensor]] = deque()
-        self.description = f"decode on {workers} CPU thread{'s' if workers > 1 else ''}, {kept}"
+        where = "the GPU" if self._feed.device_decodes else f"{workers} CPU thread{'s' if workers > 1 else ''}"
+        self.description = f"decode on {where}, {kept}"
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -150,23 +155,20 @@ class Loader:
 
     def _finish(self, job: BatchJob) -> Batch:
         """Turn a finished job into tensors; bad rows are recorded and cut out."""
-        images = torch.from_numpy(job.images).view(self._feed.settings.dtype).permute(0, 3, 1, 2)
+        if isinstance(job, DeviceJob):
+            assert self._stage is not None
+            images = self._stage.launch(job)  # without the bad rows, of which it may find more
+        else:
+            assert isinstance(job, CpuJob)
+            images = torch.from_numpy(job.images).view(self._feed.settings.dtype)
         ids, labels = torch.from_numpy(job.ids), torch.from_numpy(self.beton.labels[job.indices])
         if job.bad:
             self._record(job.bad.values())
             good = torch.tensor([row not in job.bad for row in range(job.rows)])
-            images = images[good].contiguous(memory_format=torch.channels_last)
             labels, ids = labels[good], ids[good]
-        if self.device.type != "cuda":
-            return Batch(images, labels, ids)
-        on_device = Batch(*(tensor.to(self.device, non_blocking=True) for tensor in (images, labels, ids)))
-        # The copy reads pinned memory until its event has passed: hold on to that until then.
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self.device))
-        self._in_transfer.append((event, images))
-        while len(self._in_transfer) > 1 and self._in_transfer[0][0].query():  # type: ignore[no-untyped-call]
-            self._in_transfer.popleft()
-        return on_device
+            images = images[good] if len(images) == job.rows else images
+        labels, ids = (values.to(self.device, non_blocking=True) for values in (labels, ids))
+        return Batch(images.permute(0, 3, 1, 2), labels, ids)
 
     def _record(self, errors: Any) -> None:
         known = {error.index for error in self.skipped}
@@ -204,7 +206,7 @@ class Loader:
     def close(self) -> None:
         """End the threads and let go of the memory. Batches that were delivered stay valid."""
         self._finalizer()
-        self._feed.store = None
+        self._feed.store = self._stage = None
 
     def __enter__(self) -> Loader:
         return self
@@ -213,21 +215,18 @@ class Loader:
         self.close()
 
 
-def _make_store(beton: Beton, resolution: int, resident: str) -> tuple[Store | None, str]:
-    """The store for resident mode, or None; and in words which."""
-    if resident == "off":
-        return None, "streaming"
-    only = decoded_sizes(beton, resolution).only
-    path: Path = beton.path
-    if only is None:
-        if resident == "on":
-            raise LoaderError(f"{path}: resident mode needs images of one size; pack them with tools/write_beton.py --size")
-        return None, "streaming (images of several sizes)"
-    needed, free = len(beton) * only[0] * only[1] * 3, available_bytes()
-    if needed > free * (1.0 if resident == "on" else _AUTO_RESIDENT_SHARE):
-        if resident == "on":
-            raise LoaderError(
-                f"{path}: resident mode needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; use resident='auto'"
-            )
-        return None, f"streaming (resident would take {needed / 1e9:.1f} of {free / 1e9:.1f} GB free)"
-    return Store(len(beton), *only), f"resident in RAM ({needed / 1e6:,.0f} MB)"
+def _make_stage(feed: Feed, device: torch.device, residence: tuple[int, int] | None, decode: str) -> DeviceStage:
+    """The device half. Its modules are imported here: the CPU path needs neither Triton nor a decoder library."""
+    from fastretina.decode.gpu import make_backend
+    from fastretina.device import DeviceStage
+
+    full = int(feed.beton.widths.max()), int(feed.beton.heights.max())
+    if decode == "gpu" and feed.sizes.largest != full:
+        raise UsageError(
+            f"decode='gpu' decodes at full size, {full[0]} x {full[1]} px; for resolution {feed.settings.resolution} the CPU "
+            "decodes at a fraction of it: use decode='auto'"
+        )
+    store = DeviceStore(len(feed.beton), *residence, device) if residence else None
+    feed.on_device = store.held if store else None
+    feed.device_decodes = decode == "gpu"
+    return DeviceStage(feed, device, store, make_backend(device) if feed.device_decodes else None)

@@ -287,12 +287,12 @@ def test_without_the_checksum_damage_can_pass_unnoticed_which_is_why_it_is_on(da
 
 
 def test_resident_is_refused_with_both_numbers_where_it_does_not_fit(path, monkeypatch):
-    monkeypatch.setattr("fastretina.loader.available_bytes", lambda: 10**6)
-    with pytest.raises(LoaderError, match=r"0\.00 GB.*0\.00 GB are free"):
+    monkeypatch.setattr("fastretina.resident.available_bytes", lambda: 10**6)
+    with pytest.raises(LoaderError, match=r"0\.00 GB of RAM and 0\.00 GB are free"):
         Loader(path, **kwargs(resident="on"))
     with Loader(path, **kwargs(resident="auto")) as loader:
         assert "streaming" in loader.description
-    monkeypatch.setattr("fastretina.loader.available_bytes", lambda: 10**9)
+    monkeypatch.setattr("fastretina.resident.available_bytes", lambda: 10**9)
     with Loader(path, **kwargs(resident="auto")) as loader:
         assert "resident" in loader.description
 

@@ -70,3 +70,37 @@ def decode(beton: Beton, index: int, resolution: int, target: NDArray[np.uint8],
         np.copyto(target, pixels)
     else:
         cv2.resize(pixels, (target.shape[1], target.shape[0]), dst=target, interpolation=cv2.INTER_AREA)
+
+
+class Sizes:
+    """Decoded width and height of each sample: one pair where all are equal, else two (N,) arrays."""
+
+    def __init__(self, widths: NDArray[np.int64], heights: NDArray[np.int64]) -> None:
+        uniform = bool((widths == widths[0]).all() and (heights == heights[0]).all())
+        self.only = (int(widths[0]), int(heights[0])) if uniform else None
+        self._widths, self._heights = (widths[:0], heights[:0]) if uniform else (widths, heights)
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return self.only or (int(self._widths[index]), int(self._heights[index]))
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """The largest width and the largest height."""
+        return self.only or (int(self._widths.max()), int(self._heights.max()))
+
+    def of(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Widths and heights (B,) int64 of these samples."""
+        if self.only:
+            return np.full(len(indices), self.only[0]), np.full(len(indices), self.only[1])
+        return self._widths[indices], self._heights[indices]
+
+
+def decoded_sizes(beton: Beton, resolution: int) -> Sizes:
+    """The size that each sample has after decoding for `resolution`."""
+    widths, heights = np.asarray(beton.widths, np.int64), np.asarray(beton.heights, np.int64)
+    if (widths == widths[0]).all() and (heights == heights[0]).all():
+        width, height = decoded_size(int(widths[0]), int(heights[0]), resolution)
+        return Sizes(np.full(1, width), np.full(1, height))
+    pairs, which = np.unique(np.stack([widths, heights], axis=1), axis=0, return_inverse=True)
+    decoded = np.array([decoded_size(int(w), int(h), resolution) for w, h in pairs])[which.reshape(-1)]
+    return Sizes(decoded[:, 0], decoded[:, 1])

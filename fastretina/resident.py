@@ -1,0 +1,79 @@
+"""Resident mode: the decoded data set in memory, so that later epochs only warp."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastretina.augment import cpu
+from fastretina.beton import Beton
+from fastretina.decode.cpu import decoded_sizes
+from fastretina.errors import LoaderError
+from fastretina.memory import available_bytes
+
+# `resident="auto"` takes at most this share of the free memory: a train and a test loader may each come to it unaware of
+# the other, since memory is only taken as a store fills; and on a GPU the model needs its part.
+_AUTO_SHARE = 0.4
+
+
+class Store:
+    """The decoded data set as one uint8 array in RAM, (N, H, W, 3).
+
+    A sample is decoded when an epoch first asks for it, so the first epoch starts at once and fills the store as it goes.
+    """
+
+    def __init__(self, samples: int, width: int, height: int) -> None:
+        """Memory is taken as it is filled: samples * width * height * 3 bytes in the end."""
+        self._shape, self._size = (height, width, 3), height * width * 3
+        self._memory = np.empty(samples * self._size + cpu.SOURCE_PADDING, np.uint8)
+        self._filled = np.zeros(samples, np.bool_)
+
+    def pixels(self, index: int, decode: Callable[[int, NDArray[np.uint8]], None]) -> NDArray[np.uint8]:
+        """Sample `index` as (bytes + padding,) uint8, decoded first if it is not here yet; any thread may ask."""
+        start = index * self._size
+        if not self._filled[index]:
+            # Two threads may both come here for one sample (class-balanced orders repeat some); both write the same bytes.
+            decode(index, self._memory[start : start + self._size].reshape(self._shape))
+            self._filled[index] = True
+        return self._memory[start : start + self._size + cpu.SOURCE_PADDING]
+
+
+class DeviceStore:
+    """The decoded data set in device memory, (N, H, W, 3) uint8; filled as the first epoch goes, too."""
+
+    def __init__(self, samples: int, width: int, height: int, device: torch.device) -> None:
+        self.images = torch.empty((samples, height, width, 3), dtype=torch.uint8, device=device)
+        # Set when the copy has been queued: whatever reads the sample is queued later on the same stream.
+        self.held = np.zeros(samples, np.bool_)
+
+    def addresses(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(B,) device addresses of these samples."""
+        return self.images.data_ptr() + indices * self.images[0].numel()
+
+
+def plan_residence(beton: Beton, resolution: int, resident: str, device: torch.device) -> tuple[tuple[int, int] | None, str]:
+    """(width, height) of the images to keep, or None; and the decision in words.
+
+    resident: "on", "off", or "auto" (where they take at most 40 % of what is free). Raises LoaderError where "on" cannot be.
+    """
+    if resident == "off":
+        return None, "streaming"
+    only = decoded_sizes(beton, resolution).only
+    if only is None:
+        if resident == "on":
+            raise LoaderError(f"{beton.path}: resident mode needs images of one size; pack them with tools/write_beton.py --size")
+        return None, "streaming (images of several sizes)"
+    where = "RAM" if device.type == "cpu" else "device memory"
+    needed = len(beton) * only[0] * only[1] * 3
+    free = available_bytes() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+    if resident == "on" and needed > free:
+        raise LoaderError(
+            f"{beton.path}: resident mode needs {needed / 1e9:.2f} GB of {where} and {free / 1e9:.2f} GB are free; "
+            "use resident='auto'"
+        )
+    if resident == "auto" and needed > free * _AUTO_SHARE:
+        return None, f"streaming (resident would take {needed / 1e9:.1f} of {free / 1e9:.1f} GB of {where} free)"
+    return only, f"resident in {where} ({needed / 1e6:,.0f} MB)"
