@@ -115,7 +115,7 @@ class BatchJob(ABC):
         """Make one row out of sample `index`."""
 
 
-_scratch = threading.local()  # memory of a thread that decodes, used again for every sample
+_scratch = threading.local()
 
 
 class CpuJob(BatchJob):
@@ -138,17 +138,21 @@ class CpuJob(BatchJob):
             feed.decode(index, self.images[row])
             return
         width, height = int(self.sizes[0][row]), int(self.sizes[1][row])
-        source = feed.store.pixels(index, feed.decode) if feed.store is not None else self._decoded(index, width, height)
+        source = _thread_memory(width * height * 3 + cpu.SOURCE_PADDING)
+        pixels = source[: width * height * 3].reshape(height, width, 3)
+        if feed.store is not None:
+            feed.store.read(index, pixels, feed.decode)
+        else:
+            feed.decode(index, pixels)
         cpu.warp(source, height, width, self.affine[row], self.colour[row], feed.norm, feed.recolours, self.images[row])
 
-    def _decoded(self, index: int, width: int, height: int) -> NDArray[np.uint8]:
-        """The sample as (bytes + padding,) uint8, valid until this thread asks again."""
-        size = width * height * 3
-        flat: NDArray[np.uint8] | None = getattr(_scratch, "flat", None)
-        if flat is None or len(flat) < size + cpu.SOURCE_PADDING:
-            flat = _scratch.flat = np.zeros(size + cpu.SOURCE_PADDING, np.uint8)
-        self.feed.decode(index, flat[:size].reshape(height, width, 3))
-        return flat
+
+def _thread_memory(size: int) -> NDArray[np.uint8]:
+    """At least `size` bytes of the calling thread's own, the same for every sample: they stay in its core's cache."""
+    flat: NDArray[np.uint8] | None = getattr(_scratch, "flat", None)
+    if flat is None or len(flat) < size:
+        flat = _scratch.flat = np.zeros(size, np.uint8)
+    return flat
 
 
 class DeviceJob(BatchJob):
