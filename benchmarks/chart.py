@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 OURS, PEERS = "#0072b2", "#9a9a9a"  # blue and grey: told apart by everyone, and in print
 
@@ -21,6 +22,8 @@ def draw_chart(result: dict[str, Any], path: Path) -> None:
     for axis, comparison in zip(axes, comparisons, strict=True):
         sides = sorted(comparison["sides"].items(), key=lambda item: item[1]["per_second"]["median"])
         names = [name.replace("_", " ") for name, _ in sides]
+        if "augment" in comparison["name"]:
+            names = [f"{name} (no rotation)" if name == "ffcv" else name for name in names]
         rates = [side["per_second"] for _, side in sides]
         medians = [rate["median"] for rate in rates]
         spread = [[r["median"] - r["low"] for r in rates], [r["high"] - r["median"] for r in rates]]
@@ -32,6 +35,7 @@ def draw_chart(result: dict[str, Any], path: Path) -> None:
         axis.set_xlim(0, max(r["high"] for r in rates) * 1.14)
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=9)
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes[-1].set_xlabel("images per second (median and interval; more is better)")
     hard = result["hardware"]
     figure.suptitle(f"{hard['cpu']}, {hard['cores']} cores, {result['workers']} workers a side", fontsize=10)

@@ -50,13 +50,13 @@ COMPARISONS = (
     Comparison(
         "decode", "loader", "decode", 512, ("fastretina", "fastretina_without_checksum", "ffcv", "dali", "torchvision", "pillow")
     ),
-    Comparison("decode for 256 px", "loader", "decode", 256, ("fastretina", "ffcv", "dali", "pillow")),
+    Comparison("decode to half the size", "loader", "decode", 256, ("fastretina", "ffcv", "dali", "pillow")),
     Comparison(
         "decode + augment + normalise", "loader", "augment", 512,
         ("fastretina", "pillow", "torchvision", "webdataset", "dali", "ffcv", "ffcv_with_our_warp"),
     ),
     Comparison("resident epoch, augmented", "resident", "augment", 512, ("fastretina_resident", "fastretina")),
-    Comparison("training ResNet18 at 128 px", "train", "train", 128, ("train_fastretina", "train_synthetic"), batch_size=32),
+    Comparison("training ResNet18, float32", "train", "train", 128, ("train_fastretina", "train_synthetic"), batch_size=32),
 )  # fmt: skip
 
 
