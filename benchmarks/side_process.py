@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from sides import IMPORTS, SIDES, Epoch, Task, cpu_seconds, private_mb
 
 _MARK = "\x1e"  # starts our lines; whatever a peer prints is passed over
@@ -29,6 +30,9 @@ def measure_epoch(epoch: Epoch) -> dict[str, float]:
     for size in epoch():
         images += size
         times.append(time.perf_counter())
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # what was only queued has not been done
+        times[-1] = time.perf_counter()
     return {
         "images": images,
         "wall": times[-1] - start,

@@ -31,6 +31,7 @@ class Task:
     batch_size: int
     workers: int
     device: str = "cpu"
+    arch: str = "resnet18"  # what the training sides train
     scratch: str = ""  # a folder for files that a side needs; the parent removes it
 
 
@@ -59,6 +60,10 @@ def fastretina_without_checksum(task: Task) -> Epoch:
 
 def fastretina_resident(task: Task) -> Epoch:
     return fastretina(task, resident="on")
+
+
+def fastretina_gpu_decode(task: Task) -> Epoch:
+    return fastretina(task, decode="gpu")
 
 
 def ffcv(task: Task) -> Epoch:
@@ -219,9 +224,7 @@ def dali(task: Task) -> Epoch:
 
 
 class Training:
-    """ResNet18 training steps on one loader; `extra` holds the seconds that the last epoch waited for data."""
-
-    STEPS = 16
+    """Training steps on one loader: float32 on a CPU, bfloat16 on a GPU. `extra` holds the seconds that the last epoch waited."""
 
     def __init__(self, task: Task, batches: Callable[[], Iterator[tuple[Any, Any]]]) -> None:
         import torch
@@ -229,40 +232,51 @@ class Training:
         from fastretina.models import build_model
 
         torch.manual_seed(0)
-        self.model = build_model("resnet18").to(task.device)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
-        self.batches = batches
+        self.model = build_model(task.arch).to(task.device)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9, fused=True)
+        self.batches, self.device = batches, task.device
+        self.steps = 100 if task.device == "cuda" else 16
         self.extra: dict[str, float] = {}
 
     def __call__(self) -> Iterator[int]:
         import torch
 
         batches, wait = self.batches(), 0.0
-        for _ in range(self.STEPS):
+        for _ in range(self.steps):
             asked = time.perf_counter()
             images, labels = next(batches)
             wait += time.perf_counter() - asked
             self.optimizer.zero_grad(set_to_none=True)
-            torch.nn.functional.cross_entropy(self.model(images), labels).backward()  # type: ignore[no-untyped-call]
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+                loss = torch.nn.functional.cross_entropy(self.model(images), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             self.extra = {"wait": wait}
             yield len(labels)
 
 
-def train_fastretina(task: Task) -> Epoch:
+def train_fastretina(task: Task, **changes: Any) -> Epoch:
     """Training from the streaming loader, rotation and flips on."""
+    import torch
+
     from fastretina.loader import Loader
 
-    loader = Loader(task.data, task.batch_size, resolution=task.resolution, workers=task.workers, device=task.device)
+    settings: dict[str, Any] = {"dtype": torch.bfloat16 if task.device == "cuda" else torch.float32, "workers": task.workers}
+    loader = Loader(task.data, task.batch_size, resolution=task.resolution, device=task.device, **(settings | changes))
     endless = ((batch.images, batch.labels) for _ in itertools.count() for batch in loader)
     return Training(task, lambda: endless)
+
+
+def train_resident(task: Task) -> Epoch:
+    return train_fastretina(task, resident="on")
 
 
 def train_synthetic(task: Task) -> Epoch:
     """The same steps on one batch that is there already: the model's own limit."""
     import torch
 
-    images = torch.randn(task.batch_size, 3, task.resolution, task.resolution, device=task.device)
+    dtype = torch.bfloat16 if task.device == "cuda" else torch.float32
+    images = torch.randn(task.batch_size, 3, task.resolution, task.resolution, device=task.device, dtype=dtype)
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(task.batch_size, dtype=torch.int64, device=task.device)
     return Training(task, lambda: itertools.repeat((images, labels)))
@@ -271,8 +285,8 @@ def train_synthetic(task: Task) -> Epoch:
 SIDES: dict[str, Callable[[Task], Epoch]] = {
     side.__name__: side
     for side in (
-        fastretina, fastretina_without_checksum, fastretina_resident, ffcv, ffcv_with_our_warp, pillow, torchvision, webdataset,
-        dali, train_fastretina, train_synthetic,
+        fastretina, fastretina_without_checksum, fastretina_resident, fastretina_gpu_decode, ffcv, ffcv_with_our_warp, pillow,
+        torchvision, webdataset, dali, train_fastretina, train_resident, train_synthetic,
     )
 }  # fmt: skip
 

@@ -27,6 +27,7 @@ from sides import IMPORTS, Task
 from fastretina.beton import Beton
 from fastretina.cli import run
 from fastretina.errors import RunError, UsageError
+from fastretina.precision import choose_device
 
 FULL_TRAIN_SET = 28_100  # images in the training set that this project exists for
 OLD_EPOCH = 2088.0  # seconds that one epoch of it took with a Pillow __getitem__
@@ -44,6 +45,7 @@ class Comparison:
     resolution: int  # px
     sides: tuple[str, ...]
     batch_size: int = 64
+    arch: str = "resnet18"
 
 
 COMPARISONS = (
@@ -57,6 +59,20 @@ COMPARISONS = (
     ),
     Comparison("resident epoch, augmented", "resident", "augment", 512, ("fastretina_resident", "fastretina")),
     Comparison("training ResNet18, float32", "train", "train", 128, ("train_fastretina", "train_synthetic"), batch_size=32),
+)  # fmt: skip
+
+
+# On a GPU: the loader alone, and training in bfloat16 at full size beside the model's own limit (synthetic input).
+CUDA_COMPARISONS = (
+    Comparison("loader, decode on the CPU or the GPU", "loader", "augment", 512, ("fastretina", "fastretina_gpu_decode"), 256),
+    Comparison("loader, resident", "resident", "augment", 512, ("fastretina_resident", "fastretina"), 256),
+    Comparison(
+        "training ResNet18, bfloat16", "train", "train", 512, ("train_fastretina", "train_resident", "train_synthetic"), 128
+    ),
+    Comparison(
+        "training ResNet50, bfloat16", "train", "train", 512, ("train_fastretina", "train_resident", "train_synthetic"), 128,
+        "resnet50",
+    ),
 )  # fmt: skip
 
 
@@ -95,7 +111,8 @@ def installed(side: str) -> bool:
 def compare(comparison: Comparison, config: ThroughputBenchmark, workers: int, scratch: str) -> dict[str, Any]:
     """All rounds of one comparison; sides that are not installed are left out, sides that fail are reported as such."""
     task = Task(
-        str(config.data), comparison.work, comparison.resolution, comparison.batch_size, workers, config.device, scratch
+        str(config.data), comparison.work, comparison.resolution, comparison.batch_size, workers, config.device, comparison.arch,
+        scratch,
     )  # fmt: skip
     processes: dict[str, SideProcess] = {}
     failed: dict[str, str] = {}
@@ -191,6 +208,7 @@ def table(comparison: dict[str, Any]) -> str:
 
 def main(config: ThroughputBenchmark) -> None:
     """Images per second of fastretina and its peers, interleaved in one run."""
+    choose_device(config.device)  # UsageError where there is no such device
     if config.only != "pack" and not config.data.exists():
         raise UsageError(f"{config.data}: not there. Make it with: make data, or name another with --data")
     hard = hardware()
@@ -202,12 +220,12 @@ def main(config: ThroughputBenchmark) -> None:
         sizes = [len(beton.jpeg(i)) for i in range(len(beton))]
         result["data"] = {"samples": len(beton), "mean_kb": round(sum(sizes) / len(sizes) / 1e3, 1)}
         print(f"{config.data}: {len(beton):,} images, {result['data']['mean_kb']} KB each")
-    for comparison in COMPARISONS:
+    for comparison in CUDA_COMPARISONS if config.device == "cuda" else COMPARISONS:
         if config.only in (None, comparison.group):
             with tempfile.TemporaryDirectory(prefix="fastretina-bench-") as scratch:
                 result["comparisons"].append(compare(comparison, config, workers, scratch))
             print(table(result["comparisons"][-1]), flush=True)
-    if config.only in (None, "loader"):
+    if config.only in (None, "loader") and config.device == "cpu":
         result["cold_first_batch_s"] = cold_starts(config, workers)
         augmented = next(
             c for c in result["comparisons"] if c["group"] == "loader" and c["sides"]["fastretina"]["epoch_gap_s"] is not None
@@ -218,7 +236,7 @@ def main(config: ThroughputBenchmark) -> None:
         print(
             f"an epoch of {FULL_TRAIN_SET:,} images: {epoch:.1f} s of loading, where the whole epoch once took {OLD_EPOCH:,.0f} s"
         )
-    if config.only in (None, "pack"):
+    if config.only in (None, "pack") and config.device == "cpu":
         result["pack"] = pack(config.rounds)
         for side in ("fastretina", "ffcv"):
             print(f"packing, {side}: {result['pack'][side]['median']:,.0f} img/s")
