@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,7 +73,8 @@ class NvImageCodec:
         # A shorter or failed set cannot be used again: the library wants one image for each source.
         again = {"images": images} if len(images) == len(jpegs) and None not in images else {}
         stream = torch.cuda.current_stream().cuda_stream
-        found = list(self._decoder.decode(list(jpegs), params=self._parameters, cuda_stream=stream, **again))
+        sources = [np.frombuffer(jpeg, np.uint8) for jpeg in jpegs]
+        found = list(self._decoder.decode(sources, params=self._parameters, cuda_stream=stream, **again))
         self._sets[self._turn] = found, None
         images = [
             torch.as_tensor(image, device=self._device) if image is not None and tuple(image.shape) == (*size, 3) else None
