@@ -11,7 +11,7 @@ DEMO_FLAGS   := --schedule onecycle --epochs 7 --lr 2e-3 --batch-size 32 --resol
 BENCH_FLAGS  :=
 BENCH_EXTRAS := dev,bench
 
-.PHONY: demo test bench setup data clean
+.PHONY: demo test test-faults bench setup data clean
 
 setup:
 	@bash tools/setup.sh
@@ -33,6 +33,10 @@ test: setup
 	$(PYTHON_IN) -m ruff format --check .
 	$(PYTHON_IN) -m mypy
 	$(PYTHON_IN) -m pytest
+
+# Every fault of docs/reliability.md in full number: ten minutes on two cores. `make test` tries a few of each.
+test-faults: setup
+	$(PYTHON_IN) -m pytest tests/faults -m "slow_faults or not tries"
 
 bench: data
 	@FASTRETINA_EXTRAS=$(BENCH_EXTRAS) bash tools/setup.sh

@@ -114,13 +114,6 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """A whole small file at once, complete or not at all. Raises ConvertError."""
-    with AtomicFile(path) as file:
-        file.write(data, 0)
-        file.publish()
-
-
 class BetonWriter:
     """Samples in order, then `finish`; leaving the `with` block before that leaves nothing.
 

@@ -1,4 +1,7 @@
-"""The two files that a run can be taken up from: best.safetensors to grade with, last.pt to go on training with."""
+"""The two files that a run can be taken up from: best.safetensors to grade with, last.pt to go on training with.
+
+Both carry checksums. The save before the last is kept (last.prev.pt, best.prev.safetensors), and a damaged one falls back to it.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,13 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from fastretina import __version__
 from fastretina.errors import CheckpointError
-from fastretina.models import ARCHS, build_model, load_safely, load_trunk
+from fastretina.models import ARCHS, build_model, load_safely, load_trunk, refuse_inflating
 from fastretina.runs import RunFolder, sync_folder, write_atomically
+from fastretina.seal import UNSEALED, is_intact, seal
 
 STATE_FORMAT = 1  # last.pt's layout; one more whenever an older program could misread it
 
@@ -50,12 +54,17 @@ def save_grader(path: Path, model: nn.Module, grader: Grader) -> None:
     """Write weights and metadata atomically."""
     # safetensors refuses strided views; channels-last weights are such.
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    data = safetensors.torch.save(tensors, metadata=grader.metadata())
+    write_grader(path, tensors, grader)
+
+
+def write_grader(path: Path, tensors: dict[str, Tensor], grader: Grader) -> None:
+    """Write contiguous tensors on the CPU, metadata and a checksum over all of it atomically."""
+    data = seal(safetensors.torch.save(tensors, metadata={**grader.metadata(), **UNSEALED}))
     write_atomically(path, lambda file: file.write(data))
 
 
 def read_grader(path: Path) -> Grader:
-    """Read a checkpoint's metadata alone. CheckpointError naming the file where it is missing, damaged or not fastretina's."""
+    """Read a checkpoint's metadata alone, without its checksum. CheckpointError: missing, damaged or not fastretina's."""
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint")
     try:
@@ -82,23 +91,45 @@ def load_grader(path: Path) -> tuple[nn.Module, Grader]:
     """The model (channels-last, in evaluation mode, on the CPU) and its metadata. Raises CheckpointError as `read_grader` does."""
     grader = read_grader(path)
     model = build_model(grader.arch, grader.num_classes)
-    try:
-        state = safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged: {error}") from error
-    load_trunk(model, state, path)
+    load_trunk(model, read_tensors(path), path)
     return model.eval(), grader
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a training state (tensors and plain values) atomically: `path` holds the new state or, come what may, the old one."""
-    write_atomically(path, lambda file: torch.save({"format": STATE_FORMAT, "fastretina": __version__, **state}, file))
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint, by name, after a look at its checksum. CheckpointError naming the file."""
+    try:
+        return safetensors.torch.load(_sealed(path))
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged: {error}") from error
+
+
+def _sealed(path: Path) -> bytes:
+    """All bytes of a checkpoint, checked: they cannot have changed since they were written."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    intact = is_intact(data)
+    if intact is None:
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint of fastretina: it holds no checksum")
+    if not intact:
+        raise CheckpointError(f"{path}: damaged: its checksum is wrong")
+    return data
+
+
+def save_state(path: Path, state: dict[str, Any], older: Path | None = None) -> None:
+    """Write a training state (tensors and plain values) atomically: `path` holds the new state or, come what may, the old one.
+
+    older: where the old one stays.
+    """
+    write_atomically(path, lambda file: torch.save({"format": STATE_FORMAT, "fastretina": __version__, **state}, file), older)
 
 
 def load_state(path: Path) -> dict[str, Any]:
     """Read a training state, on the CPU; runs no code from it. CheckpointError naming the file and the way out."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such training state (last.pt)")
+        raise CheckpointError(f"{path}: there is no such training state")
+    refuse_inflating(path)
     try:
         # torch.save notes a crc32 of each tensor, torch.load does not look at it: 0.1 s for ResNet18's 134 MB.
         with zipfile.ZipFile(path) as archive:
@@ -122,20 +153,64 @@ def staged_best(run: RunFolder) -> Path:
     return run.best.with_name(".next." + run.best.name)
 
 
-def settle_best(run: RunFolder, best_epoch: int | None) -> None:
-    """Make best.safetensors agree with last.pt, which says that `best_epoch` (from 1) is the best.
+def find_best(run: RunFolder, best_epoch: int | None) -> Path | None:
+    """The sound checkpoint of `best_epoch` (from 1; None before the first), whatever name it has just now.
 
-    A run saves in the order: staged best, last.pt, settle. Killed anywhere between, the next start comes here and finds either a
+    CheckpointError where there is none.
+    """
+    if best_epoch is None:
+        return None
+    for path in (run.best, staged_best(run), run.previous_best):
+        try:
+            if read_grader(path).epoch == best_epoch:
+                _sealed(path)
+                return path
+        except CheckpointError:
+            continue
+    raise CheckpointError(
+        f"{run.best}: missing, damaged or not of epoch {best_epoch}, which the training state beside it calls the best; "
+        "start anew in another --out"
+    )
+
+
+def latest_state(run: RunFolder) -> tuple[dict[str, Any], Path | None, CheckpointError | None]:
+    """The newest training state that is sound and has its best checkpoint; that checkpoint; what is wrong with last.pt, if it is.
+
+    CheckpointError (of last.pt) where neither state can be used. Changes nothing.
+    """
+    problem: CheckpointError | None = None
+    for path in (run.last, run.previous):
+        try:
+            state = load_state(path)
+            return state, find_best(run, state["progress"]["best_epoch"]), problem
+        except CheckpointError as error:
+            problem = problem or error
+    assert problem is not None
+    raise problem
+
+
+def settle(run: RunFolder, best: Path | None, fell_back: bool) -> None:
+    """Make the folder agree with the state and the checkpoint that `latest_state` found.
+
+    A run saves in the order: staged best, last.pt, promote. Killed anywhere between, the next start comes here and finds either a
     staged best that last.pt knows of, which gets its name, or one that last.pt has never heard of, which goes.
     """
-    staged = staged_best(run)
-    if staged.is_file():
-        if best_epoch is not None and read_grader(staged).epoch == best_epoch:
-            staged.replace(run.best)
-            sync_folder(run.path)
-        else:
-            staged.unlink()
-    if best_epoch is not None and (not run.best.is_file() or read_grader(run.best).epoch != best_epoch):
-        raise CheckpointError(
-            f"{run.best}: missing or not of epoch {best_epoch}, which {run.last} calls the best; start anew in another --out"
-        )
+    if best is None:
+        run.best.unlink(missing_ok=True)  # of a later state, which could not be read
+    elif best == run.previous_best:
+        best.replace(run.best)
+    elif best != run.best:
+        promote_best(run)
+    staged_best(run).unlink(missing_ok=True)
+    if fell_back:
+        run.previous.replace(run.last)
+        run.previous_best.unlink(missing_ok=True)
+    sync_folder(run.path)
+
+
+def promote_best(run: RunFolder) -> None:
+    """Give the staged checkpoint its name; the one before it stays, for the state before the last speaks of it."""
+    if run.best.is_file():
+        run.best.replace(run.previous_best)
+    staged_best(run).replace(run.best)
+    sync_folder(run.path)

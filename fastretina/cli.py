@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -41,7 +42,7 @@ def run(config: type[Config], main: Callable[[Config], int | None], argv: Sequen
     standard error; 130 on SIGINT; 143 on SIGTERM.
     """
     signal.signal(signal.SIGTERM, _terminate)
-    parsed = tyro.cli(config, description=main.__doc__ or config.__doc__, args=argv, prog=_program())
+    parsed = tyro.cli(config, description=inspect.getdoc(main) or config.__doc__, args=argv, prog=_program())
     try:
         code = main(parsed)
     except FastretinaError as error:

@@ -14,7 +14,7 @@ import zlib
 from collections import Counter, deque
 from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -23,7 +23,7 @@ import PIL
 from PIL import features
 
 from fastretina import __version__
-from fastretina.beton_writer import BetonWriter, write_atomic
+from fastretina.beton_writer import AtomicFile, BetonWriter
 from fastretina.errors import ConvertError, LabelError, UsageError
 from fastretina.image_counter import ImageCounter
 from fastretina.jpeg import MAX_SIDE
@@ -159,10 +159,14 @@ def pack(config: PackConfig, *, progress: bool = False) -> PackSummary:
                 bar.advance()
         passed = reencoded.pop("", 0)
         by_reason = dict(sorted(reencoded.items()))
-        if skipped:
-            write_atomic(skipped_path(config.out), _skipped_csv(skipped))
         provenance = _provenance(config, table, passed, by_reason, len(skipped), grades)
-        size = writer.finish(provenance)
+        with ExitStack() as stack:
+            if skipped:  # on the disk before the .beton appears, under its name only after that: a full disk leaves neither
+                listed = stack.enter_context(AtomicFile(skipped_path(config.out)))
+                listed.write(_skipped_csv(skipped), 0)
+            size = writer.finish(provenance)
+            if skipped:
+                listed.publish()
     if not skipped:
         skipped_path(config.out).unlink(missing_ok=True)  # of an earlier run: it would lie about this file
     return PackSummary(

@@ -20,12 +20,14 @@ from tqdm import tqdm
 
 from fastretina.cli import Terminated
 from fastretina.errors import RunError
-from fastretina.history import EpochRecord, Predictions, Progress, Scores, Tally
+from fastretina.history import EpochRecord, Predictions, Progress, Scores, Tally, shown_ids
 from fastretina.precision import Precision
 
 if TYPE_CHECKING:
     from fastretina.loader import Batch, Loader
 
+# Below this the scaler has shrunk the loss, not magnified it, and the gradients still overflowed: 17 steps skipped in a row.
+SMALLEST_SCALE = 1.0
 READ_EVERY = 25  # steps between two looks at the losses on CUDA, each of which waits for the device; on a CPU looking is free
 MAX_VIEWS = 8
 
@@ -113,7 +115,7 @@ def fit(training: Training, keeper: Keeper) -> bool:
     """Train from `training.progress` to the last epoch: True. Or stop after `stop_after` steps, state saved: False.
 
     SIGINT and SIGTERM save at the end of the step and leave with KeyboardInterrupt or cli.Terminated. RunError where the loss
-    is not finite; nothing is saved then.
+    is not finite, or gradients stay infinite however small the scaler makes them; nothing is saved then.
     """
     at = training.progress
     loader, optimizer, scaler = training.train_loader, training.optimizer, training.scaler
@@ -145,6 +147,7 @@ def fit(training: Training, keeper: Keeper) -> bool:
                         tally.add(at.step, loss, logits, batch.labels, batch.ids)
                         if at.batch % read_every == 0 or at.batch == len(loader):
                             tally.read(at.epoch)
+                            _check_scale(scaler, at, batch.ids)
                             bar.set_postfix_str(
                                 f"loss {tally.loss:.3f}, {tally.images / max(1e-9, tally.seconds):.0f} img/s", refresh=False
                             )
@@ -228,6 +231,16 @@ def grade_images(model: nn.Module, images: Tensor, precision: Precision, views: 
 def progress_bar(title: str, total: int | None, done: int, unit: str = "batch") -> tqdm:
     """A bar on a terminal, nothing elsewhere."""
     return tqdm(total=total, initial=done, desc=title, unit=unit, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty())
+
+
+def _check_scale(scaler: torch.amp.GradScaler, at: Progress, ids: Tensor) -> None:
+    """Called where the losses are read: asking for the scale waits for the device."""
+    if scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE:
+        raise RunError(
+            f"the gradients are infinite in epoch {at.epoch + 1} up to step {at.step}, sample ids {shown_ids(ids)}, and stay so "
+            "however small the loss is scaled. Lower --lr, leave --amp away, or look at these samples. "
+            "The last state saved stays as it was"
+        )
 
 
 def _timed(batches: Iterable[Batch], tally: Tally) -> Iterator[Batch]:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from fastretina import cli, plots
+from fastretina.assessment import Assessment
 from fastretina.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.checkpoint import Grader, load_grader
 from fastretina.engine import MAX_VIEWS, predict
@@ -68,7 +69,9 @@ def main(config: EvaluateConfig) -> int:
         names = dict(zip((int(number) for number in beton.ids), beton.names, strict=True))
     scores = Scores.of(answers)
     rate = len(answers.labels) / seconds
-    print("\n".join(_table(scores, len(answers.labels), rate)))
+    listed = [names[number] for number in answers.ids.tolist()]
+    assessment = Assessment.of(answers, listed)
+    print("\n".join([*_table(scores, len(answers.labels), rate), "", *assessment.lines()]))
     if config.out is not None:
         try:
             config.out.mkdir(parents=True, exist_ok=True)
@@ -85,9 +88,8 @@ def main(config: EvaluateConfig) -> int:
             "loss": scores.loss,
         }
         machine = {"images_per_second": rate, "device": device_name(device), "amp_dtype": precision.name, "versions": versions()}
-        write_json(config.out / "metrics.json", {**about, **scores.metrics.as_dict(), **machine})
+        write_json(config.out / "metrics.json", {**about, **scores.metrics.as_dict(), **assessment.as_dict(), **machine})
         probabilities = answers.log_probabilities.exp().numpy().astype(np.float32)
-        listed = [names[number] for number in answers.ids.tolist()]
         write_predictions(config.out / "predictions.csv", answers.ids.numpy(), listed, answers.labels.numpy(), probabilities)
         write_bytes(config.out / "confusion.png", plots.confusion(scores.metrics.confusion, f"{config.data.name}, {grader.arch}"))
         print(f"written to {config.out}: metrics.json, predictions.csv, confusion.png")

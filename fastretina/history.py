@@ -15,6 +15,11 @@ from fastretina.metrics import GradeMetrics, grade_metrics
 SHOWN_IDS = 64
 
 
+def shown_ids(ids: Tensor) -> str:
+    """(B,) sample ids for an error message: the first 64 of them."""
+    return ", ".join(str(number) for number in ids[:SHOWN_IDS].tolist()) + (", ..." if len(ids) > SHOWN_IDS else "")
+
+
 @dataclass(frozen=True)
 class Predictions:
     """A model's answers for a data set, on the CPU, in the data set's order.
@@ -136,10 +141,9 @@ class Tally:
         losses = torch.stack([loss for _, loss, _ in self._unread]).double().tolist()
         for value, (step, _, ids) in zip(losses, self._unread, strict=True):
             if not math.isfinite(value):
-                shown = ", ".join(str(number) for number in ids[:SHOWN_IDS].tolist()) + (", ..." if len(ids) > SHOWN_IDS else "")
                 raise RunError(
-                    f"the loss is {value} in epoch {epoch + 1} at step {step}, sample ids {shown}. Lower --lr, leave --amp "
-                    "away, or look at these samples. The last state saved stays as it was"
+                    f"the loss is {value} in epoch {epoch + 1} at step {step}, sample ids {shown_ids(ids)}. Lower --lr, leave "
+                    "--amp away, or look at these samples. The last state saved stays as it was"
                 )
             self.loss_sum += value * len(ids)
             self.images += len(ids)

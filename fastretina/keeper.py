@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,11 +13,11 @@ import torch
 from torch import Tensor
 
 from fastretina import plots
-from fastretina.checkpoint import Grader, load_state, read_grader, save_grader, save_state, settle_best, staged_best
+from fastretina.checkpoint import Grader, latest_state, promote_best, read_tensors, save_grader, save_state, settle, staged_best
 from fastretina.engine import Training
 from fastretina.errors import CheckpointError, RunError
 from fastretina.history import EpochRecord, Predictions
-from fastretina.models import load_trunk, read_weights
+from fastretina.models import load_trunk
 from fastretina.report import RunFacts, metrics_summary, report_html
 from fastretina.runs import RunFolder, write_bytes, write_csv, write_json, write_predictions
 
@@ -29,6 +30,7 @@ def resume_state(run: RunFolder, resume: str, settings: Mapping[str, Any]) -> di
     """The training state to go on from, or None to begin. The folder must be locked.
 
     resume: `auto` (the folder's last.pt, if any), `never`, or a last.pt (or its folder), whose best checkpoint comes along.
+    Where last.pt is damaged, the save before it counts, and a line on standard error says so.
     RunError where the folder is taken, or where `settings` differ from those of the state in more than FREE_SETTINGS.
     """
     if resume == "never":
@@ -39,13 +41,15 @@ def resume_state(run: RunFolder, resume: str, settings: Mapping[str, Any]) -> di
     if resume != "auto":
         given = Path(resume)
         source = RunFolder(given if given.is_dir() else given.parent)
-        if not source.last.is_file() or (given.is_file() and given.name != source.last.name):
+        if not _has_state(source) or (given.is_file() and given.name != source.last.name):
             raise CheckpointError(f"--resume {resume}: no training state there; give a run's last.pt, or its folder, auto or never")
-        if source.path.resolve() != run.path.resolve() and run.config.exists():
+        if source.path.resolve() == run.path.resolve():
+            source = run
+        elif run.config.exists():
             raise RunError(f"{run.path}: holds a run already; give an empty --out to go on from {source.last}")
-    if not source.last.is_file():
+    if not _has_state(source):
         return None
-    state = load_state(source.last)
+    state, best, problem = latest_state(source)
     stored = state["settings"]
     differing = sorted(key for key in {*settings, *stored} - FREE_SETTINGS if settings.get(key) != stored.get(key))
     if differing:
@@ -53,12 +57,18 @@ def resume_state(run: RunFolder, resume: str, settings: Mapping[str, Any]) -> di
         raise RunError(
             f"{source.path}: begun with other settings ({shown}); give the same ones to go on, or another --out to begin anew"
         )
-    if source is not run:
-        for path, target in ((source.best, run.best), (staged_best(source), staged_best(run))):
-            if path.is_file():
-                write_bytes(target, path.read_bytes())
-    settle_best(run, state["progress"]["best_epoch"])
+    if source is run:
+        settle(run, best, fell_back=problem is not None)
+    elif best is not None:
+        write_bytes(run.best, best.read_bytes())
+    if problem is not None:
+        at = state["progress"]
+        print(f"{problem}. Going on from the save before it: epoch {at['epoch'] + 1}, after step {at['step']:,}", file=sys.stderr)
     return state
+
+
+def _has_state(run: RunFolder) -> bool:
+    return run.last.is_file() or run.previous.is_file()
 
 
 class RunKeeper:
@@ -78,8 +88,17 @@ class RunKeeper:
         self._drawn = time.monotonic()
 
     def save(self) -> None:
-        """Write last.pt."""
+        """Write last.pt, and keep the one before it. RunError where the weights are spoilt: nothing is written."""
+        self._save()
+        self.run.previous_best.unlink(missing_ok=True)  # both states speak of the same best
+
+    def _save(self) -> None:
         training = self.training
+        if not all(bool(torch.isfinite(value).all()) for value in training.model.state_dict().values()):
+            raise RunError(
+                f"the weights are no longer finite after step {training.progress.step}: not saved, {self.run.last} stays as it was."
+                " Lower --lr, leave --amp away, or look at the samples of that step"
+            )
         state = {
             "settings": dict(self.facts.settings),
             "progress": training.progress.state_dict(),
@@ -91,7 +110,7 @@ class RunKeeper:
             "rng_cpu": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state_all() if training.device.type == "cuda" else [],
         }
-        save_state(self.run.last, state)
+        save_state(self.run.last, state, older=self.run.previous)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put a state that `save` wrote into the training."""
@@ -108,6 +127,8 @@ class RunKeeper:
                 torch.cuda.set_rng_state_all(state["rng_cuda"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{self.run.last}: does not fit this run: {error}; begin anew in another --out") from error
+        if training.progress.history:
+            self._write_tables(predictions=True)  # the run may have been killed after the state and before these
 
     def first_batch(self, images: Tensor, labels: Tensor) -> None:
         """Draw batch.png."""
@@ -115,24 +136,29 @@ class RunKeeper:
 
     def end_epoch(self, improved: bool) -> None:
         """Save the state, and a new best checkpoint with it; then the files that are made from the state."""
-        progress, record = self.training.progress, self.training.progress.history[-1]
+        record = self.training.progress.history[-1]
         if improved:
             save_grader(staged_best(self.run), self.training.model, self.grader(record.epoch))
-        self.save()
-        settle_best(self.run, progress.best_epoch)
-        if improved and progress.best_test is not None:
-            self.write_predictions(progress.best_test)
-        rows = [entry.row() for entry in progress.history]
-        write_csv(self.run.results, list(rows[0]), [list(row.values()) for row in rows])
-        write_json(self.run.metrics, metrics_summary(self.facts, progress, self.training.epochs))
+            self._save()
+            promote_best(self.run)
+        else:
+            self.save()
+        self._write_tables(predictions=improved)
         if time.monotonic() - self._drawn > REDRAW_SECONDS:
             self.draw_curves()
         self.show(record)
 
+    def _write_tables(self, predictions: bool) -> None:
+        progress = self.training.progress
+        if predictions and progress.best_test is not None:
+            self.write_predictions(progress.best_test)
+        rows = [entry.row() for entry in progress.history]
+        write_csv(self.run.results, list(rows[0]), [list(row.values()) for row in rows])
+        write_json(self.run.metrics, metrics_summary(self.facts, progress, self.training.epochs))
+
     def load_best(self) -> None:
         """Load best.safetensors into the model."""
-        read_grader(self.run.best)
-        load_trunk(self.training.model, read_weights(self.run.best), self.run.best)
+        load_trunk(self.training.model, read_tensors(self.run.best), self.run.best)
 
     def write_predictions(self, answers: Predictions) -> None:
         """Write predictions.csv of the test set."""

@@ -7,6 +7,7 @@ import re
 import socket
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fastretina.errors import CheckpointError, UsageError
+from fastretina.seal import is_intact
 
 ArchName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 ARCHS: tuple[str, ...] = get_args(ArchName)
@@ -71,7 +73,8 @@ def load_trunk(model: nn.Module, state: dict[str, Tensor], source: Path) -> None
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a .safetensors, .pth or .pt file of named tensors; runs no code from it. The digest in its name, if any, is checked.
+    """Read a .safetensors, .pth or .pt file of named tensors; runs no code from it. Checked by the digest in its
+    name and by its seal, if it has them.
 
     Raises CheckpointError naming the file: missing, damaged, other bytes than its name promises, or not a dictionary of tensors.
     """
@@ -88,7 +91,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             )
     if path.suffix == ".safetensors":
         try:
-            return safetensors.torch.load_file(path)
+            data = path.read_bytes()
+            if is_intact(data) is False:
+                raise CheckpointError(f"{path}: damaged: its checksum is wrong")
+            return safetensors.torch.load(data)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: not a safetensors file, or damaged: {error}") from error
     state = load_safely(path)
@@ -101,6 +107,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def load_safely(path: Path) -> Any:
     """`torch.load` on the CPU with weights_only=True: tensors and plain values, never code. CheckpointError naming the file."""
+    refuse_inflating(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks on foreign pickles before it refuses them; the error says it
@@ -108,6 +115,23 @@ def load_safely(path: Path) -> Any:
     except Exception as error:  # damaged bytes make torch raise anything: struct.error, IndexError, UnpicklingError, RuntimeError
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: damaged, or not a file that can be read safely: {reason}") from error
+
+
+def refuse_inflating(path: Path) -> None:
+    """CheckpointError where a zip file holds more than its own size: torch.save stores, it never compresses.
+
+    A few kilobytes can claim to unpack to terabytes, which a reader would try to allocate or spend hours on.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            return  # the format before torch 1.6
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+        size, stored = sum(part.file_size for part in parts), all(part.compress_type == zipfile.ZIP_STORED for part in parts)
+        if not stored or size > path.stat().st_size:
+            raise CheckpointError(f"{path}: not of torch.save: compressed or overlapping parts, which unpack to {size:,} bytes")
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: damaged, or not a file that can be read safely: {error}") from error
 
 
 def _weights_file(arch: str, weights: str | Path) -> Path:

@@ -34,6 +34,7 @@ from fastretina.source import read_file
 QUALITY = 95
 SUBSAMPLING = "4:4:4"  # full colour resolution: a microaneurysm is a red dot two or three pixels wide
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM")
+_LAST_WORDS = 1.0  # seconds for a worker that has failed to print its traceback
 _QUEUED = 2  # images in a worker's hands: the one it is at, and the next
 
 
@@ -185,7 +186,11 @@ class ReencodePool:
                         raise self._died(worker) from None
 
     def _died(self, worker: _Worker) -> WorkerDied:
-        worker.process.kill()  # it closed its pipe: whatever else it does, it is of no use
+        # It closed its pipe, so that it is of no use any more; but how it ends by itself is what the user should read.
+        try:
+            worker.process.wait(_LAST_WORDS)
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
         return WorkerDied(worker.keys[0] if worker.keys else None, worker.process.wait())
 
     def close(self) -> None:

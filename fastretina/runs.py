@@ -18,6 +18,7 @@ import numpy.typing as npt
 from fastretina.errors import RunError
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t")
+_BEGUN = {".lock", ".config.json.tmp"}  # what a run leaves that was killed before it had written anything
 REFERABLE_FROM = 2  # the lowest grade that a screening programme refers to an ophthalmologist
 
 
@@ -37,6 +38,9 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.best = self.path / "best.safetensors"
         self.last = self.path / "last.pt"
+        # The save before that, for the day when last.pt is damaged; and the best checkpoint that it speaks of, if that is another.
+        self.previous = self.path / "last.prev.pt"
+        self.previous_best = self.path / "best.prev.safetensors"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -45,7 +49,7 @@ class RunFolder:
         RunError where another run holds it, where it cannot be made, or where it holds files but is no run folder.
         """
         try:
-            if self.path.is_dir() and not self.config.exists() and any(entry.name != ".lock" for entry in self.path.iterdir()):
+            if self.path.is_dir() and not self.config.exists() and {entry.name for entry in self.path.iterdir()} - _BEGUN:
                 raise RunError(f"{self.path}: has files in it but is no run folder (no config.json); give another --out")
             self.path.mkdir(parents=True, exist_ok=True)
             handle = (self.path / ".lock").open("w")
@@ -59,8 +63,11 @@ class RunFolder:
             yield
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a file that gets its name only when it is complete and on disk. RunError with the system's reason."""
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], older: Path | None = None) -> None:
+    """Let `write` fill a file that gets its name only when it is complete and on disk. RunError with the system's reason.
+
+    older: a name for what `path` held until now.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         try:
@@ -68,6 +75,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
+            if older is not None and path.exists():
+                _name_as_well(path, older)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -75,6 +84,19 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _name_as_well(path: Path, other: Path) -> None:
+    """Let `other` name the file at `path`, in one step, so that neither name is ever missing."""
+    spare = other.with_name(f".{other.name}.tmp")
+    spare.unlink(missing_ok=True)
+    try:
+        spare.hardlink_to(path)
+        spare.replace(other)
+    except OSError:  # a file system without hard links: for a moment there is only the other name, which a resume looks at too
+        path.replace(other)
+    # rename(2) does nothing, and leaves both names, where they are of the same file already: after a kill at the wrong moment.
+    spare.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -36,14 +36,12 @@ SET_NAMES = {"test": "test", "val": "validation"}
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Train a ResNet to grade fundus photographs; the run folder gets weights, figures, plots and report.html."""
+class Recipe:
+    """What the runs of a comparison have in common: data, training and machine."""
 
     train: Path = Path("data/train.beton")  # training set, a .beton file
     test: Path = Path("data/test.beton")  # test set
     val: Path | None = None  # validation set; the best epoch is chosen on it, without it on the test set
-    arch: ArchName = "resnet18"
-    weights: str | None = None  # file (.pth, .safetensors) or torchvision's name (IMAGENET1K_V1); none: from scratch
     epochs: int = 10  # passes over the training set
     batch_size: int = 32  # images a step
     resolution: int = 512  # side of the square that the network sees, px
@@ -59,6 +57,14 @@ class TrainConfig:
     decode: Literal["auto", "cpu", "gpu"] = "auto"  # where JPEGs are decoded
     resident: Literal["auto", "on", "off"] = "auto"  # keep the decoded data set in memory
     workers: int | None = None  # decoding threads; none: as many as suit this machine
+
+
+@dataclass(frozen=True)
+class TrainConfig(Recipe):
+    """Train a ResNet to grade fundus photographs; the run folder gets weights, figures, plots and report.html."""
+
+    arch: ArchName = "resnet18"
+    weights: str | None = None  # file (.pth, .safetensors) or torchvision's name (IMAGENET1K_V1); none: from scratch
     out: Path | None = None  # run folder; none: runs/<arch>-<resolution>px-seed<seed>
     resume: str = "auto"  # auto: go on with the run in --out, if any; never; or a run's last.pt
     stop_after_steps: int | None = None  # save and exit after so many steps of this call
@@ -66,13 +72,11 @@ class TrainConfig:
 
 def main(config: TrainConfig) -> int:
     """Train a ResNet to grade fundus photographs; the run folder gets weights, figures, plots and report.html."""
-    _check(config)
+    check(config)
     device = choose_device(config.device)
     precision = choose_precision(config.amp, device)
     run = RunFolder(config.out or f"runs/{config.arch}-{config.resolution}px-seed{config.seed}")
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()} | {
-        "out": str(run.path)
-    }
+    settings = as_settings(config) | {"out": str(run.path)}
     with run.locked(), ExitStack() as stack:
         state = resume_state(run, config.resume, settings)
         if state is not None and state["progress"]["epoch"] >= config.epochs and run.report.is_file():
@@ -91,6 +95,8 @@ def main(config: TrainConfig) -> int:
             if getattr(config, name)
         }
         training = _training(config, model, device, precision, loaders)
+        test = loaders["test"].beton
+        names = dict(zip((int(number) for number in test.ids), test.names, strict=True))
         facts = RunFacts(
             settings=settings,
             data={name: _data_facts(loader) for name, loader in loaders.items()},
@@ -99,14 +105,13 @@ def main(config: TrainConfig) -> int:
             precision_note=precision.note,
             loader=loaders["train"].description,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
+            test_set=test,
         )
 
         def grader(epoch: int) -> Grader:
             shape = (config.arch, NUM_CLASSES, config.resolution, IMAGENET_MEAN, IMAGENET_STD)
             return Grader(*shape, epoch, precision.name, SELECTION_METRIC, facts.selected_on)
 
-        test = loaders["test"].beton
-        names = dict(zip((int(number) for number in test.ids), test.names, strict=True))
         keeper = RunKeeper(
             run, facts, training, grader, names, lambda record: print(_epoch_line(record, config.epochs), flush=True)
         )
@@ -120,7 +125,13 @@ def main(config: TrainConfig) -> int:
     return 0
 
 
-def _check(config: TrainConfig) -> None:
+def as_settings(config: Recipe) -> dict[str, Any]:
+    """The settings as config.json holds them: plain values, paths as text."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
+
+
+def check(config: TrainConfig) -> None:
+    """UsageError where the settings cannot work: numbers out of range, missing data, the test set given for validation."""
     for name in ("epochs", "batch_size", "resolution"):
         if getattr(config, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(config, name)}")

@@ -15,7 +15,7 @@ import pytest
 
 from fastretina import beton_format as fmt
 from fastretina.beton import Beton
-from fastretina.beton_writer import AtomicFile, BetonWriter, write_atomic
+from fastretina.beton_writer import AtomicFile, BetonWriter
 from fastretina.errors import BetonError, ConvertError, SampleError
 
 PAYLOADS = [bytes([i]) * (40 + 7 * i) for i in range(1, 13)]
@@ -315,6 +315,12 @@ def test_two_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
         first.publish()
     assert (tmp_path / "a.beton").read_bytes() == b"first"
     assert listing(tmp_path) == ["a.beton"]
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    with AtomicFile(path) as file:
+        file.write(data, 0)
+        file.publish()
 
 
 def test_missing_folders_are_made_and_folders_are_not_overwritten(tmp_path: Path) -> None:

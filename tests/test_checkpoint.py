@@ -14,7 +14,18 @@ import safetensors.torch
 import torch
 
 from fastretina.augment import IMAGENET_MEAN, IMAGENET_STD
-from fastretina.checkpoint import Grader, load_grader, load_state, read_grader, save_grader, save_state, settle_best, staged_best
+from fastretina.checkpoint import (
+    Grader,
+    find_best,
+    load_grader,
+    load_state,
+    read_grader,
+    save_grader,
+    save_state,
+    settle,
+    staged_best,
+    write_grader,
+)
 from fastretina.errors import CheckpointError, RunError
 from fastretina.models import build_model
 from fastretina.runs import RunFolder, csv_line, write_bytes, write_csv, write_json, write_predictions
@@ -33,8 +44,8 @@ def saved(tmp_path_factory):
 
 
 def light(path, epoch: int) -> None:
-    """A file with the metadata of a checkpoint and hardly any weights."""
-    safetensors.torch.save_file({"x": torch.zeros(1)}, path, metadata=grader(epoch).metadata())
+    """A checkpoint with hardly any weights."""
+    write_grader(path, {"x": torch.zeros(1)}, grader(epoch))
 
 
 def test_a_checkpoint_comes_back_with_its_metadata(saved):
@@ -129,16 +140,16 @@ def test_the_best_checkpoint_is_settled_by_what_last_pt_says(tmp_path, staged):
     light(run.best, 4 if staged != 4 else 2)
     if staged is not None:
         light(staged_best(run), staged)
-    settle_best(run, 4)
+    settle(run, find_best(run, 4), fell_back=False)
     assert read_grader(run.best).epoch == 4
     assert not staged_best(run).exists()
 
 
 def test_a_missing_best_checkpoint_is_noticed(tmp_path):
     run = RunFolder(tmp_path)
-    settle_best(run, None)
-    with pytest.raises(CheckpointError, match="missing or not of epoch 2"):
-        settle_best(run, 2)
+    settle(run, find_best(run, None), fell_back=False)
+    with pytest.raises(CheckpointError, match="missing, damaged or not of epoch 2"):
+        find_best(run, 2)
 
 
 def test_two_runs_cannot_share_a_folder(tmp_path):

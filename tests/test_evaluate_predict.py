@@ -51,6 +51,10 @@ def test_evaluate_finds_the_figures_of_the_run(run, tiny_betons, tmp_path, capsy
     found, best = (json.loads((folder / "metrics.json").read_text()) for folder in (out, run))
     for figure in ("accuracy", "balanced_accuracy", "qwk", "macro_f1", "per_class_recall", "confusion"):
         assert found[figure] == best["best"][figure]
+    for assessed in ("intervals", "auroc_referable", "referable", "calibration"):
+        assert found[assessed] == best["best"][assessed]
+    assert found["intervals"]["patients"] == 10
+    assert found["intervals"]["qwk"]["low"] <= found["qwk"] <= found["intervals"]["qwk"]["high"]
     assert (out / "predictions.csv").read_bytes() == (run / "predictions.csv").read_bytes()
     assert (out / "confusion.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out

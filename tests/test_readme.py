@@ -27,6 +27,7 @@ SMALLER = {
     "python tools/verify_beton.py": "",
     "python -m fastretina.train": SMALL_RUN,
     "python -m fastretina.train --train": f"{SMALL_RUN} --arch resnet18",
+    "python -m fastretina.compare": f"{SMALL_RUN} --archs resnet18",
     "python -m fastretina.evaluate": "",
     "python -m fastretina.predict": "",
     "python benchmarks/throughput.py": "--rounds 1 --workers 1",

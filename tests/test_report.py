@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fastretina import plots
+from fastretina import Beton, plots
 from fastretina.augment import IMAGENET_MEAN, IMAGENET_STD
-from fastretina.history import EpochRecord, Progress, Scores
+from fastretina.history import EpochRecord, Predictions, Progress, Scores
 from fastretina.metrics import grade_metrics
 from fastretina.report import DataFacts, RunFacts, metrics_summary, report_html
 
@@ -67,7 +68,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.links += [value for name, value in attrs if name in ("src", "href", "srcset", "action") and value]
-        if tag not in ("meta", "link", "img"):
+        if tag not in ("meta", "link", "img", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -107,6 +108,24 @@ def test_undefined_figures_are_null_in_json_and_a_dash_in_the_report():
     assert summary["best"]["per_class_recall"] == [1.0, None, None, None, None]
     assert "<b>–</b><span>QWK, test" in report_html(facts(), progress, pictures())
     assert plots.curves(progress.history, 1, 0.75).startswith(b"\x89PNG")
+
+
+def test_with_the_test_set_at_hand_the_report_tells_intervals_screening_calibration_and_mistakes(tiny_betons):
+    with Beton(tiny_betons.test) as beton:
+        progress = history(2)
+        labels, ids = (torch.from_numpy(np.asarray(column).astype(np.int64)) for column in (beton.labels, beton.ids))
+        logits = torch.randn(len(labels), 5, generator=torch.Generator().manual_seed(0))
+        progress.best_test = Predictions(logits.log_softmax(1), labels, ids)
+        known = replace(facts(), test_set=beton)
+        text = report_html(known, progress, pictures())
+        finished, going_on = (metrics_summary(known, progress, epochs)["best"] for epochs in (2, 3))
+    assert Page(text).open == []
+    for part in ("95 % interval", "10 patients", "sensitivity ≥ 90 %", "ECE", "Most confident mistakes"):
+        assert part in text
+    wrong = int((logits.argmax(1) != labels).sum())
+    assert text.count("<figure>") == min(12, wrong)
+    assert "intervals" in finished
+    assert "intervals" not in going_on
 
 
 def test_an_unfinished_run_is_marked():

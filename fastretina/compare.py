@@ -1,0 +1,207 @@
+"""Train architectures × initial weights with one recipe, and put the results side by side.
+
+    python -m fastretina.compare --archs resnet18,resnet50 --weights none --out runs/scratch
+    python -m fastretina.compare --archs resnet18,resnet50 --weights none,IMAGENET1K_V1 --out runs/imagenet
+    python -m fastretina.compare --weights 'none,runs/scratch/{arch}-scratch/best.safetensors' --out runs/again
+
+Each run is one of fastretina.train in a sub-folder of --out. The same command again skips the finished ones and goes on with
+the one that was stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import cast, get_args
+
+from fastretina import cli, train
+from fastretina.comparison import ComparedRun, terminal_table, write_comparison
+from fastretina.errors import CheckpointError, FastretinaError, RunError, UsageError
+from fastretina.keeper import FREE_SETTINGS
+from fastretina.models import ARCHS, ArchName, build_model
+from fastretina.precision import choose_device
+from fastretina.runs import RunFolder, write_json
+from fastretina.train import NUM_CLASSES, Recipe, TrainConfig, as_settings
+
+SCRATCH = "none"
+# A run by itself may be given more epochs later; those of a comparison are compared at equal epochs.
+FIXED = frozenset(field.name for field in fields(TrainConfig)) - (FREE_SETTINGS - {"epochs"})
+
+
+@dataclass(frozen=True)
+class CompareConfig(Recipe):
+    """Architectures × initial weights: a run each, one table, one figure."""
+
+    archs: str = "resnet18,resnet50"  # architectures, separated by commas
+    weights: str = SCRATCH  # initial weights, separated by commas, as above
+    out: Path = Path("runs/compare")  # folder for the comparison; each run has a sub-folder
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a comparison. name: its sub-folder. entry: what --weights said."""
+
+    name: str
+    entry: str
+    config: TrainConfig
+
+    @property
+    def folder(self) -> RunFolder:
+        """Its run folder."""
+        assert self.config.out is not None  # `plan` gives each run one
+        return RunFolder(self.config.out)
+
+
+def main(config: CompareConfig) -> int:
+    """Train architectures × initial weights with one recipe, and put the results side by side: a table, a figure, a report.
+
+    An entry of --weights is "none" (from scratch), one of torchvision's names (IMAGENET1K_V1), or a file; in a file's path {arch}
+    stands for the architecture: runs/first/{arch}/best.safetensors. An entry holds for all architectures, or for one alone when
+    its name stands before it: resnet18=first.pth. Weights that do not fit are refused before anything is trained.
+
+    Each run is one of fastretina.train in a sub-folder of --out. The same command again skips finished runs and goes on with the
+    one that was stopped. More --archs and --weights may be added; other changed settings are refused.
+    """
+    runs = plan(config)
+    for run in runs:
+        train.check(run.config)
+    choose_device(config.device)
+    folder = RunFolder(config.out)
+    if folder.last.exists():
+        raise RunError(f"{folder.path}: is the folder of a single training run; give another --out")
+    with folder.locked():
+        _refuse_other_settings(runs)
+        _check_weights([run for run in runs if not _finished(run)])
+        settings = as_settings(config)
+        write_json(folder.config, settings)
+        done: list[ComparedRun] = []
+        failed: list[str] = []
+        for number, run in enumerate(runs, start=1):
+            finished = _finished(run)
+            state = ", finished" if finished else ""
+            print(f"\n[{number}/{len(runs)}] {run.config.arch}, weights {run.entry}: {run.folder.path}{state}", flush=True)
+            try:
+                if not finished:
+                    train.main(run.config)
+                done.append(ComparedRun.read(run.folder, run.config.arch, run.config.weights))
+            except FastretinaError as error:  # the others should not be lost for it
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                failed.append(run.name)
+                continue
+            if not finished and number < len(runs):  # to look at while the others train
+                write_comparison(folder, done, settings)
+        if done:
+            write_comparison(folder, done, settings)
+            print("\n" + "\n".join(terminal_table(done)))
+            print(f"report: {folder.report}", flush=True)
+        if failed:
+            raise RunError(
+                f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; the reason stands above at each. "
+                "The table holds the others; the same command tries again"
+            )
+    return 0
+
+
+def plan(config: CompareConfig) -> list[PlannedRun]:
+    """The runs that --archs and --weights ask for, in their order. UsageError where they ask for none, or for one twice."""
+    archs = _split("--archs", config.archs)
+    for arch in archs:
+        if arch not in get_args(ArchName):
+            raise UsageError(f"--archs {arch}: unknown; known: {', '.join(ARCHS)}")
+    entries = _split("--weights", config.weights)
+    recipe = {field.name: getattr(config, field.name) for field in fields(Recipe)}
+    runs: list[PlannedRun] = []
+    for arch in archs:
+        for entry in entries:
+            only, equals, weights = entry.partition("=")
+            if not equals or only not in ARCHS:
+                only, weights = arch, entry
+            if only not in archs:
+                raise UsageError(f"--weights {entry}: {only} is not among --archs {config.archs}")
+            if only != arch:
+                continue
+            start = None if weights == SCRATCH else weights.replace("{arch}", arch)
+            name = _name(arch, start)
+            if any(run.config.arch == arch and run.config.weights == start for run in runs):
+                raise UsageError(f"--weights {entry}: names the same weights for {arch} a second time")
+            if any(run.name == name for run in runs):  # two files of the same name in folders of the same name
+                name += "-" + hashlib.sha256(str(start).encode()).hexdigest()[:8]
+            settings = TrainConfig(**recipe, arch=cast(ArchName, arch), weights=start, out=config.out / name)
+            runs.append(PlannedRun(name, entry, settings))
+        if not any(run.config.arch == arch for run in runs):
+            raise UsageError(f"--weights {config.weights}: nothing for {arch}; add none, or {arch}=FILE")
+    return runs
+
+
+def _split(flag: str, text: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise UsageError(f"{flag}: is empty")
+    if len(set(parts)) < len(parts):
+        raise UsageError(f"{flag} {text}: names something twice")
+    return parts
+
+
+def _name(arch: str, weights: str | None) -> str:
+    """The sub-folder: resnet18-scratch, resnet18-IMAGENET1K_V1, resnet18-first-best (of first/best.safetensors)."""
+    if weights is None:
+        return f"{arch}-scratch"
+    path = Path(weights)
+    parts = [part for part in (path.parent.name, path.stem) if part]
+    label = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts)).strip("._-")
+    return f"{arch}-{label.removeprefix(f'{arch}-') or 'weights'}"
+
+
+def _finished(run: PlannedRun) -> bool:
+    try:
+        finished = json.loads(run.folder.metrics.read_text())["finished"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return finished is True and run.folder.report.is_file()
+
+
+def _refuse_other_settings(runs: Sequence[PlannedRun]) -> None:
+    """RunError where a run of this comparison was begun with other settings than those given now."""
+    for run in runs:
+        if not run.folder.last.is_file() and not _finished(run):
+            continue
+        try:
+            stored = json.loads(run.folder.config.read_text())
+            differing = {key: stored.get(key) for key in sorted(FIXED) if stored.get(key) != as_settings(run.config)[key]}
+        except (OSError, ValueError, AttributeError) as error:
+            raise RunError(f"{run.folder.config}: cannot be read ({error}); remove {run.folder.path} to train it anew") from error
+        if differing:
+            now = as_settings(run.config)
+            shown = ", ".join(f"{key} was {value}, now {now[key]}" for key, value in differing.items())
+            raise RunError(
+                f"{run.folder.path}: begun with other settings ({shown}); give the same ones to go on, "
+                "or another --out to begin anew"
+            )
+
+
+def _check_weights(runs: Sequence[PlannedRun]) -> None:
+    """Load all initial weights once, fetching what must be fetched: an error here has cost no training."""
+    for run in runs:
+        if run.config.weights is None:
+            continue
+        try:
+            build_model(run.config.arch, NUM_CLASSES, run.config.weights)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"--weights {run.entry} for {run.config.arch}: {error}. A file for one architecture alone: "
+                f"ARCH=FILE; one for each: {{arch}} in its path. Nothing was trained"
+            ) from error
+
+
+def run_command(argv: Sequence[str] | None = None) -> None:
+    """The command line of this module; exits."""
+    cli.run(CompareConfig, main, argv)
+
+
+if __name__ == "__main__":
+    run_command()

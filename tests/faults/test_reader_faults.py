@@ -1,0 +1,175 @@
+"""A packed file, damaged in every way: what the tables cannot show at open, the checksums show before a pixel is used.
+
+The exhaustive tests of the format itself are in tests/test_beton.py and tests/test_beton_hostile.py.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import resource
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from test_beton_hostile import HOSTILE, edit, foreign, save
+from test_convert import SIZE, folder, plain
+
+from fastretina.beton import Beton
+from fastretina.convert import write_beton
+from fastretina.errors import BetonError
+from fastretina.loader import Loader
+from fastretina.verify import verify_beton
+
+SAMPLES = 100
+SLOWEST = 0.1  # seconds to refuse a file; one of a kind is allowed to be slower, on a machine that has other things to do
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("reader")
+    write_beton(root / "a.beton", root=folder(root / "in", plain(SAMPLES)), split="train", size=SIZE, workers=1)
+    return root / "a.beton"
+
+
+@pytest.fixture
+def copy(packed: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "copy.beton"
+    path.write_bytes(packed.read_bytes())
+    return path
+
+
+def refusal_seconds(path: Path) -> float:
+    started = time.perf_counter()
+    with pytest.raises(BetonError, match=path.name):
+        Beton(path)
+    return time.perf_counter() - started
+
+
+@pytest.mark.tries((300, 40), (4096, 200))
+def test_a_cut_file_is_refused_at_open(copy: Path, tries: tuple[int, int], tried) -> None:
+    size = copy.stat().st_size
+    tail, anywhere = tries
+    places = {*range(size - tail, size), *random.Random(0).sample(range(size - tail), anywhere)}
+    seconds = []
+    for length in sorted(places, reverse=True):
+        os.truncate(copy, length)
+        seconds.append(refusal_seconds(copy))
+    assert sorted(seconds)[-2] < SLOWEST
+    tried("reader: file cut", len(places))
+
+
+@pytest.mark.tries(200, 2_000)
+def test_a_flipped_bit_in_header_or_tables_is_found_at_open(copy: Path, tries: int, tried) -> None:
+    data = copy.read_bytes()
+    with Beton(copy) as beton:
+        payload = range(int(beton._pointers[0]), int(beton._pointers[-1] + beton._sizes[-1]))
+    descriptors_end = 24 + 4 * 1041 + SAMPLES * 40
+    # The gap between the metadata and the first page, and that after the last sample, belong to nobody.
+    tables = [*range(descriptors_end), *range(payload.stop + -payload.stop % 8, len(data))]
+    chosen = random.Random(1)
+    with copy.open("r+b", buffering=0) as file:
+        for _ in range(tries):
+            place = chosen.choice(tables)
+            os.pwrite(file.fileno(), bytes([data[place] ^ 1 << chosen.randrange(8)]), place)
+            refusal_seconds(copy)
+            os.pwrite(file.fileno(), data[place : place + 1], place)
+    Beton(copy).close()
+    tried("reader: one bit flipped in header or tables", tries)
+
+
+@pytest.mark.tries(1, 21)
+def test_a_flipped_bit_in_a_payload_is_found_by_verify_and_by_the_loader(copy: Path, tries: int, tried) -> None:
+    """One bit in each of the samples at a time; every one of them must be found, and no other."""
+    data = copy.read_bytes()
+    with Beton(copy) as beton:
+        spans = [(int(start), int(size)) for start, size in zip(beton._pointers, beton._sizes, strict=True)]
+    chosen = random.Random(2)
+    for _ in range(tries):
+        struck = bytearray(data)
+        for start, size in spans[1:]:  # all but the first: a good one among them must stay good
+            struck[start + chosen.randrange(size)] ^= 1 << chosen.randrange(8)
+        copy.write_bytes(struck)
+        assert [index for index, _, _ in verify_beton(copy, workers=2).bad] == list(range(1, SAMPLES))
+        with Loader(copy, batch_size=16, resolution=SIZE, workers=2, train=False, on_bad="skip", max_bad=1.0) as loader:
+            assert [int(number) for batch in loader for number in batch.ids] == [0]
+            assert [error.index for error in loader.skipped] == list(range(1, SAMPLES))
+        tried("reader: one bit flipped in a payload, found by verify_beton and by the loader", SAMPLES - 1)
+
+
+FIELD_NAMES = {
+    "two fields of one name": edit("fields", "name", b"image", 1),
+    "a name of 16 bytes without end": edit("fields", "name", b"\xff" * 16, 0),
+    "an empty name": edit("fields", "name", b"", 1),
+}
+
+
+@pytest.mark.parametrize("name", FIELD_NAMES)
+def test_odd_field_names_do_not_confuse_the_reader(name: str, tmp_path: Path, tried) -> None:
+    parts = foreign()
+    FIELD_NAMES[name](parts)
+    path = save(tmp_path / "odd.beton", parts)
+    with Beton(path) as beton:  # fields are told apart by their types first
+        assert beton.labels.tolist() == [0, 0, 0]
+        assert [len(beton.jpeg(i)) for i in range(3)] == [100] * 3
+    tried("reader: hostile header")
+
+
+def test_hostile_headers_together_take_no_memory(tmp_path: Path, tried) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for change in HOSTILE.values():
+        parts = foreign()
+        change(parts)
+        refusal_seconds(save(tmp_path / "hostile.beton", parts))
+        tried("reader: hostile header")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
+
+
+def test_a_file_cut_or_replaced_under_the_loader_is_an_error_or_the_old_file(copy: Path, packed: Path, tried) -> None:
+    settings = {"batch_size": 4, "resolution": SIZE, "workers": 2, "train": False}
+    with Loader(copy, **settings) as loader:
+        batches = iter(loader)
+        next(batches)
+        copy.with_suffix(".new").write_bytes(b"another file")
+        copy.with_suffix(".new").rename(copy)
+        assert sum(len(batch.ids) for batch in batches) == SAMPLES - 4
+    copy.write_bytes(packed.read_bytes())
+    with Loader(copy, **settings) as loader:
+        batches = iter(loader)
+        next(batches)
+        # Between reads: a thread that is reading when the file is cut ends the process by SIGBUS (docs/reliability.md).
+        shared = loader._pipeline._shared
+        while len(shared.running) < shared.ahead or not all(job.finished for job in list(shared.running)):
+            time.sleep(0.01)
+        os.truncate(copy, 5_000)
+        with pytest.raises(BetonError, match="was cut while open"):
+            list(batches)
+    tried("reader: file replaced or cut while open", 2)
+
+
+@pytest.mark.tries(3, 10)
+def test_epochs_full_of_bad_samples_leave_threads_descriptors_and_memory_flat(copy: Path, tries: int, tried) -> None:
+    data = bytearray(copy.read_bytes())
+    with Beton(copy) as beton:
+        spans = [(int(start), int(size)) for start, size in zip(beton._pointers, beton._sizes, strict=True)]
+    for start, size in spans[1:]:
+        data[start + size // 2] ^= 1
+    copy.write_bytes(data)
+
+    def footprint() -> tuple[int, int, int]:
+        gc.collect()
+        return threading.active_count(), len(list(Path("/proc/self/fd").iterdir())), psutil.Process().memory_info().rss
+
+    with Loader(copy, batch_size=16, resolution=SIZE, workers=2, on_bad="skip", max_bad=1.0) as loader:
+        for _ in range(3):
+            list(loader)
+        before = footprint()
+        for _ in range(tries):
+            assert sum(len(batch.ids) for batch in loader) == 1
+        after = footprint()
+    assert after[:2] == before[:2]
+    assert after[2] <= before[2] * 1.02 + 2**20
+    tried(f"reader: epochs of {SAMPLES - 1} bad samples, memory, descriptors and threads flat", tries)
