@@ -28,11 +28,12 @@ $(DATA)/%.beton: $(SAMPLE)/test_label.csv | setup
 demo: data
 	$(PYTHON_IN) -m fastretina.train --amp --train $(DATA)/train.beton --test $(DATA)/test.beton --out $(RUNS)/demo $(DEMO_FLAGS)
 
+# One thread of torch for each process: with more than there are cores they spin and steal from each other.
 test: setup
 	$(PYTHON_IN) -m ruff check .
 	$(PYTHON_IN) -m ruff format --check .
 	$(PYTHON_IN) -m mypy
-	$(PYTHON_IN) -m pytest
+	OMP_NUM_THREADS=1 $(PYTHON_IN) -m pytest -n auto --maxprocesses 4
 
 # Every fault of docs/reliability.md in full number: ten minutes on two cores. `make test` tries a few of each.
 test-faults: setup
