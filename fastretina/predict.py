@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fastretina import cli
 from fastretina.checkpoint import Grader
-from fastretina.engine import grade_images, progress_bar
+from fastretina.engine import progress_bar, view_outputs
 from fastretina.errors import JpegError, UsageError
 from fastretina.evaluate import AmpChoice, check_views, open_grader
 from fastretina.jpeg import read_header, verdict
@@ -79,7 +79,8 @@ def main(config: PredictConfig) -> int:
     tally = Tally()
 
     def grade(images: Tensor) -> Tensor:
-        return grade_images(model, images.to(device), precision, config.tta).exp().cpu()
+        outputs = view_outputs(model, images.to(device), precision, config.tta)
+        return grader.grading.answer(outputs, grader.decision).exp().cpu()
 
     def write(file: BinaryIO) -> None:
         header = ["path", "grade", "referable", *(f"p{number}" for number in range(grader.num_classes))]
