@@ -149,9 +149,7 @@ class Explainer:
             images: (B, 3, R, R), normalised, as they were graded. answers: what the pictures say of them.
             target: what to differentiate, see `GradCam.heat`; of a softmax head, `grade_logit` of the grades.
         """
-        # Of test-time augmentation's views the maps are turned back and averaged, as the probabilities are.
-        upright = [turn_back(heat[:, None], view)[:, 0] for view, heat in enumerate(self.model.heat(target))]
-        heats = relative_heat(torch.stack(upright).mean(dim=0)).cpu().numpy()
+        heats = relative_heat(upright(self.model.heat(target))).cpu().numpy()
 
         def draw(image: Path, place: Path, pixels: Pixels, heat: Heat, answer: str) -> None:
             try:
@@ -163,6 +161,11 @@ class Explainer:
         places = [self._folder.place(path) for path in paths]
         with ThreadPoolExecutor(self._workers) as pool:
             list(pool.map(draw, paths, places, denormalise(images), heats, answers))
+
+
+def upright(maps: Sequence[Tensor]) -> Tensor:
+    """(B, h, h) mean of the views' maps, each turned back: what test-time augmentation does with the probabilities."""
+    return torch.stack([turn_back(heat[:, None], view)[:, 0] for view, heat in enumerate(maps)]).mean(dim=0)
 
 
 def relative_heat(maps: Tensor) -> Tensor:

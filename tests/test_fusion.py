@@ -14,10 +14,10 @@ from fastretina.labels import patient_of
 
 def fused_by_loop(names: list[str], scores: np.ndarray, weight: float) -> np.ndarray:
     """The definition, pair by pair."""
-    out = scores.copy()
-    for one, name in enumerate(names):
-        for other, candidate in enumerate(names):
-            if one != other and patient_of(name) is not None and patient_of(name) == patient_of(candidate):
+    patients, out = [patient_of(name) for name in names], scores.copy()
+    for one, patient in enumerate(patients):
+        for other, candidate in enumerate(patients):
+            if one != other and patient is not None and patient == candidate:
                 out[one] = (1 - weight) * scores[one] + weight * scores[other]
     return out
 
