@@ -33,17 +33,11 @@ Pixels = npt.NDArray[np.uint8]
 Heat = npt.NDArray[np.float32]
 
 PANEL = 512  # px, the least side of each half of a picture
-# Perceptually uniform, and of its kind the one whose bright end stands out from the orange of a retina.
-COLOURS = "viridis"
+COLOURS = "viridis"  # perceptually uniform
 OPACITY = 0.55  # of the hottest place: lesions show through
 QUALITY = 92
 EXTENSION = ".jpeg"
 MAX_STEM = 230  # bytes, which leaves room for a number, .jpeg and write_atomically's .tmp in a file system's 255
-
-
-def grade_logit(grades: Tensor) -> Target:
-    """The target of a softmax head: of each image, the logit of its grade in `grades`, (B,) int64."""
-    return lambda outputs: outputs.gather(1, grades.to(outputs.device)[:, None])[:, 0]
 
 
 class GradCam(nn.Module):
@@ -66,7 +60,7 @@ class GradCam(nn.Module):
         return self._maps[-1]
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, O) outputs of (B, 3, R, R) images; gradients are on inside, whatever they are outside."""
+        """(B, outputs) of (B, 3, R, R) images; gradients are on inside, whatever they are outside."""
         with torch.enable_grad():
             self._outputs.append(self.model(images))
         return self._outputs[-1].detach()
@@ -74,7 +68,7 @@ class GradCam(nn.Module):
     def heat(self, target: Target) -> list[Tensor]:
         """A (B, h, w) float32 map, 0 or more, of each forward pass since the last call, which are forgotten.
 
-        target: maps the (B, O) float32 outputs of one pass to (B,) numbers, what is to be explained of each image.
+        target: of the (B, outputs) float32 of one pass the (B,) numbers to explain, e.g. `heads.Head.target` for given grades.
         """
         maps, outputs = self._maps, self._outputs
         self._maps, self._outputs = [], []
@@ -147,7 +141,7 @@ class Explainer:
 
         Args:
             images: (B, 3, R, R), normalised, as they were graded. answers: what the pictures say of them.
-            target: what to differentiate, see `GradCam.heat`; of a softmax head, `grade_logit` of the grades.
+            target: what to differentiate, see `GradCam.heat`.
         """
         heats = relative_heat(upright(self.model.heat(target))).cpu().numpy()
 
@@ -175,16 +169,19 @@ def relative_heat(maps: Tensor) -> Tensor:
 
 
 def overlay(pixels: Pixels, heat: Heat) -> Pixels:
-    """(H, W, 3) RGB pixels under the (h, w) heat, 0-1, in colour: the hotter the more opaque, and nothing where there is none."""
-    smooth = cv2.resize(heat, pixels.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    colours = matplotlib.colormaps[COLOURS](smooth, bytes=True)[..., :3]
-    opacity = OPACITY * smooth[..., None]
-    blended: Pixels = np.rint(pixels * (1.0 - opacity) + colours * opacity).astype(np.uint8)
+    """(H, W, 3) RGB pixels as a red-free photograph under the (h, w) heat, 0-1: the hotter the more opaque.
+
+    Red-free (the green channel in grey) shows lesions best and leaves all colour to the heat: yellow hardly shows on orange.
+    """
+    smooth = cv2.resize(heat, pixels.shape[1::-1], interpolation=cv2.INTER_LINEAR)[..., None]
+    colours = matplotlib.colormaps[COLOURS](smooth[..., 0], bytes=True)[..., :3]
+    opacity = OPACITY * smooth
+    blended: Pixels = np.rint(pixels[..., 1:2] * (1.0 - opacity) + colours * opacity).astype(np.uint8)
     return blended
 
 
 def picture(pixels: Pixels, heat: Heat, answer: str, name: str) -> bytes:
-    """JPEG: the (R, R, 3) photograph with its name, and beside it the same under the (h, w) heat, 0-1, with the answer."""
+    """JPEG: the (R, R, 3) photograph with its name, and beside it its `overlay` with the (h, w) heat, 0-1, and the answer."""
     side = max(PANEL, len(pixels))
     gap, strip = side // 64, side // 7
     enlarged = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_CUBIC).astype(np.uint8)

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -29,7 +30,7 @@ from fastretina.checkpoint import Grader
 from fastretina.engine import progress_bar, view_outputs
 from fastretina.errors import JpegError, UsageError
 from fastretina.evaluate import AmpChoice, check_views, open_grader
-from fastretina.explain import Explainer, OverlayFolder, grade_logit
+from fastretina.explain import Explainer, OverlayFolder
 from fastretina.jpeg import read_header, verdict
 from fastretina.labels import EXTENSIONS
 from fastretina.page import percent
@@ -104,7 +105,7 @@ def main(config: PredictConfig) -> int:
                 if explainer is not None:
                     found = zip(grades.tolist(), probabilities.amax(dim=1).tolist(), strict=True)
                     answers = [f"{grade_title(best)}, {percent(probability)}" for best, probability in found]
-                    explainer.write(paths, images, answers, grade_logit(grades))
+                    explainer.write(paths, images, answers, partial(grader.grading.target, grades=grades.to(device)))
                 tally.graded += len(paths)
                 bar.update(len(paths))
 

@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 import threading
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -19,15 +20,20 @@ from torch import nn
 from fastretina import predict
 from fastretina.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.checkpoint import Grader, save_grader
-from fastretina.engine import grade_images
+from fastretina.engine import view_outputs
 from fastretina.errors import RunError, UsageError
-from fastretina.explain import EXTENSION, GradCam, OverlayFolder, grade_logit, overlay, picture, relative_heat, upright
+from fastretina.explain import EXTENSION, GradCam, OverlayFolder, Target, overlay, picture, relative_heat, upright
+from fastretina.heads import HEADS, HeadName
 from fastretina.models import build_model
 from fastretina.precision import Precision
 from fastretina.predict import PredictConfig
 
 FLOAT32 = Precision("cpu", None, "")
 SIDE = 64
+
+
+def target_of(head: HeadName, grades: torch.Tensor, num_classes: int = 5) -> Target:
+    return partial(HEADS[head](num_classes).target, grades=grades)
 
 
 # ---- the maps --------------------------------------------------------------------------------------------------------
@@ -50,7 +56,7 @@ def test_maps_are_the_head_s_own_weighting_of_the_last_features(arch):
     cam = GradCam(model)
     with torch.no_grad():
         outputs = cam(images)
-        (heat,) = cam.heat(grade_logit(grades))
+        (heat,) = cam.heat(target_of("softmax", grades))
     assert torch.allclose(outputs, expected_outputs, atol=1e-6)
     assert not outputs.requires_grad
     assert heat.shape == (3, 3, 3)
@@ -59,19 +65,19 @@ def test_maps_are_the_head_s_own_weighting_of_the_last_features(arch):
     assert torch.allclose(heat.double(), expected, atol=1e-5 * float(expected.max()))
 
 
-def test_another_target_is_another_map():
-    """As for a head with one output, or with one for each threshold between grades."""
+@pytest.mark.parametrize(("head", "evidence"), [("regression", [[1], [1]]), ("ordinal", [[1, 1, 1, 0], [-1, 0, 0, 0]])])
+def test_other_heads_are_explained_by_their_own_evidence(head, evidence):
     torch.manual_seed(0)
-    model = build_model("resnet18", num_classes=1)
-    images = torch.randn(2, 3, SIDE, SIDE)
+    model = build_model("resnet18", HEADS[head](5).outputs)
+    images, grades = torch.randn(2, 3, 96, 96), torch.tensor([3, 0])
+    features: list[torch.Tensor] = []
+    model.layer4.register_forward_hook(lambda module, inputs, output: features.append(output.detach()))
     cam = GradCam(model)
-    maps = []
-    for sign in (1, -1):
-        cam(images)
-        maps.append(cam.heat(lambda outputs, sign=sign: sign * outputs[:, 0])[0])
-    assert all(float(heat.min()) >= 0 for heat in maps)
-    assert float((maps[0] * maps[1]).max()) == 0, "no place speaks for more and for less at once"
-    assert float((maps[0] + maps[1]).max()) > 0
+    cam(images)
+    (heat,) = cam.heat(target_of(head, grades))
+    weights = torch.tensor(evidence, dtype=torch.float32) @ model.fc.weight
+    assert torch.allclose(heat, torch.einsum("bc,bchw->bhw", weights, features[0]).relu() / 9, atol=1e-6)
+    assert (heat.amax(dim=(1, 2)) > 0).all()
 
 
 def test_nothing_is_recorded_before_the_explained_layer():
@@ -82,8 +88,20 @@ def test_nothing_is_recorded_before_the_explained_layer():
     model.avgpool.register_forward_hook(lambda module, inputs, output: seen.append(output.requires_grad))
     cam(torch.randn(1, 3, SIDE, SIDE))
     assert seen == [False, True]
-    cam.heat(grade_logit(torch.tensor([1])))
+    cam.heat(target_of("softmax", torch.tensor([1])))
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_under_autocast_the_maps_are_float32_and_nearly_the_same():
+    torch.manual_seed(0)
+    cam = GradCam(build_model("resnet18"))
+    images, target = torch.randn(2, 3, 96, 96), target_of("softmax", torch.tensor([1, 4]))
+    view_outputs(cam, images, FLOAT32)
+    (exact,) = cam.heat(target)
+    view_outputs(cam, images, Precision("cpu", torch.bfloat16, ""))
+    (found,) = cam.heat(target)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, exact, atol=0.05 * float(exact.max()))
 
 
 class Spotter(nn.Module):
@@ -131,8 +149,8 @@ def test_the_heat_lies_on_what_the_answer_rests_on(spotter, views):
     images, present, quadrants = patched(64, torch.Generator().manual_seed(2))
     cam = GradCam(spotter)
     with torch.no_grad():
-        answers = grade_images(cam, images, FLOAT32, views).argmax(dim=1)
-        maps = cam.heat(grade_logit(answers))
+        answers = HEADS["softmax"](2).answer(view_outputs(cam, images, FLOAT32, views)).argmax(dim=1)
+        maps = cam.heat(target_of("softmax", answers, 2))
     assert (answers == present).all()
     assert len(maps) == views
     heat = relative_heat(upright(maps))
@@ -152,12 +170,13 @@ def test_heat_is_relative_and_zero_where_nothing_speaks_for_the_answer():
 # ---- the pictures ----------------------------------------------------------------------------------------------------
 
 
-def test_the_photograph_is_untouched_where_there_is_no_heat():
+def test_there_is_colour_where_there_is_heat_and_nowhere_else():
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     heat = np.zeros((4, 4), np.float32)
-    assert np.array_equal(overlay(pixels, heat), pixels)
+    red_free = np.repeat(pixels[..., 1:2], 3, axis=2)
+    assert np.array_equal(overlay(pixels, heat), red_free)
     heat[3, 3] = 1.0
-    changed = (overlay(pixels, heat) != pixels).any(axis=2)
+    changed = (overlay(pixels, heat) != red_free).any(axis=2)
     assert not changed[:25].any()
     assert not changed[:, :25].any()
     assert changed[30:, 30:].all()

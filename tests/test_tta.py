@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastretina.engine import MAX_VIEWS, grade_images, turn, turn_back
+from fastretina.engine import MAX_VIEWS, turn, turn_back, view_outputs
+from fastretina.heads import Softmax
 from fastretina.precision import Precision
 
 FLOAT32 = Precision("cpu", None, "")
@@ -35,7 +36,7 @@ class Recorder(nn.Module):
 def test_a_model_sees_each_of_the_eight_symmetries_once():
     image = np.random.default_rng(0).random((5, 5)).astype(np.float32)
     model = Recorder()
-    grade_images(model, torch.from_numpy(image).expand(1, 3, 5, 5), FLOAT32, views=MAX_VIEWS)
+    view_outputs(model, torch.from_numpy(image).expand(1, 3, 5, 5), FLOAT32, views=MAX_VIEWS)
     shown = [np.ascontiguousarray(images[0, 0].numpy()).tobytes() for images in model.shown]
     assert len(shown) == 8
     assert set(shown) == symmetries(image)
@@ -68,7 +69,8 @@ def test_averaged_over_all_views_a_model_is_right_more_often():
     images[torch.arange(400), 1, torch.randint(6, (400,), generator=generator), torch.randint(6, (400,), generator=generator)] = 1
 
     def accuracy(views: int) -> float:
-        return float((grade_images(Misled(), images, FLOAT32, views).argmax(dim=1) == grades).float().mean())
+        answers = Softmax(5).answer(view_outputs(Misled(), images, FLOAT32, views))
+        return float((answers.argmax(dim=1) == grades).float().mean())
 
     # A spot is in the top left in one photograph of four, and in two views of eight of every photograph.
     assert 0.68 < accuracy(1) < 0.82
