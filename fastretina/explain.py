@@ -119,7 +119,7 @@ class OverlayFolder:
         """Where this image's overlay goes; never the same place twice: `10_left.jpeg`, then `10_left-2.jpeg`."""
         below = self.relative(image)
         # A folder x.jpeg would meet the overlay of an image x.png.
-        folders = [part + "_" if part.endswith(EXTENSION) else part for part in below.parts[:-1]]
+        folders = [part[:-1] + "_" if part.endswith(EXTENSION) else part for part in below.parts[:-1]]
         stem = str(Path(*folders, os.fsdecode(os.fsencode(below.stem)[:MAX_STEM])))
         name, number = stem, self._taken.get(stem, 0) + 1
         while number > 1 and (name := f"{stem}-{number}") in self._taken:
@@ -137,7 +137,7 @@ class Explainer:
         self._folder, self._workers = folder, workers
 
     def write(self, paths: Sequence[Path], images: Tensor, answers: Sequence[str], target: Target) -> None:
-        """Explain the batch that `engine.grade_images` graded last with `model`. RunError where a picture cannot be written.
+        """Explain the batch that `model` graded last, by `engine.view_outputs`. RunError where a picture cannot be written.
 
         Args:
             images: (B, 3, R, R), normalised, as they were graded. answers: what the pictures say of them.
