@@ -51,18 +51,25 @@ def draws(groups: int, resamples: int, seed: int) -> Iterator[Ints]:
 
 
 def bootstrap(
-    labels: Ints, probabilities: npt.NDArray[np.floating], groups: Ints, resamples: int = RESAMPLES, seed: int = 0
+    labels: Ints,
+    probabilities: npt.NDArray[np.floating],
+    groups: Ints,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    predicted: Ints | None = None,
 ) -> dict[str, Interval]:
     """Accuracy, balanced accuracy, QWK and AUROC of referable disease with their 95 % intervals.
 
     Args:
         labels: (N,) true grades, N >= 1. probabilities: (N, C). groups: (N,) from `patient_groups`.
+        predicted: (N,) grades given; None: the most probable ones.
 
     A resample in which a figure is undefined (no referable eye in it) has no part in that figure's interval.
     """
     classes = probabilities.shape[1]
     people = int(groups.max()) + 1
-    cells = groups * classes**2 + labels * classes + probabilities.argmax(axis=1)
+    given = probabilities.argmax(axis=1) if predicted is None else predicted
+    cells = groups * classes**2 + labels * classes + given
     confusion = np.bincount(cells, minlength=people * classes**2).reshape(people, classes**2).astype(np.float64)
     scores = referable_scores(probabilities)
     order = np.argsort(scores, kind="stable")

@@ -16,10 +16,12 @@ from fastretina import plots
 from fastretina.checkpoint import Grader, latest_state, promote_best, read_tensors, save_grader, save_state, settle, staged_best
 from fastretina.engine import Training
 from fastretina.errors import CheckpointError, RunError
+from fastretina.facts import RunFacts
 from fastretina.history import EpochRecord, Predictions
 from fastretina.models import load_trunk
-from fastretina.report import RunFacts, metrics_summary, report_html
+from fastretina.report import report_html
 from fastretina.runs import RunFolder, write_bytes, write_csv, write_json, write_predictions
+from fastretina.summary import metrics_summary
 
 # Settings that a resumed run may change: none of them has a part in what a step computes.
 FREE_SETTINGS = frozenset({"epochs", "out", "resume", "stop_after_steps", "workers"})

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from fastretina.intervals import Ints, referable_scores
 from fastretina.runs import REFERABLE_FROM
 
+OWN_GRADE = "the model's grade ≥ 2"
 THRESHOLD = 0.5
 SENSITIVITIES = (0.8, 0.9)  # targets; British screening asks for at least 80 % (British Diabetic Association, 1997)
 BINS = 15
@@ -25,12 +26,13 @@ class OperatingPoint:
     specificity: float
 
 
-def operating_points(labels: Ints, probabilities: npt.NDArray[np.floating]) -> list[OperatingPoint]:
-    """The most probable grade (as fastretina.predict), threshold 0.5, and the highest that reaches each of SENSITIVITIES.
+def operating_points(labels: Ints, probabilities: npt.NDArray[np.floating], predicted: Ints | None = None) -> list[OperatingPoint]:
+    """The model's grade (as fastretina.predict), threshold 0.5, and the highest that reaches each of SENSITIVITIES.
 
     The last are read off these very data: on others they will reach a little more or less.
 
-    labels: (N,) true grades; probabilities: (N, C). Empty where the data hold no referable image, or nothing else.
+    labels: (N,) true grades; probabilities: (N, C); predicted: (N,) grades given, None: the most probable ones. Empty where the
+    data hold no referable image, or nothing else.
     """
     scores, sick = referable_scores(probabilities), labels >= REFERABLE_FROM
     if not sick.any() or sick.all():
@@ -38,7 +40,7 @@ def operating_points(labels: Ints, probabilities: npt.NDArray[np.floating]) -> l
     ill, well = scores[sick], scores[~sick]
     descending = np.sort(ill)[::-1]
 
-    referred = probabilities.argmax(axis=1) >= REFERABLE_FROM
+    referred = (probabilities.argmax(axis=1) if predicted is None else predicted) >= REFERABLE_FROM
 
     def point(rule: str, threshold: float) -> OperatingPoint:
         return OperatingPoint(rule, threshold, float((ill >= threshold).mean()), float((well < threshold).mean()))
@@ -46,7 +48,7 @@ def operating_points(labels: Ints, probabilities: npt.NDArray[np.floating]) -> l
     # The n-th highest score among the sick refers at least n of them; the small number keeps 0.8 * 5 from being 5 of 5.
     needed = [max(1, int(np.ceil(target * len(ill) - 1e-9))) for target in SENSITIVITIES]
     return [
-        OperatingPoint("most probable grade ≥ 2", None, float(referred[sick].mean()), float((~referred[~sick]).mean())),
+        OperatingPoint(OWN_GRADE, None, float(referred[sick].mean()), float((~referred[~sick]).mean())),
         point(f"p2 + p3 + p4 ≥ {THRESHOLD}", THRESHOLD),
         *(
             point(f"sensitivity ≥ {100 * target:.0f} %, set here", float(descending[n - 1]))
@@ -71,10 +73,14 @@ class Calibration:
     accuracy: list[float | None]
 
 
-def calibration(labels: Ints, probabilities: npt.NDArray[np.floating]) -> Calibration:
-    """From (N,) true grades and (N, C) probabilities, N >= 1; the confidence is the highest probability."""
-    confidence = probabilities.astype(np.float64).max(axis=1)
-    right = probabilities.argmax(axis=1) == labels
+def calibration(labels: Ints, probabilities: npt.NDArray[np.floating], predicted: Ints | None = None) -> Calibration:
+    """From (N,) true grades, (N, C) probabilities and (N,) grades given (None: the most probable ones), N >= 1.
+
+    The confidence of an answer is the probability of the grade given.
+    """
+    given = probabilities.argmax(axis=1) if predicted is None else predicted
+    confidence = np.take_along_axis(probabilities.astype(np.float64), given[:, None], axis=1)[:, 0]
+    right = given == labels
     places = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
     samples = np.bincount(places, minlength=BINS)
     sums = [np.bincount(places, weights=values, minlength=BINS) for values in (confidence, right.astype(np.float64))]

@@ -22,13 +22,13 @@ from fastretina.augment import IMAGENET_MEAN, IMAGENET_STD, Augment
 from fastretina.checkpoint import Grader
 from fastretina.engine import Training, fit
 from fastretina.errors import RunError, UsageError
+from fastretina.facts import DataFacts, RunFacts
 from fastretina.history import EpochRecord, Progress
 from fastretina.keeper import RunKeeper, resume_state
 from fastretina.loader import Loader
 from fastretina.models import ArchName, build_model
 from fastretina.optim import OptimizerName, ScheduleName, build_optimizer, build_schedule, second_phase_epoch
 from fastretina.precision import Precision, choose_device, choose_precision, device_name
-from fastretina.report import SELECTION_METRIC, DataFacts, RunFacts
 from fastretina.runs import RunFolder, write_json
 
 NUM_CLASSES = 5
@@ -110,7 +110,7 @@ def main(config: TrainConfig) -> int:
 
         def grader(epoch: int) -> Grader:
             shape = (config.arch, NUM_CLASSES, config.resolution, IMAGENET_MEAN, IMAGENET_STD)
-            return Grader(*shape, epoch, precision.name, SELECTION_METRIC, facts.selected_on)
+            return Grader(*shape, epoch, precision.name, facts.selection_metric, facts.selected_on)
 
         keeper = RunKeeper(
             run, facts, training, grader, names, lambda record: print(_epoch_line(record, config.epochs), flush=True)

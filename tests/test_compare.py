@@ -19,7 +19,8 @@ from PIL import Image
 from fastretina import train
 from fastretina.checkpoint import load_state
 from fastretina.compare import CompareConfig, main, plan
-from fastretina.comparison import ComparedRun, comparison_html, terminal_table
+from fastretina.compared import ComparedRun, terminal_table
+from fastretina.comparison import comparison_html
 from fastretina.errors import CheckpointError, RunError, UsageError
 from fastretina.models import build_model
 from fastretina.runs import RunFolder

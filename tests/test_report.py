@@ -14,9 +14,11 @@ from PIL import Image
 
 from fastretina import Beton, plots
 from fastretina.augment import IMAGENET_MEAN, IMAGENET_STD
+from fastretina.facts import DataFacts, RunFacts
 from fastretina.history import EpochRecord, Predictions, Progress, Scores
 from fastretina.metrics import grade_metrics
-from fastretina.report import DataFacts, RunFacts, metrics_summary, report_html
+from fastretina.report import report_html
+from fastretina.summary import metrics_summary
 
 NASTY = '<script>alert("x")</script>&.beton'
 
