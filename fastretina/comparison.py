@@ -86,6 +86,7 @@ def comparison_html(runs: Sequence[ComparedRun], settings: Mapping[str, Any]) ->
         _confusions(runs),
         _recalls(runs),
         _screening(runs),
+        _speed(runs),
         Section(
             "Last epochs",
             [
@@ -124,34 +125,30 @@ def _results(runs: Sequence[ComparedRun]) -> Section:
             *_shares(run.metrics["best"])[:3],
             bounds(*run.bounds),
             number(run.metrics["best"]["macro_f1"]),
-            duration(run.seconds),
-            f"{run.images_per_second:,.0f}",
-            percent(run.data_wait_share),
         ]
         for run in runs
     ]
-    columns = [
-        "run",
-        "best epoch",
-        "accuracy",
-        "balanced acc.",
-        "QWK",
-        "95 % interval",
-        "macro F1",
-        "time",
-        "images/s",
-        "data wait",
-    ]
+    columns = ["run", "best epoch", "accuracy", "balanced acc.", "QWK", "95 % interval", "macro F1"]
     return Section(
         "Results",
         [
             table(columns, rows, "Test set, best epochs"),
             remark(
                 f"Always the same grade: accuracy {percent(_majority(runs[0].metrics)['test'])}, QWK 0. Interval: of the QWK, "
-                "bootstrap by patient. Where the intervals of two runs overlap much, this test set does not tell which is "
-                "better. Time: all epochs with their evaluation; images/s: training, median of the epochs; data wait: share of "
-                "the training time. The most confident mistakes and the calibration curve stand in each run's own report."
+                "bootstrap by patient; where those of two runs overlap much, this test set does not tell which is better. The most "
+                "confident mistakes and the calibration curve stand in each run's own report."
             ),
+        ],
+    )
+
+
+def _speed(runs: Sequence[ComparedRun]) -> Section:
+    rows = [[_link(run), duration(run.seconds), f"{run.images_per_second:,.1f}", percent(run.data_wait_share)] for run in runs]
+    return Section(
+        "Speed",
+        [
+            table(["run", "time", "training images/s", "waiting for data"], rows, "All epochs"),
+            remark("Time: with the evaluations. Images/s: median of the epochs. Waiting: share of the training time."),
         ],
     )
 

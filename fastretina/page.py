@@ -52,6 +52,11 @@ def page(title: str, head: Iterable[str], sections: Sequence[Section]) -> str:
     )
 
 
+def _text(text: str) -> str:
+    """Escaped, with no line break between a number and its per cent sign."""
+    return html.escape(text).replace(" %", "&nbsp;%")
+
+
 def cards(values: Iterable[tuple[str, str]]) -> str:
     """Boxes of (figure, what it is)."""
     boxes = "".join(f'<div class="card"><b>{_text(value)}</b><span>{_text(text)}</span></div>' for value, text in values)
@@ -93,11 +98,6 @@ def bounds(low: float | None, high: float | None) -> str:
     return "–" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
-def _text(text: str) -> str:
-    """Escaped, with no line break between a number and its per cent sign."""
-    return html.escape(text).replace(" %", "&nbsp;%")
-
-
 def image(data: bytes, text: str, kind: str = "png") -> str:
     """A picture (`kind`: png or jpeg) inside the page; `text` says what it shows to those who cannot see it."""
     return f'<img alt="{html.escape(text)}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
@@ -124,12 +124,13 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]], title: str, k
         f'<tr><th scope="row">{cell(first)}</th>' + "".join(f"<td>{cell(value)}</td>" for value in others) + "</tr>"
         for first, *others in rows
     )
-    return scrolled(
-        f'<table class="{kind}"><caption>{_text(title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>',
+    return titled(
+        f'<table class="{kind}" aria-label="{html.escape(title)}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>',
         title,
     )
 
 
-def scrolled(content: str, title: str) -> str:
-    """What may be wider than a phone: it scrolls by itself, by keyboard too, and the page does not."""
-    return f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(title)}">{content}</div>'
+def titled(content: str, title: str, kind: str = "") -> str:
+    """Content under a title that may be wider than a phone: it scrolls by itself, by keyboard too, and the page does not."""
+    region = f'<div class="scroll {kind}" role="region" tabindex="0" aria-label="{html.escape(title)}">{content}</div>'
+    return f'<figure class="table"><figcaption>{_text(title)}</figcaption>{region}</figure>'

@@ -10,7 +10,7 @@ from fastretina.assessment import Assessment
 from fastretina.facts import SET_TITLES, RunFacts
 from fastretina.history import EpochRecord, Progress
 from fastretina.mistakes import confident_mistakes, mistakes_section
-from fastretina.page import Section, bounds, cards, image, note, number, page, pair, percent, remark, table
+from fastretina.page import Section, bounds, cards, image, note, number, page, pair, percent, remark, table, titled
 from fastretina.sections import (
     CONFUSION_REMARK,
     TRAIN_REMARK,
@@ -60,7 +60,9 @@ def report_html(
     ]
     if "batch" in pictures:
         text = "Photographs of the first training batch as the network got them, with their grades"
-        sections.append(Section("What the network saw", [image(pictures["batch"], text)]))
+        sections.append(
+            Section("What the network saw", [titled(image(pictures["batch"], text), "The first training batch", "wide")])
+        )
     if decision:
         rows = [list(row) for row in decision]
         sections.append(Section("How a grade is decided", [table(["part", "value"], rows, "From output to grade", "words")]))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastretina.facts import PAIRS, SET_TITLES, versions
-from fastretina.page import Section, note, number, percent, remark, scrolled, table
+from fastretina.page import Section, note, number, percent, remark, table, titled
 from fastretina.plots import grade_title
 
 TRAIN_REMARK = (
@@ -67,12 +67,12 @@ def measures() -> Section:
 def data_section(data: Mapping[str, Any]) -> Section:
     """Images and patients of each data set, and the patients that two of them share: `data` of metrics.json."""
     sets = [data[name] for name in SET_TITLES if name in data]
-    titles = [SET_TITLES[name].capitalize() for name in SET_TITLES if name in data]
+    titles = [SET_TITLES[name] for name in SET_TITLES if name in data]
     counts = [
         ["images", *(found["images"] for found in sets)],
         ["patients", *(found["patients"] or "–" for found in sets)],
         *([grade_title(grade), *numbers] for grade, numbers in enumerate(zip(*(found["grades"] for found in sets), strict=True))),
-        ["most frequent grade", *(percent(found["majority_share"]) for found in sets)],
+        ["share of the most frequent grade", *(percent(found["majority_share"]) for found in sets)],
     ]
     shared, leaks = [], []
     for first, second in PAIRS:
@@ -81,13 +81,14 @@ def data_section(data: Mapping[str, Any]) -> Section:
             count = data["patients_shared"][key]
             shared.append([f"{SET_TITLES[first]} and {SET_TITLES[second]}", "not known" if count is None else count])
             if count:
-                leaks.append(f"{count:,} patients have one eye in {SET_TITLES[first]} and the other in {SET_TITLES[second]}.")
+                has = "patient has" if count == 1 else "patients have"
+                leaks.append(f"{count:,} {has} one eye in {SET_TITLES[first]} and the other in {SET_TITLES[second]}.")
     return Section(
         "Data",
         [
             table(["set", *titles], counts, "Images and patients"),
             table(["sets", "patients in both"], shared, "Patients shared between two sets"),
-            note(" ".join([*leaks, "Two eyes of a person are alike: the figures are better than for new patients."]))
+            note(" ".join([*leaks, "Two eyes of a person are alike: for new patients the figures would be worse."]))
             if leaks
             else "",
             remark("Patients are told by the images' names (10_left and 10_right are one); a dash where names tell of none."),
@@ -119,8 +120,8 @@ def confusion_table(matrix: Sequence[Sequence[int]], title: str) -> str:
         + "</tr>"
         for row in grades
     )
-    return scrolled(
-        f'<table class="matrix"><caption>{html.escape(title)}</caption>'
+    return titled(
+        f'<table class="matrix" aria-label="{html.escape(title)}">'
         f'<thead><tr><th scope="col">true ↓<br>model →</th>{head}</tr></thead><tbody>{body}</tbody></table>',
         title,
     )

@@ -95,7 +95,8 @@ def test_each_run_is_the_one_that_train_makes(whole, tmp_path):
 def test_the_report_needs_no_network_and_links_the_runs(whole):
     text = (whole.out / "report.html").read_text()
     assert 'src="data:image/png;base64,' in text
-    assert "http" not in text
+    assert "http:" not in text
+    assert "https:" not in text
     assert "on the TEST set" in text
     for folder in folders(whole):
         assert f'href="{folder.name}/report.html"' in text

@@ -6,55 +6,24 @@ import io
 import json
 from dataclasses import replace
 from html.parser import HTMLParser
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from report_cases import facts, history, pictures
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from fastretina import Beton, plots
+from fastretina.assessment import Assessment, Screened
 from fastretina.augment import IMAGENET_MEAN, IMAGENET_STD
-from fastretina.facts import DataFacts, RunFacts
-from fastretina.history import EpochRecord, Predictions, Progress, Scores
-from fastretina.metrics import grade_metrics
+from fastretina.facts import RunFacts, selection_note
+from fastretina.history import Predictions
 from fastretina.report import report_html
+from fastretina.screening import OperatingPoint
+from fastretina.sections import class_table, confusion_table
 from fastretina.summary import metrics_summary
-
-NASTY = '<script>alert("x")</script>&.beton'
-
-
-def scores(seed: int, single: bool = False) -> Scores:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 1 if single else 5, (60,), generator=generator)
-    predicted = labels if single else torch.where(torch.rand(60, generator=generator) < 0.5, labels, labels.roll(1))
-    return Scores(1.0 / (seed + 1), grade_metrics(predicted, labels))
-
-
-def history(epochs: int, val: bool = False, single: bool = False) -> Progress:
-    progress = Progress(epoch=epochs, best_epoch=1)
-    for epoch in range(1, epochs + 1):
-        held_out = scores(epoch + 200) if val else None
-        progress.history.append(
-            EpochRecord(epoch, 1e-3, scores(epoch), scores(epoch + 100, single), held_out, 10.0, 12.0, 0.5, 6.0)
-        )
-    return progress
-
-
-def facts(val: bool = False) -> RunFacts:
-    names = [f"{n // 2}_{'left' if n % 2 else 'right'}" for n in range(60)]
-    data = {
-        "train": DataFacts.of(NASTY, [n % 5 for n in range(60)], names, 5),
-        "test": DataFacts.of("test.beton", [0] * 45 + [2] * 15, names[-4:] + ["odd"] * 56, 5),
-    }
-    if val:
-        data["val"] = DataFacts.of("val.beton", [1] * 60, ["x"] * 60, 5)
-    settings = {"arch": "resnet18", "resolution": 64, "train": NASTY, "weights": None}
-    return RunFacts(settings, data, "a CPU, 2 threads", "float32", "float32", "streaming", 11_179_077)
-
-
-def pictures() -> dict[str, bytes]:
-    matrix = scores(1).metrics.confusion
-    return {"confusion_test": plots.confusion(matrix, "Test"), "confusion_train": plots.confusion(matrix, "Train")}
 
 
 class Page(HTMLParser):
@@ -83,10 +52,11 @@ def test_the_report_is_one_self_contained_page(val):
     page = Page(text)
     assert page.open == []
     assert page.links
-    assert all(link.startswith("data:") for link in page.links)
+    assert all(link.startswith(("data:", "#")) for link in page.links)
     assert "url(" not in text
     assert "@import" not in text
-    assert page.tags.count("img") == len(plots.PANELS) + 2
+    assert page.tags.count("img") == len(plots.PANELS) + 1
+    assert page.tags.count("section") == page.tags.count("h2") == sum(link.startswith("#") for link in page.links)
 
 
 def test_names_cannot_put_markup_into_the_report():
@@ -101,6 +71,93 @@ def test_the_report_says_on_what_data_the_epoch_was_chosen_and_who_stands_in_bot
     assert "on the validation set" in chosen
     assert "TEST set" not in chosen
     assert "2 patients have one eye in train and the other in test" in chosen
+
+
+def test_the_selection_metric_is_the_one_of_the_run():
+    by_recall = replace(facts(val=True), selection_metric="balanced_accuracy")
+    assert "chosen by balanced accuracy on the validation set" in report_html(by_recall, history(2, val=True), pictures())
+    assert metrics_summary(by_recall, history(2, val=True), 2)["selection_metric"] == "balanced_accuracy"
+    assert "by kappa_of_tomorrow on the TEST set" in selection_note("kappa_of_tomorrow", "test")
+
+
+def shared_with_val(names: list[str]) -> RunFacts:
+    known = facts(val=True)
+    return replace(known, data={**known.data, "val": replace(known.data["val"], patients=frozenset(names))})
+
+
+def test_patients_shared_by_any_two_sets_are_told_and_unknown_ones_are_not_called_none():
+    leaky = shared_with_val(["3", "29", "99"])  # train has 0-29, test 28 and 29
+    shared = metrics_summary(leaky, history(1, val=True), 1)["data"]["patients_shared"]
+    assert shared == {"train_val": 2, "train_test": 2, "val_test": 1}
+    text = report_html(leaky, history(1, val=True), pictures())
+    assert "2 patients have one eye in train and the other in validation" in text
+    assert "1 patients have one eye" not in text
+    assert "1 patient has one eye in validation and the other in test" in text
+    unknown = shared_with_val([])
+    assert metrics_summary(unknown, history(1, val=True), 1)["data"]["patients_shared"]["train_val"] is None
+    assert '<th scope="row">train and validation</th><td>not known</td>' in report_html(unknown, history(1, val=True), pictures())
+
+
+def test_how_a_grade_is_decided_is_told_where_the_run_tells_it():
+    assert "How a grade is decided" not in report_html(facts(), history(1), pictures())
+    text = report_html(facts(), history(1), pictures(), [("head", "regression"), ("thresholds", "0.51, 1.4, 2.6, 3.5")])
+    assert '<th scope="row">thresholds</th><td>0.51, 1.4, 2.6, 3.5</td>' in text
+
+
+def cells(table: str) -> list[list[str]]:
+    """The text of a table's body."""
+    rows = table.partition("<tbody>")[2].replace("&nbsp;", " ").split("<tr>")[1:]
+    return [[part.partition(">")[2].partition("</td>")[0] for part in row.split("<td")[1:]] for row in rows]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_figures_by_grade_are_those_of_scikit_learn(seed):
+    random = np.random.default_rng(seed)
+    labels, predicted = random.integers(0, 4, 40), random.integers(1, 5, 40)  # no 4 among the labels, no 0 predicted
+    matrix = confusion_matrix(labels, predicted, labels=range(5)).tolist()
+    figures = precision_recall_fscore_support(labels, predicted, labels=range(5), zero_division=np.nan)
+    precision, recall, f1, support = (column.tolist() for column in figures)
+    for row, images, r, p, f in zip(cells(class_table(matrix, "T")), support, recall, precision, f1, strict=True):
+        assert int(row[0]) == images
+        assert row[1] == ("–" if np.isnan(r) else f"{100 * r:.1f} %")
+        assert row[2] == ("–" if np.isnan(p) else f"{100 * p:.1f} %")
+        assert row[3] == ("–" if np.isnan(f) else f"{f:.3f}")
+
+
+def test_a_confusion_matrix_shows_counts_and_shares_of_each_row():
+    shown = cells(confusion_table([[3, 1, 0], [0, 1000, 0], [0, 0, 0]], "T"))
+    assert [[cell.rpartition("<b>")[2].partition("</b>")[0] for cell in row] for row in shown] == [
+        ["3", "1", "0"],
+        ["0", "1,000", "0"],
+        ["0", "0", "0"],
+    ]
+    assert [[cell.rpartition("<small>")[2].partition("</small>")[0] for cell in row] for row in shown] == [
+        ["75 %", "25 %", "0 %"],
+        ["0 %", "100 %", "0 %"],
+        ["–", "–", "–"],
+    ]
+
+
+def test_a_thousand_people_are_all_counted_once():
+    point = OperatingPoint("rule", None, sensitivity=0.835, specificity=0.991)
+    screened = Screened.at(point, prevalence=0.197)
+    assert screened == (164, 33, 7, 796)
+    assert sum(screened) == 1000
+    assert "33 of the 829 who are not" in screened.text()
+    assert Screened.at(OperatingPoint("none", None, 0.0, 1.0), 0.2).text().endswith("It refers none of them.")
+    assert Screened.at(OperatingPoint("all", None, 1.0, 0.0), 0.2).text().endswith("It refers all of them.")
+
+
+def test_an_assessment_is_of_the_grades_given_not_of_the_most_probable_ones():
+    """Thresholds may give another grade than the most probable one."""
+    labels = torch.tensor([0, 0, 2, 2])
+    answers = Predictions(torch.tensor([0.6, 0.1, 0.3, 0.0, 0.0]).log().expand(4, 5), labels, torch.arange(4))
+    with patch.object(Predictions, "predicted", labels):
+        found = Assessment.of(answers, ["a", "b", "c", "d"])
+    assert found.intervals["accuracy"].value == 1.0
+    assert (found.operating_points[0].sensitivity, found.operating_points[0].specificity) == (1.0, 1.0)
+    assert found.calibration.ece == pytest.approx(1 - (0.6 + 0.3) / 2)
+    assert found.prevalence == 0.5
 
 
 def test_undefined_figures_are_null_in_json_and_a_dash_in_the_report():
@@ -122,7 +179,14 @@ def test_with_the_test_set_at_hand_the_report_tells_intervals_screening_calibrat
         text = report_html(known, progress, pictures())
         finished, going_on = (metrics_summary(known, progress, epochs)["best"] for epochs in (2, 3))
     assert Page(text).open == []
-    for part in ("95 % interval", "10 patients", "sensitivity ≥ 90 %", "ECE", "Most confident mistakes"):
+    for part in (
+        "95&nbsp;% interval",
+        "10 patients",
+        "sensitivity ≥ 90&nbsp;%",
+        "Of 1,000 people screened",
+        "ECE",
+        "Most confident mistakes",
+    ):
         assert part in text
     wrong = int((logits.argmax(1) != labels).sum())
     assert text.count("<figure>") == min(12, wrong)
