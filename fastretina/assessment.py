@@ -37,7 +37,7 @@ class Screened(NamedTuple):
         ill, referred, others = self.found + self.missed, self.found + self.needless, self.missed + self.cleared
         counted = (
             f"Of {PEOPLE:,} people screened with one photograph each, {ill} have referable disease, if it is as frequent as in "
-            f"this test set. Referred by its own grade, {self.found} of them are found and {self.missed} are missed; of the "
+            f"this test set. To refer by the model's grade finds {self.found} of them and misses {self.missed}; of the "
             f"{PEOPLE - ill} without it, {self.needless} are referred needlessly."
         )
         if not referred or not others:

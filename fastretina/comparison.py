@@ -128,7 +128,7 @@ def _results(runs: Sequence[ComparedRun]) -> Section:
         ]
         for run in runs
     ]
-    columns = ["run", "best epoch", "accuracy", "balanced acc.", "QWK", "95 % interval", "macro F1"]
+    columns = ["run", "best epoch", "QWK", "95 % interval", "accuracy", "balanced acc.", "macro F1"]
     return Section(
         "Results",
         [

@@ -11,7 +11,6 @@ from report_cases import history
 from fastretina.errors import UsageError
 from fastretina.tracking import Tracker, require_tensorboard
 
-
 COLUMNS = {"loss/train": "train_loss", "balanced_accuracy/train": "train_balanced_accuracy", "qwk/test": "test_qwk"}
 COLUMNS |= {f"run/{name}": name for name in ("lr", "images_per_second", "data_wait_seconds", "train_seconds", "epoch_seconds")}
 
