@@ -105,9 +105,7 @@ class Assessment:
                 remark(
                     "With other test patients of the same kind the figures would have come out differently: the interval shows "
                     f"by how much. Percentile bootstrap, {RESAMPLES:,} resamples of {self.groups:,} patients, drawn with all "
-                    "their images. What another seed of the training, or the choice of the epoch, changes comes on top. AUROC: "
-                    "how often the model finds an eye with referable disease (grade 2 or more) more suspicious than one "
-                    "without; 1 always, 0.5 by chance."
+                    "their images. What another seed of the training, or the choice of the epoch, changes comes on top."
                 ),
             ],
         )

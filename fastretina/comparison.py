@@ -118,16 +118,11 @@ def _link(run: ComparedRun) -> Link:
 
 
 def _results(runs: Sequence[ComparedRun]) -> Section:
-    rows = [
-        [
-            _link(run),
-            f"{run.metrics['best_epoch']} of {len(run.metrics['epoch_seconds'])}",
-            *_shares(run.metrics["best"])[:3],
-            bounds(*run.bounds),
-            number(run.metrics["best"]["macro_f1"]),
-        ]
-        for run in runs
-    ]
+    rows = []
+    for run in runs:
+        accuracy, balanced, qwk, f1 = _shares(run.metrics["best"])
+        epoch = f"{run.metrics['best_epoch']} of {len(run.metrics['epoch_seconds'])}"
+        rows.append([_link(run), epoch, qwk, bounds(*run.bounds), accuracy, balanced, f1])
     columns = ["run", "best epoch", "QWK", "95 % interval", "accuracy", "balanced acc.", "macro F1"]
     return Section(
         "Results",
@@ -195,10 +190,8 @@ def _screening(runs: Sequence[ComparedRun]) -> Section:
                 "Grade 2 or more against less, test set, best epochs",
             ),
             remark(
-                "AUROC: how often an eye with referable disease is found more suspicious than one without; 1 always, 0.5 by "
-                "chance. Sensitivity and specificity: by the model's grade, of the eyes with the disease the share that is "
-                "referred, of those without it the share that is not. ECE: how far its probabilities are from how often it is "
-                "right."
+                "Sensitivity and specificity: by the model's grade, of the eyes with the disease the share that is referred, of "
+                "those without it the share that is not. ECE: how far its probabilities are from how often it is right."
             ),
         ],
     )

@@ -44,6 +44,10 @@ _MEASURES = (
         "of the photographs that have this grade, the share that the model gives it (for a disease: sensitivity).",
     ),
     ("Precision of a grade", "of the photographs that the model gives this grade, the share that have it."),
+    (
+        "AUROC of referable disease",
+        "how often the model finds an eye of grade 2 or more more suspicious than one of a lower grade: 1 always, 0.5 by chance.",
+    ),
     ("F1", "the harmonic mean of recall and precision: high only if both are. Macro F1 is its mean over the grades."),
 )
 

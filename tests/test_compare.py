@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -103,6 +104,20 @@ def test_the_report_needs_no_network_and_links_the_runs(whole):
         assert (whole.out / folder.name / "report.html").is_file()
     image = Image.open(io.BytesIO((whole.out / "compare.png").read_bytes()))
     assert min(image.size) > 1000
+
+
+def test_each_figure_of_the_report_stands_in_its_column(whole):
+    text = (whole.out / "report.html").read_text().replace("&nbsp;", " ")
+    for title, which in (("Test set, best epochs", "best"), ("Test set, last epochs", "last")):
+        found = text.partition(f'<table class="" aria-label="{title}">')[2].partition("</table>")[0]
+        columns = re.findall(r'<th scope="col">(.*?)</th>', found)[1:]
+        shown = [dict(zip(columns, re.findall(r"<td>(.*?)</td>", row), strict=True)) for row in found.split("<tr>")[2:]]
+        for row, folder in zip(shown, folders(whole), strict=True):
+            figures = json.loads((folder / "metrics.json").read_text())[which]
+            assert row["QWK"] == f"{figures['qwk']:.3f}"
+            assert row["macro F1"] == f"{figures['macro_f1']:.3f}"
+            assert row["accuracy"] == f"{100 * figures['accuracy']:.1f} %"
+            assert row["balanced acc."] == f"{100 * figures['balanced_accuracy']:.1f} %"
 
 
 def test_a_finished_comparison_is_shown_again_and_nothing_is_trained(whole, capsys):
