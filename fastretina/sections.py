@@ -46,7 +46,7 @@ _MEASURES = (
     ("Precision of a grade", "of the photographs that the model gives this grade, the share that have it."),
     (
         "AUROC of referable disease",
-        "how often the model finds an eye of grade 2 or more more suspicious than one of a lower grade: 1 always, 0.5 by chance.",
+        "how often the model finds an eye of at least grade 2 more suspicious than one of a lower grade: 1 always, 0.5 by chance.",
     ),
     ("F1", "the harmonic mean of recall and precision: high only if both are. Macro F1 is its mean over the grades."),
 )
