@@ -21,12 +21,12 @@ from fastretina.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.checkpoint import Grader, load_grader
 from fastretina.engine import MAX_VIEWS, run_model
 from fastretina.errors import CheckpointError, RunError, UsageError
+from fastretina.facts import versions
 from fastretina.fusion import check_weight, fuse_eyes
 from fastretina.heads import SMALLEST_PROBABILITY
 from fastretina.history import Scores
 from fastretina.loader import Loader
 from fastretina.precision import Precision, choose_device, choose_precision, device_name
-from fastretina.report import versions
 from fastretina.runs import RunFolder, write_bytes, write_json, write_predictions
 
 AmpChoice = Literal["auto", "on", "off"]

@@ -21,6 +21,7 @@ from fastretina.beton import Beton
 from fastretina.checkpoint import Grader
 from fastretina.engine import Training, fit
 from fastretina.errors import RunError
+from fastretina.facts import DataFacts, RunFacts
 from fastretina.heads import HEADS, Head, Loss
 from fastretina.history import EpochRecord, Progress
 from fastretina.keeper import RunKeeper, resume_state
@@ -29,9 +30,9 @@ from fastretina.models import build_model
 from fastretina.optim import ExponentialAverage, build_optimizer, build_schedule, second_phase_epoch
 from fastretina.precision import Precision, choose_device, choose_precision, device_name
 from fastretina.recipe import AUGMENTATIONS, TrainConfig, as_settings, check
-from fastretina.report import DataFacts, RunFacts
 from fastretina.runs import RunFolder, write_json
 from fastretina.split import validation_split
+from fastretina.tracking import Tracker
 
 NUM_CLASSES = 5
 SET_NAMES = {"test": "test", "val": "validation"}
@@ -76,6 +77,7 @@ def main(config: TrainConfig) -> int:
             loader=growth(0).description,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             test_set=data["test"],
+            selection_metric=config.select_by,
         )
 
         def grader(progress: Progress) -> Grader:
@@ -84,11 +86,18 @@ def main(config: TrainConfig) -> int:
             return Grader(*shape, progress.history[-1].epoch, *choice, config.head, progress.decision)
 
         names = dict(zip((int(number) for number in data["test"].ids), data["test"].names, strict=True))
-        keeper = RunKeeper(
-            run, about, training, grader, names, lambda record: print(_epoch_line(record, config.epochs), flush=True)
-        )
+        tracker: Tracker | None = None
+
+        def show(record: EpochRecord) -> None:
+            print(_epoch_line(record, config.epochs), flush=True)
+            if tracker is not None:
+                tracker.epoch(record)
+
+        keeper = RunKeeper(run, about, training, grader, names, show)
         if state is not None:
             keeper.restore(state)
+        if config.tensorboard:
+            tracker = stack.enter_context(Tracker(run.path, training.progress.epoch + 1))
         write_json(run.config, settings)
         print("\n".join(_header(config, about, run, training.progress)), flush=True)
         finished = fit(training, keeper)
