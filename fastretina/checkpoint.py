@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fastretina import __version__
 from fastretina.errors import CheckpointError
 from fastretina.models import ARCHS, build_model, load_safely, load_trunk, refuse_inflating
+from fastretina.preparation import UNPREPARED, Preparation
 from fastretina.runs import RunFolder, sync_folder, write_atomically
 from fastretina.seal import UNSEALED, is_intact, seal
 
@@ -33,6 +34,7 @@ class Grader:
     Attributes:
         resolution: side of the square input in pixels. mean, std: what inputs in 0-1 were normalised by. epoch: from 1.
         amp_dtype: the number format of its training. metric, selected_on: how and on what data its epoch was chosen.
+        preparation: what was done to the photographs that it learned from, and is to be done to those that it grades.
     """
 
     arch: str
@@ -44,10 +46,11 @@ class Grader:
     amp_dtype: str
     metric: str
     selected_on: str
+    preparation: Preparation = UNPREPARED
 
     def metadata(self) -> dict[str, str]:
         """As safetensors wants it: text by text."""
-        return {**{key: json.dumps(value) for key, value in vars(self).items()}, "fastretina": __version__}
+        return {**{key: json.dumps(value) for key, value in asdict(self).items()}, "fastretina": __version__}
 
 
 def save_grader(path: Path, model: nn.Module, grader: Grader) -> None:
@@ -73,7 +76,10 @@ def read_grader(path: Path) -> Grader:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a safetensors file, or damaged: {error}") from error
     try:
-        values = {key: json.loads(stored[key]) for key in Grader.__dataclass_fields__}
+        # Checkpoints from before a field was there mean its default.
+        names = [field.name for field in fields(Grader) if field.name in stored or field.default is MISSING]
+        values = {name: json.loads(stored[name]) for name in names}
+        values["preparation"] = Preparation(**values.get("preparation", {}))
         grader = Grader(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
         numbers = (grader.num_classes, grader.resolution, grader.epoch)
         if grader.arch not in ARCHS or not all(isinstance(number, int) and 0 < number < 100_000 for number in numbers):

@@ -28,10 +28,12 @@ from fastretina.loader import Loader
 from fastretina.models import ArchName, build_model
 from fastretina.optim import OptimizerName, ScheduleName, build_optimizer, build_schedule, second_phase_epoch
 from fastretina.precision import Precision, choose_device, choose_precision, device_name
+from fastretina.preparation import common_preparation
 from fastretina.report import SELECTION_METRIC, DataFacts, RunFacts
 from fastretina.runs import RunFolder, write_json
 
 NUM_CLASSES = 5
+SPLITS = ("train", "test", "val")
 SET_NAMES = {"test": "test", "val": "validation"}
 
 
@@ -85,15 +87,13 @@ def main(config: TrainConfig) -> int:
                 "More --epochs go on, another --out begins anew."
             )
             return 0
+        # Before anything that takes long: files that do not belong together should not cost a decoding of the data set.
+        preparation = common_preparation({name: path for name in SPLITS if (path := getattr(config, name))})
         torch.manual_seed(config.seed)
         torch.backends.cudnn.benchmark = True
         # Made before the data is opened: weights that cannot be had should not cost a decoding of the data set.
         model = build_model(config.arch, NUM_CLASSES, config.weights).to(device)
-        loaders = {
-            name: stack.enter_context(_loader(config, name, device, precision))
-            for name in ("train", "test", "val")
-            if getattr(config, name)
-        }
+        loaders = {name: stack.enter_context(_loader(config, name, device, precision)) for name in SPLITS if getattr(config, name)}
         training = _training(config, model, device, precision, loaders)
         test = loaders["test"].beton
         names = dict(zip((int(number) for number in test.ids), test.names, strict=True))
@@ -110,7 +110,7 @@ def main(config: TrainConfig) -> int:
 
         def grader(epoch: int) -> Grader:
             shape = (config.arch, NUM_CLASSES, config.resolution, IMAGENET_MEAN, IMAGENET_STD)
-            return Grader(*shape, epoch, precision.name, SELECTION_METRIC, facts.selected_on)
+            return Grader(*shape, epoch, precision.name, SELECTION_METRIC, facts.selected_on, preparation)
 
         keeper = RunKeeper(
             run, facts, training, grader, names, lambda record: print(_epoch_line(record, config.epochs), flush=True)
