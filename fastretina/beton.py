@@ -6,6 +6,7 @@ so that no pointer of a damaged or hostile file is ever followed.
 
 from __future__ import annotations
 
+import copy
 import json
 import mmap
 import operator
@@ -57,6 +58,25 @@ class Names(Sequence[str]):
         return self._blob[start : int(self._ends[i])].decode("utf-8", "replace")
 
 
+class _Selected(Sequence[str]):
+    """The names at some positions."""
+
+    def __init__(self, names: Sequence[str], positions: NDArray[np.int64]) -> None:
+        self._names, self._positions = names, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return _Selected(self._names, self._positions[index])
+        return self._names[int(self._positions[index])]
+
+
 class Beton:
     """A .beton file, opened for reading: labels, ids and names at once, the samples' bytes by memory map.
 
@@ -84,6 +104,7 @@ class Beton:
     widths: NDArray[np.uint16]
     heights: NDArray[np.uint16]
     modes: NDArray[np.uint8]
+    _positions: NDArray[np.int64] | None = None  # of the samples in the file, where these are a selection
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -218,6 +239,22 @@ class Beton:
     def __repr__(self) -> str:
         return f"Beton({str(self.path)!r}: {len(self)} samples)"
 
+    def select(self, positions: NDArray[np.int64]) -> Self:
+        """The samples at these positions (N,), in this order, as a Beton of its own over the same map; closing either leaves the
+        other open. Positions that a SampleError names stay those of the file."""
+        chosen = copy.copy(self)
+        for name in ("labels", "ids", "widths", "heights", "modes", "_pointers", "_sizes"):
+            setattr(chosen, name, getattr(self, name)[positions])
+        chosen.crcs = None if self.crcs is None else self.crcs[positions]
+        chosen.names = _Selected(self.names, positions)
+        chosen._positions = positions if self._positions is None else self._positions[positions]
+        return chosen
+
+    def sample_error(self, i: int, reason: str) -> SampleError:
+        """The error to raise for sample `i`, naming its place in the file."""
+        place = i if self._positions is None else int(self._positions[i])
+        return SampleError(self.path, place, self.names[i], reason)
+
     def __iter__(self) -> Iterator[memoryview]:
         return (self.jpeg(i) for i in range(len(self)))
 
@@ -240,14 +277,14 @@ class Beton:
         """
         view = self._payload(i)
         if self.modes[i] != fmt.MODE_JPEG:
-            raise SampleError(self.path, i, self.names[i], "holds raw pixels, not a JPEG; use pixels()")
+            raise self.sample_error(i, "holds raw pixels, not a JPEG; use pixels()")
         return view
 
     def pixels(self, i: int) -> NDArray[np.uint8]:
         """The raw pixels of sample `i`: uint8 (height, width, 3), RGB, a read-only view. Raises as `jpeg` does."""
         view = self._payload(i)
         if self.modes[i] != fmt.MODE_RAW:
-            raise SampleError(self.path, i, self.names[i], "holds a JPEG, not raw pixels; use jpeg()")
+            raise self.sample_error(i, "holds a JPEG, not raw pixels; use jpeg()")
         return np.frombuffer(view, dtype=np.uint8).reshape(int(self.heights[i]), int(self.widths[i]), 3)
 
     def verify(self, i: int) -> None:
@@ -257,7 +294,7 @@ class Beton:
         """
         view = self._payload(i)
         if self.crcs is not None and zlib.crc32(view) != self.crcs[i]:
-            raise SampleError(self.path, i, self.names[i], "its bytes do not match their checksum; the file is damaged")
+            raise self.sample_error(i, "its bytes do not match their checksum; the file is damaged")
 
     def _payload(self, i: int) -> memoryview:
         i = operator.index(i)
@@ -290,8 +327,12 @@ class Beton:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def __reduce__(self) -> tuple[type[Beton], tuple[str]]:
-        return type(self), (str(self.path),)
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return _reopen, (type(self), str(self.path), self._positions)
+
+
+def _reopen(kind: type[Beton], path: str, positions: NDArray[np.int64] | None) -> Beton:
+    return kind(path) if positions is None else kind(path).select(positions)
 
 
 def _map(path: Path) -> mmap.mmap:

@@ -6,6 +6,7 @@ Both carry checksums. The save before the last is kept (last.prev.pt, best.prev.
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 import zlib
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -19,12 +20,13 @@ from torch import Tensor, nn
 
 from fastretina import __version__
 from fastretina.errors import CheckpointError
+from fastretina.heads import HEADS, Decision, Head, HeadName
 from fastretina.models import ARCHS, build_model, load_safely, load_trunk, refuse_inflating
 from fastretina.preparation import UNPREPARED, Preparation
 from fastretina.runs import RunFolder, sync_folder, write_atomically
 from fastretina.seal import UNSEALED, is_intact, seal
 
-STATE_FORMAT = 1  # last.pt's layout; one more whenever an older program could misread it
+STATE_FORMAT = 2  # last.pt's layout; one more whenever an older program could misread it
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Grader:
     Attributes:
         resolution: side of the square input in pixels. mean, std: what inputs in 0-1 were normalised by. epoch: from 1.
         amp_dtype: the number format of its training. metric, selected_on: how and on what data its epoch was chosen.
+        head, decision: what the last layer means.
         preparation: what was done to the photographs that it learned from, and is to be done to those that it grades.
     """
 
@@ -46,7 +49,14 @@ class Grader:
     amp_dtype: str
     metric: str
     selected_on: str
+    head: HeadName = "softmax"
+    decision: Decision | None = None
     preparation: Preparation = UNPREPARED
+
+    @property
+    def grading(self) -> Head:
+        """The head, which makes probabilities of the network's outputs."""
+        return HEADS[self.head](self.num_classes)
 
     def metadata(self) -> dict[str, str]:
         """As safetensors wants it: text by text."""
@@ -80,10 +90,14 @@ def read_grader(path: Path) -> Grader:
         names = [field.name for field in fields(Grader) if field.name in stored or field.default is MISSING]
         values = {name: json.loads(stored[name]) for name in names}
         values["preparation"] = Preparation(**values.get("preparation", {}))
+        if values.get("decision") is not None:
+            values["decision"] = _decision(values["decision"], values["num_classes"])
         grader = Grader(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
         numbers = (grader.num_classes, grader.resolution, grader.epoch)
         if grader.arch not in ARCHS or not all(isinstance(number, int) and 0 < number < 100_000 for number in numbers):
             raise ValueError(f"arch {grader.arch!r}, {numbers}")
+        if grader.head not in HEADS:
+            raise ValueError(f"head {grader.head!r}")
         if [len(triple) for triple in (grader.mean, grader.std)] != [3, 3] or not all(float(value) > 0 for value in grader.std):
             raise ValueError("mean and std must be three numbers each")
     except (KeyError, TypeError, ValueError) as error:
@@ -93,10 +107,17 @@ def read_grader(path: Path) -> Grader:
     return grader
 
 
+def _decision(stored: dict[str, Any], num_classes: int) -> Decision:
+    thresholds, scale = tuple(float(value) for value in stored["thresholds"]), float(stored["scale"])
+    if len(thresholds) != num_classes - 1 or not all(map(math.isfinite, thresholds)) or not 0 < scale < math.inf:
+        raise ValueError(f"thresholds {thresholds}, scale {scale}")
+    return Decision(thresholds, scale)
+
+
 def load_grader(path: Path) -> tuple[nn.Module, Grader]:
     """The model (channels-last, in evaluation mode, on the CPU) and its metadata. Raises CheckpointError as `read_grader` does."""
     grader = read_grader(path)
-    model = build_model(grader.arch, grader.num_classes)
+    model = build_model(grader.arch, grader.grading.outputs)
     load_trunk(model, read_tensors(path), path)
     return model.eval(), grader
 

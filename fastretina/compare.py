@@ -22,11 +22,13 @@ from typing import cast, get_args
 from fastretina import cli, train
 from fastretina.comparison import ComparedRun, terminal_table, write_comparison
 from fastretina.errors import CheckpointError, FastretinaError, RunError, UsageError
+from fastretina.heads import HEADS
 from fastretina.keeper import FREE_SETTINGS
 from fastretina.models import ARCHS, ArchName, build_model
 from fastretina.precision import choose_device
+from fastretina.recipe import Recipe, TrainConfig, as_settings, check
 from fastretina.runs import RunFolder, write_json
-from fastretina.train import NUM_CLASSES, Recipe, TrainConfig, as_settings
+from fastretina.train import NUM_CLASSES
 
 SCRATCH = "none"
 # A run by itself may be given more epochs later; those of a comparison are compared at equal epochs.
@@ -69,7 +71,7 @@ def main(config: CompareConfig) -> int:
     """
     runs = plan(config)
     for run in runs:
-        train.check(run.config)
+        check(run.config)
     choose_device(config.device)
     folder = RunFolder(config.out)
     if folder.last.exists():
@@ -190,7 +192,7 @@ def _check_weights(runs: Sequence[PlannedRun]) -> None:
         if run.config.weights is None:
             continue
         try:
-            build_model(run.config.arch, NUM_CLASSES, run.config.weights)
+            build_model(run.config.arch, HEADS[run.config.head](NUM_CLASSES).outputs, run.config.weights)
         except CheckpointError as error:
             raise CheckpointError(
                 f"--weights {run.entry} for {run.config.arch}: {error}. A file for one architecture alone: "

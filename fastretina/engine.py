@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import sys
 import threading
@@ -14,13 +13,15 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from fastretina.cli import Terminated
 from fastretina.errors import RunError
-from fastretina.history import EpochRecord, Predictions, Progress, Scores, Tally, shown_ids
+from fastretina.heads import Decision, Head, Loss
+from fastretina.history import EpochRecord, Outputs, Predictions, Progress, Scores, SelectionMetric, Tally, shown_ids
+from fastretina.models import freeze_trunk
+from fastretina.optim import ExponentialAverage
 from fastretina.precision import Precision
 
 if TYPE_CHECKING:
@@ -91,44 +92,70 @@ class Keeper(Protocol):
 
 @dataclass
 class Training:
-    """All parts of a run. `forward` is `model`, or what torch.compile made of it. `epochs` and `stop_after` (steps of this call, or
-    None) say when to stop; `second_phase` is the epoch, from 0, that starts again from the best weights, or None."""
+    """All parts of a run.
+
+    Attributes:
+        forward: `model`, or what torch.compile made of it. average: of its weights; what is evaluated and kept, if there is one.
+        train_loader: gives the loader of an epoch, from 0; the same one until the resolution changes.
+        epochs, patience: when the run is over, see `Progress.is_over`. stop_after: steps of this call, or None.
+        second_phase: the epoch, from 0, that starts again from the best weights, or None. freeze_epochs: how many train the head
+            alone. clip_norm: the largest norm of all gradients together, or None.
+    """
 
     model: nn.Module
     forward: Callable[[Tensor], Tensor]
+    head: Head
+    loss: Loss
+    average: ExponentialAverage | None
     optimizer: torch.optim.Optimizer
     schedule: LRScheduler
     scaler: torch.amp.GradScaler
     precision: Precision
     device: torch.device
-    train_loader: Loader
+    train_loader: Callable[[int], Loader]
     test_loader: Loader
     val_loader: Loader | None
     epochs: int
-    num_classes: int
+    patience: int | None
+    select_by: SelectionMetric
     second_phase: int | None
+    freeze_epochs: int
+    clip_norm: float | None
     stop_after: int | None
     progress: Progress
 
+    @property
+    def graded(self) -> nn.Module:
+        """The model that is evaluated and kept."""
+        return self.model if self.average is None else self.average.module
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.progress.is_over(self.epochs, self.patience, self.second_phase)
+
 
 def fit(training: Training, keeper: Keeper) -> bool:
-    """Train from `training.progress` to the last epoch: True. Or stop after `stop_after` steps, state saved: False.
+    """Train from `training.progress` until the run is over: True. Or stop after `stop_after` steps, state saved: False.
 
     SIGINT and SIGTERM save at the end of the step and leave with KeyboardInterrupt or cli.Terminated. RunError where the loss
     is not finite, or gradients stay infinite however small the scaler makes them; nothing is saved then.
     """
     at = training.progress
-    loader, optimizer, scaler = training.train_loader, training.optimizer, training.scaler
+    optimizer, scaler, parameters = training.optimizer, training.scaler, list(training.model.parameters())
     read_every = 1 if training.device.type == "cpu" else READ_EVERY
     last_step = None if training.stop_after is None else at.step + training.stop_after
     with Signals() as signals:
         try:
-            while at.epoch < training.epochs:
+            while not training.is_over:
                 if at.epoch == training.second_phase and at.batch == 0 and at.best_epoch is not None:
                     keeper.load_best()
                     optimizer.state.clear()  # the moments belong to other weights
 
+                loader = training.train_loader(at.epoch)
                 training.model.train()
+                if training.freeze_epochs:
+                    freeze_trunk(training.model, at.epoch < training.freeze_epochs)
                 tally, sample = at.tally, None
                 with progress_bar(f"epoch {at.epoch + 1}/{training.epochs}", len(loader), at.batch) as bar:
                     for batch in _timed(loader, tally) if at.batch < len(loader) else ():
@@ -136,15 +163,21 @@ def fit(training: Training, keeper: Keeper) -> bool:
                         if at.step == 0:
                             sample = batch.images, batch.labels
                         with training.precision.autocast():
-                            logits = training.forward(batch.images)
-                            loss = cross_entropy(logits, batch.labels)
+                            outputs = training.forward(batch.images)
+                        loss = training.loss(outputs, batch.labels)
                         optimizer.zero_grad(set_to_none=True)
                         torch.autograd.backward(scaler.scale(loss))
+                        if training.clip_norm is not None:
+                            scaler.unscale_(optimizer)
+                            nn.utils.clip_grad_norm_(parameters, training.clip_norm)
                         scaler.step(optimizer)
                         scaler.update()
                         training.schedule.step()
+                        if training.average is not None:
+                            training.average.update_parameters(training.model)
                         at.step, at.batch = at.step + 1, at.batch + 1
-                        tally.add(at.step, loss, logits, batch.labels, batch.ids)
+                        predicted = training.head.log_probabilities(outputs.detach()).argmax(dim=1)
+                        tally.add(at.step, loss, predicted, batch.labels, batch.ids)
                         if at.batch % read_every == 0 or at.batch == len(loader):
                             tally.read(at.epoch)
                             _check_scale(scaler, at, batch.ids)
@@ -166,15 +199,8 @@ def fit(training: Training, keeper: Keeper) -> bool:
                 if at.step == last_step and at.epoch + 1 < training.epochs:
                     raise StopAsked
 
-                started = time.perf_counter()
-                # Without torch.compile: it would compile once more for a pass that takes a tenth of the time.
-                passes = [training.test_loader] + ([training.val_loader] if training.val_loader is not None else [])
-                answers = [
-                    predict(training.model, data, training.precision, "testing", stop=signals.stop_if_asked) for data in passes
-                ]
-                improved = _note_epoch(training, answers, time.perf_counter() - started)
-                keeper.end_epoch(improved)
-                if at.epoch < training.epochs:
+                keeper.end_epoch(_evaluate(training, signals.stop_if_asked))
+                if not training.is_over:
                     signals.stop_if_asked()
         except StopAsked:
             tally.read(at.epoch)
@@ -185,47 +211,57 @@ def fit(training: Training, keeper: Keeper) -> bool:
     return True
 
 
-def predict(
+def run_model(
     model: nn.Module,
     loader: Loader,
     precision: Precision,
     title: str,
     views: int = 1,
     stop: Callable[[], None] = lambda: None,
-) -> Predictions:
-    """One pass in evaluation mode. `stop` is called between batches and may raise.
+) -> Outputs:
+    """One pass in evaluation mode. views: 1 to 8 of each image, see `view_outputs`. `stop` is called between batches and may raise.
 
-    views: 1, or up to 8: probabilities are averaged over as many of the square's symmetries (test-time augmentation).
-    RunError where the model answers with anything but finite numbers, or the data set gives no sample.
+    RunError where the model gives anything but finite numbers, or the data set no sample.
     """
     model.eval()
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.no_grad(), progress_bar(title, len(loader), 0) as bar:
         for batch in loader:
-            found.append((grade_images(model, batch.images, precision, views), batch.labels, batch.ids))
+            # Views last, so that batches can be joined along the first dimension as labels and ids are.
+            found.append((view_outputs(model, batch.images, precision, views).movedim(0, -1), batch.labels, batch.ids))
             bar.update()
             stop()
     if not found:
         raise RunError(f"{loader.beton.path}: gave no sample to evaluate on")
-    answers, labels, ids = (torch.cat(part).cpu() for part in zip(*found, strict=True))
-    wrong = ~torch.isfinite(answers).all(dim=1)
+    values, labels, ids = (torch.cat(part).cpu() for part in zip(*found, strict=True))
+    wrong = ~torch.isfinite(values).flatten(1).all(dim=1)
     if bool(wrong.any()):
         raise RunError(
             f"{loader.beton.path}: the model's answer is not finite for sample id {int(ids[wrong][0])}: its weights are spoilt"
         )
-    return Predictions(answers, labels, ids)
+    return Outputs(values.movedim(-1, 0), labels, ids)
 
 
-def grade_images(model: nn.Module, images: Tensor, precision: Precision, views: int = 1) -> Tensor:
-    """(B, C) float32 log-probabilities of (B, 3, R, R) images; probabilities averaged over the first `views` of 8 symmetries."""
-    answers = []
+def view_outputs(model: nn.Module, images: Tensor, precision: Precision, views: int = 1) -> Tensor:
+    """(V, B, outputs) float32 of (B, 3, R, R) images seen in the first `views` of the square's 8 symmetries, the first of them as
+    they are (test-time augmentation)."""
+    found = []
     for view in range(views):
-        turned = torch.rot90(images, view % 4, dims=(2, 3))
-        turned = turned.flip(3) if view >= 4 else turned
         with precision.autocast():
-            logits = model(turned.contiguous(memory_format=torch.channels_last))
-        answers.append(logits.float().log_softmax(dim=1))
-    return answers[0] if views == 1 else torch.stack(answers).logsumexp(dim=0) - math.log(views)
+            outputs = model(turn(images, view).contiguous(memory_format=torch.channels_last))
+        found.append(outputs.float())
+    return torch.stack(found)
+
+
+def turn(images: Tensor, view: int) -> Tensor:
+    """(B, C, R, R) images in one of the square's 8 symmetries: by `view` quarter turns, from 4 on mirrored after that."""
+    turned = torch.rot90(images, view % 4, dims=(2, 3))
+    return turned.flip(3) if view >= 4 else turned
+
+
+def turn_back(images: Tensor, view: int) -> Tensor:
+    """The inverse of `turn`."""
+    return torch.rot90(images.flip(3) if view >= 4 else images, -view % 4, dims=(2, 3))
 
 
 def progress_bar(title: str, total: int | None, done: int, unit: str = "batch") -> tqdm:
@@ -257,23 +293,41 @@ def _timed(batches: Iterable[Batch], tally: Tally) -> Iterator[Batch]:
         yield batch
 
 
-def _note_epoch(training: Training, answers: list[Predictions], evaluation_seconds: float) -> bool:
+def _evaluate(training: Training, stop: Callable[[], None]) -> bool:
+    """End the epoch with its evaluation: validation first, from which alone the head's decision is fitted; then the test.
+    Returns whether this epoch is the best so far."""
+    # Without torch.compile: it would compile once more for a pass that takes a tenth of the time.
+    started = time.perf_counter()
+    val, decision = None, None
+    if training.val_loader is not None:
+        outputs = run_model(training.graded, training.val_loader, training.precision, "validating", stop=stop)
+        decision = training.head.fit(outputs.values[0], outputs.labels)
+        val = outputs.answers(training.head, decision)
+    outputs = run_model(training.graded, training.test_loader, training.precision, "testing", stop=stop)
+    test = outputs.answers(training.head, decision)
+    return _note_epoch(training, test, val, decision, time.perf_counter() - started)
+
+
+def _note_epoch(
+    training: Training, test: Predictions, val: Predictions | None, decision: Decision | None, evaluation_seconds: float
+) -> bool:
     at, tally = training.progress, training.progress.tally
     best_before = at.best
     record = EpochRecord(
         epoch=at.epoch + 1,
-        lr=float(training.schedule.get_last_lr()[0]),
-        train=tally.scores(training.num_classes),
-        test=Scores.of(answers[0]),
-        val=Scores.of(answers[1]) if len(answers) > 1 else None,
+        lr=float(max(training.schedule.get_last_lr())),
+        train=tally.scores(training.head.num_classes),
+        test=Scores.of(test),
+        val=None if val is None else Scores.of(val),
         train_seconds=tally.seconds,
         epoch_seconds=tally.seconds + evaluation_seconds,
         data_wait_seconds=tally.wait_seconds,
         images_per_second=tally.images / max(1e-9, tally.seconds),
     )
     at.history.append(record)
-    improved = best_before is None or record.selection.rank > best_before.selection.rank
+    metric = training.select_by
+    improved = best_before is None or record.selection.rank(metric) > best_before.selection.rank(metric)
     if improved:
-        at.best_epoch, at.best_test = record.epoch, answers[0]
+        at.best_epoch, at.best_test, at.decision = record.epoch, test, decision
     at.epoch, at.batch, at.tally = at.epoch + 1, 0, Tally()
     return improved

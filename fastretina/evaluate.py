@@ -19,7 +19,7 @@ from fastretina import cli, plots
 from fastretina.assessment import Assessment
 from fastretina.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.checkpoint import Grader, load_grader
-from fastretina.engine import MAX_VIEWS, predict
+from fastretina.engine import MAX_VIEWS, run_model
 from fastretina.errors import CheckpointError, RunError, UsageError
 from fastretina.history import Scores
 from fastretina.loader import Loader
@@ -70,7 +70,8 @@ def main(config: EvaluateConfig) -> int:
         if len(beton) == 0 or int(beton.labels.min()) < 0 or int(beton.labels.max()) >= grader.num_classes:
             raise RunError(f"{config.data}: needs at least one image, and grades in 0-{grader.num_classes - 1} only")
         started = time.perf_counter()
-        answers = predict(model, loader, precision, "grading", views=config.tta)
+        outputs = run_model(model, loader, precision, "grading", views=config.tta)
+        answers = outputs.answers(grader.grading, grader.decision)
         seconds = time.perf_counter() - started
         names = dict(zip((int(number) for number in beton.ids), beton.names, strict=True))
     scores = Scores.of(answers)

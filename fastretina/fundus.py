@@ -22,7 +22,7 @@ Pixels = npt.NDArray[np.uint8]
 Values = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
-_LONGEST = 400  # px of the longer side on which the disc is looked for; twice that is no more exact, and four times as slow
+_LONGEST = 400  # px of the longer side on which the disc is looked for: within 0.5 % of its radius, in some milliseconds
 _SEPARATIONS = (0.1, 0.2, 0.35, 0.5)  # thresholds tried, from the image's dark level (0) to its lit level (1)
 _CONTRAST = 4  # grey levels from dark to lit; less cannot be told from noise
 _DARK = 16  # grey levels: where nothing is brighter and no disc stands out, nothing was photographed
@@ -59,7 +59,7 @@ def find_disc(pixels: Pixels) -> Disc | None:
     Raises:
         JpegError: there is no retina, the image is dark all over.
     """
-    step = math.ceil(max(pixels.shape) / _LONGEST)  # whole, which makes the area filter ten times as fast
+    step = math.ceil(max(pixels.shape) / _LONGEST)  # whole, which makes the area filter six times as fast
     height, width = (max(1, side // step) for side in pixels.shape[:2])
     small = cv2.resize(pixels[: height * step, : width * step], (width, height), interpolation=cv2.INTER_AREA)
     light, dark, lit = _light(small)

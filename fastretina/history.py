@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fastretina.errors import RunError
+from fastretina.heads import Decision, Head
 from fastretina.metrics import GradeMetrics, grade_metrics
 
 SHOWN_IDS = 64
+SelectionMetric = Literal["qwk", "accuracy", "balanced_accuracy", "macro_f1", "loss"]
 
 
 def shown_ids(ids: Tensor) -> str:
@@ -21,11 +23,29 @@ def shown_ids(ids: Tensor) -> str:
 
 
 @dataclass(frozen=True)
+class Outputs:
+    """What the network's last layer gave for a data set, on the CPU, in the data set's order.
+
+    Attributes:
+        values: (V, N, outputs) float32, of V views of each image. labels: (N,) int64 true grades. ids: (N,) int64 sample ids.
+    """
+
+    values: Tensor
+    labels: Tensor
+    ids: Tensor
+
+    def answers(self, head: Head, decision: Decision | None) -> Predictions:
+        """The probabilities that this head and decision make of them."""
+        return Predictions(head.answer(self.values, decision), self.labels, self.ids)
+
+
+@dataclass(frozen=True)
 class Predictions:
     """A model's answers for a data set, on the CPU, in the data set's order.
 
     Attributes:
-        log_probabilities: (N, C) float32. labels: (N,) int64 true grades. ids: (N,) int64 sample ids.
+        log_probabilities: (N, C) float32; the answer is the most probable grade, whatever the head.
+        labels: (N,) int64 true grades. ids: (N,) int64 sample ids.
     """
 
     log_probabilities: Tensor
@@ -60,6 +80,11 @@ class Scores:
         """The scores of a model's answers."""
         return cls(predictions.loss, predictions.metrics)
 
+    def rank(self, metric: SelectionMetric) -> tuple[float, float]:
+        """What epochs are compared by, higher is better: the figure (an undefined one below every number), then the accuracy."""
+        value = -self.loss if metric == "loss" else getattr(self.metrics, metric)
+        return (float("-inf") if value is None else value, self.metrics.accuracy)
+
 
 @dataclass(frozen=True)
 class EpochRecord:
@@ -88,9 +113,9 @@ class EpochRecord:
         return self.data_wait_seconds / self.train_seconds if self.train_seconds > 0 else 0.0
 
     @property
-    def selection(self) -> GradeMetrics:
-        """The figures that the best epoch is chosen by: of the validation set where there is one, else of the test set."""
-        return (self.val or self.test).metrics
+    def selection(self) -> Scores:
+        """What the best epoch is chosen by: the scores of the validation set where there is one, else of the test set."""
+        return self.val or self.test
 
     def row(self) -> dict[str, float | None]:
         """The row of results.csv, by column."""
@@ -128,10 +153,10 @@ class Tally:
         self._labels: list[Tensor] = []
         self._unread: list[tuple[int, Tensor, Tensor]] = []
 
-    def add(self, step: int, loss: Tensor, logits: Tensor, labels: Tensor, ids: Tensor) -> None:
-        """Note one step: its number, scalar mean loss, (B, C) logits, (B,) labels and sample ids, all on the device."""
+    def add(self, step: int, loss: Tensor, predicted: Tensor, labels: Tensor, ids: Tensor) -> None:
+        """Note one step: its number, scalar mean loss, (B,) predicted and true grades and sample ids, all on the device."""
         self._unread.append((step, loss.detach(), ids))
-        self._predicted.append(logits.detach().argmax(dim=1))
+        self._predicted.append(predicted)
         self._labels.append(labels)
 
     def read(self, epoch: int) -> None:
@@ -180,7 +205,7 @@ class Progress:
     Attributes:
         epoch: the one being trained, from 0; equal to the number of epochs when the run is finished. batch: training batches done
             in it. step: optimizer steps done in all. history: finished epochs. best_epoch: from 1, None before the first.
-        best_test: the best checkpoint's answers on the test set.
+        best_test: the best checkpoint's answers on the test set. decision: what its head was fitted to, if anything.
     """
 
     epoch: int = 0
@@ -189,12 +214,21 @@ class Progress:
     history: list[EpochRecord] = field(default_factory=list)
     best_epoch: int | None = None
     best_test: Predictions | None = None
+    decision: Decision | None = None
     tally: Tally = field(default_factory=Tally)
 
     @property
     def best(self) -> EpochRecord | None:
         """The record of the best epoch."""
         return None if self.best_epoch is None else self.history[self.best_epoch - 1]
+
+    def is_over(self, epochs: int, patience: int | None, second_phase: int | None) -> bool:
+        """Whether the run is finished: `epochs` are done, or the last `patience` of them (of the second phase, if the schedule
+        has one) were no better than the best."""
+        if self.epoch >= epochs:
+            return True
+        since = max(self.best_epoch or 0, second_phase or 0)
+        return patience is not None and self.batch == 0 and self.epoch - since >= patience
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and CPU tensors."""
@@ -206,6 +240,7 @@ class Progress:
             "history": [asdict(record) for record in self.history],
             "best_epoch": self.best_epoch,
             "best_test": None if best_test is None else dict(vars(best_test)),
+            "decision": None if self.decision is None else asdict(self.decision),
             "tally": self.tally.state_dict(),
         }
 
@@ -215,4 +250,5 @@ class Progress:
         self.history = [EpochRecord.from_dict(record) for record in state["history"]]
         self.best_epoch = state["best_epoch"]
         self.best_test = None if state["best_test"] is None else Predictions(**state["best_test"])
+        self.decision = None if state["decision"] is None else Decision(**state["decision"])
         self.tally.load_state_dict(state["tally"], device)

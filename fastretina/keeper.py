@@ -16,13 +16,13 @@ from fastretina import plots
 from fastretina.checkpoint import Grader, latest_state, promote_best, read_tensors, save_grader, save_state, settle, staged_best
 from fastretina.engine import Training
 from fastretina.errors import CheckpointError, RunError
-from fastretina.history import EpochRecord, Predictions
+from fastretina.history import EpochRecord, Predictions, Progress
 from fastretina.models import load_trunk
 from fastretina.report import RunFacts, metrics_summary, report_html
 from fastretina.runs import RunFolder, write_bytes, write_csv, write_json, write_predictions
 
 # Settings that a resumed run may change: none of them has a part in what a step computes.
-FREE_SETTINGS = frozenset({"epochs", "out", "resume", "stop_after_steps", "workers"})
+FREE_SETTINGS = frozenset({"epochs", "patience", "out", "resume", "stop_after_steps", "workers"})
 REDRAW_SECONDS = 30.0  # curves.png takes about half a second: too long for each epoch of a fast run
 
 
@@ -79,7 +79,7 @@ class RunKeeper:
         run: RunFolder,
         facts: RunFacts,
         training: Training,
-        grader: Callable[[int], Grader],
+        grader: Callable[[Progress], Grader],
         names: Mapping[int, str],
         show: Callable[[EpochRecord], None],
     ) -> None:
@@ -94,7 +94,8 @@ class RunKeeper:
 
     def _save(self) -> None:
         training = self.training
-        if not all(bool(torch.isfinite(value).all()) for value in training.model.state_dict().values()):
+        models = [training.model] if training.average is None else [training.model, training.average]
+        if not all(bool(torch.isfinite(value).all()) for model in models for value in model.state_dict().values()):
             raise RunError(
                 f"the weights are no longer finite after step {training.progress.step}: not saved, {self.run.last} stays as it was."
                 " Lower --lr, leave --amp away, or look at the samples of that step"
@@ -103,10 +104,11 @@ class RunKeeper:
             "settings": dict(self.facts.settings),
             "progress": training.progress.state_dict(),
             "model": training.model.state_dict(),
+            "average": None if training.average is None else training.average.state_dict(),
             "optimizer": training.optimizer.state_dict(),
             "schedule": training.schedule.state_dict(),
             "scaler": training.scaler.state_dict(),
-            "loader": training.train_loader.state_dict(),
+            "loader": training.train_loader(training.progress.epoch).state_dict(),
             "rng_cpu": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state_all() if training.device.type == "cuda" else [],
         }
@@ -118,10 +120,12 @@ class RunKeeper:
         try:
             training.progress.load_state_dict(state["progress"], training.device)
             training.model.load_state_dict(state["model"])
+            if training.average is not None:
+                training.average.load_state_dict(state["average"])
             training.optimizer.load_state_dict(state["optimizer"])
             training.schedule.load_state_dict(state["schedule"])
             training.scaler.load_state_dict(state["scaler"])
-            training.train_loader.load_state_dict(state["loader"])
+            training.train_loader(training.progress.epoch).load_state_dict(state["loader"])
             torch.set_rng_state(state["rng_cpu"])
             if state["rng_cuda"]:
                 torch.cuda.set_rng_state_all(state["rng_cuda"])
@@ -138,7 +142,7 @@ class RunKeeper:
         """Save the state, and a new best checkpoint with it; then the files that are made from the state."""
         record = self.training.progress.history[-1]
         if improved:
-            save_grader(staged_best(self.run), self.training.model, self.grader(record.epoch))
+            save_grader(staged_best(self.run), self.training.graded, self.grader(self.training.progress))
             self._save()
             promote_best(self.run)
         else:
@@ -154,11 +158,13 @@ class RunKeeper:
             self.write_predictions(progress.best_test)
         rows = [entry.row() for entry in progress.history]
         write_csv(self.run.results, list(rows[0]), [list(row.values()) for row in rows])
-        write_json(self.run.metrics, metrics_summary(self.facts, progress, self.training.epochs))
+        write_json(self.run.metrics, metrics_summary(self.facts, progress, self.training.is_over))
 
     def load_best(self) -> None:
-        """Load best.safetensors into the model."""
+        """Load best.safetensors into the model; an average of the weights begins anew from it."""
         load_trunk(self.training.model, read_tensors(self.run.best), self.run.best)
+        if self.training.average is not None:
+            self.training.average.restart(self.training.model)
 
     def write_predictions(self, answers: Predictions) -> None:
         """Write predictions.csv of the test set."""
@@ -180,7 +186,7 @@ class RunKeeper:
         best = progress.best
         if best is None:
             return
-        write_json(self.run.metrics, metrics_summary(self.facts, progress, self.training.epochs))
+        write_json(self.run.metrics, metrics_summary(self.facts, progress, self.training.is_over))
         self.draw_curves()
         pictures = {
             "confusion_test": plots.confusion(best.test.metrics.confusion, f"Test set, best epoch ({best.epoch})"),

@@ -43,7 +43,7 @@ class Loader:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Beton,
         batch_size: int = 64,
         train: bool = True,
         resolution: int = 512,
@@ -63,6 +63,7 @@ class Loader:
     ) -> None:
         """
         Args:
+            path: of a .beton file; or one that is open already, or a selection of its samples, which stay the caller's to close.
             train: shuffled and augmented; False: file order, resized only. `sampling` and `augment` override either.
             resolution: side R of the square images, px. Files are decoded at 1/2, 1/4 or 1/8 where that still serves it.
             workers: threads; None takes every core that this process may use.
@@ -82,7 +83,7 @@ class Loader:
         self.device = torch.device(device)
         if decode == "gpu" and self.device.type != "cuda":
             raise UsageError(f"decode='gpu' needs device='cuda', not {self.device}: use decode='auto' or 'cpu'")
-        self.beton = Beton(path)
+        self.beton = path if isinstance(path, Beton) else Beton(path)
         self.max_bad = max_bad
         self.skipped: list[SampleError] = []
         workers = workers or len(os.sched_getaffinity(0))

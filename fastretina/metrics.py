@@ -41,11 +41,6 @@ class GradeMetrics:
         """Plain numbers, lists and None, fit for JSON."""
         return asdict(self)
 
-    @property
-    def rank(self) -> tuple[float, float]:
-        """What checkpoints are chosen by: QWK (an undefined one below every number), then accuracy."""
-        return (self.qwk if self.qwk is not None else float("-inf"), self.accuracy)
-
 
 def grade_metrics(predicted: Tensor, labels: Tensor, num_classes: int = 5) -> GradeMetrics:
     """All figures from predicted and true grades, both (N,) integers in 0..num_classes-1 on any device, N >= 1.

@@ -36,6 +36,7 @@ def build_model(arch: str = "resnet18", num_classes: int = 5, weights: str | Pat
         weights: None for torch's random initialisation (set the seed before); one of torchvision's names, such as
             `IMAGENET1K_V1`, fetched once by torch.hub; or a .pth/.safetensors file with torchvision's keys. A head
             of another size is replaced by a new one.
+        num_classes: units of the last layer; see `fastretina.heads` for what they may mean.
 
     Input: (B, 3, H, W) float, normalised by `fastretina.augment`'s mean and deviation. Output: (B, num_classes) logits.
     Raises UsageError for an unknown arch; CheckpointError for weights that cannot be had or do not fit: never a silent start
@@ -48,6 +49,23 @@ def build_model(arch: str = "resnet18", num_classes: int = 5, weights: str | Pat
         path = _weights_file(arch, weights)
         load_trunk(model, read_weights(path), path)
     return model.to(memory_format=torch.channels_last)
+
+
+def head_layer(model: nn.Module) -> nn.Linear:
+    """The last linear layer, which gives the grades; all else is the trunk."""
+    return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+
+
+def freeze_trunk(model: nn.Module, frozen: bool) -> None:
+    """Whether all but the head stays as it is: no gradients, and BatchNorm neither learns nor counts. To call after
+    `model.train()`."""
+    head = head_layer(model)
+    for parameter in model.parameters():
+        parameter.requires_grad_(not frozen)
+    head.requires_grad_(True)
+    if frozen:
+        model.eval()
+        head.train()
 
 
 def load_trunk(model: nn.Module, state: dict[str, Tensor], source: Path) -> None:

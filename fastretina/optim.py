@@ -7,11 +7,15 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+
+from fastretina.models import head_layer
 
 ScheduleName = Literal["cosine", "two-phase", "onecycle", "constant"]
 OptimizerName = Literal["adamw", "sgd"]
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 DECAYED_MODULES = (nn.Conv2d, nn.Linear)
 WARMUP_SHARE = 0.05  # of all steps, and one epoch at most: the cosine's climb from 1 % of the rate
@@ -21,20 +25,51 @@ ONECYCLE_DIV, ONECYCLE_FINAL_DIV = 25.0, 1e4  # div_factor, final_div_factor
 SECOND_PHASE_FACTOR = 0.1
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups by module type: weights of convolutions and linear layers decay; biases and everything of norms do not."""
-    decayed = [module.weight for module in model.modules() if isinstance(module, DECAYED_MODULES)]
-    identities = {id(parameter) for parameter in decayed}
-    free = [parameter for parameter in model.parameters() if id(parameter) not in identities]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+def parameter_groups(model: nn.Module, lr: float, weight_decay: float, trunk_lr: float = 1.0) -> list[dict[str, Any]]:
+    """Groups by module type and place: weights of convolutions and linear layers decay; biases and everything of norms do not.
+    The last layer learns at `lr`, the trunk at `trunk_lr` times that: a pretrained trunk needs less than a new head."""
+    decayed = {id(module.weight) for module in model.modules() if isinstance(module, DECAYED_MODULES)}
+    head = {id(parameter) for parameter in head_layer(model).parameters()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        rate = lr if id(parameter) in head else lr * trunk_lr
+        decay = weight_decay if id(parameter) in decayed else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    return [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()]
 
 
-def build_optimizer(model: nn.Module, name: OptimizerName, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, name: OptimizerName, lr: float, weight_decay: float, trunk_lr: float = 1.0
+) -> torch.optim.Optimizer:
     """AdamW, or SGD with Nesterov momentum 0.9; fused: one kernel for all parameters instead of several for each."""
-    groups = parameter_groups(model, weight_decay)
+    groups = parameter_groups(model, lr, weight_decay, trunk_lr)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=True)
     return torch.optim.AdamW(groups, lr=lr, fused=True)
+
+
+class ExponentialAverage(AveragedModel):
+    """A copy of a model that `update_parameters` moves towards it, weights and buffers, by 1 - d.
+
+    d is the smaller of `decay` and (1 + n) / (10 + n), n updates after the start, so that the first, random weights are soon
+    forgotten (as `num_updates` does in TensorFlow's ExponentialMovingAverage).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, multi_avg_fn=self._average, use_buffers=True)
+        self.decay = decay
+
+    def _average(self, averaged: Tensors, current: Tensors, _: Tensor | int) -> None:
+        updates = int(self.n_averaged)  # the buffer, which stays on the CPU: the argument is on the device, and reading it waits
+        if torch.is_floating_point(averaged[0]):
+            torch._foreach_lerp_(averaged, current, 1.0 - min(self.decay, (1 + updates) / (10 + updates)))
+        else:  # BatchNorm's counters
+            torch._foreach_copy_(averaged, current)
+
+    def restart(self, model: nn.Module) -> None:
+        """Begin anew from `model`."""
+        self.n_averaged.zero_()
+        self.update_parameters(model)
 
 
 def second_phase_epoch(schedule: ScheduleName, epochs: int) -> int | None:

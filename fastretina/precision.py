@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from fastretina.errors import UsageError
+
+AmpDtype = Literal["auto", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def choose_precision(amp: bool, device: torch.device) -> Precision:
-    """The number format for `--amp` on a device.
+def choose_precision(amp: bool, device: torch.device, wanted: AmpDtype = "auto") -> Precision:
+    """The number format for `--amp` on a device; `wanted` by `--amp-dtype`. UsageError for float16 on a CPU.
 
     CUDA: bfloat16 from compute capability 8.0 on, float16 with a gradient scaler before. CPU: bfloat16 only where the CPU has
     instructions for it. Measured, ResNet18, channels-last, 2 cores, AVX512-BF16 (AMD EPYC, torch 2.14): bf16 trains 1.8 times as
@@ -57,9 +60,15 @@ def choose_precision(amp: bool, device: torch.device) -> Precision:
     if not amp:
         return Precision(device.type, None, "float32 (--amp is off)")
     if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
+        if wanted == "float16":
+            return Precision("cuda", torch.float16, "float16 autocast with gradient scaling (--amp-dtype)")
+        if wanted == "bfloat16" or torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision("cuda", torch.bfloat16, "bfloat16 autocast (--amp)")
         return Precision("cuda", torch.float16, "float16 autocast with gradient scaling (--amp; this GPU has no bfloat16)")
+    if wanted == "float16":
+        raise UsageError("--amp-dtype float16: is for CUDA; a CPU has bfloat16 (auto) or float32 (without --amp)")
+    if wanted == "bfloat16":
+        return Precision("cpu", torch.bfloat16, "bfloat16 autocast (--amp-dtype)")
     instructions = cpu_bf16_instructions()
     if instructions:
         return Precision("cpu", torch.bfloat16, f"bfloat16 autocast (--amp; this CPU has {instructions})")

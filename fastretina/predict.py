@@ -1,6 +1,6 @@
 """Grade photographs of any size with a trained model.
 
-    python -m fastretina.predict --checkpoint runs/x/best.safetensors photos/ more/10_left.jpeg --csv grades.csv
+    python -m fastretina.predict --checkpoint runs/x/best.safetensors photos/ more/10_left.jpeg --csv grades.csv --explain overlays
 
 Each is prepared as the packer prepared the training images: upright, RGB, letterboxed to a square or cropped to the retina's
 disc, scaled with Lanczos; with local contrast if they had it.
@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -27,11 +28,14 @@ from torch import Tensor
 
 from fastretina import cli
 from fastretina.checkpoint import Grader
-from fastretina.engine import grade_images, progress_bar
+from fastretina.engine import progress_bar, view_outputs
 from fastretina.errors import JpegError, UsageError
 from fastretina.evaluate import AmpChoice, check_views, open_grader
+from fastretina.explain import Explainer, OverlayFolder
 from fastretina.jpeg import read_header, verdict
 from fastretina.labels import EXTENSIONS
+from fastretina.page import percent
+from fastretina.plots import grade_title
 from fastretina.preparation import UNPREPARED, Preparation
 from fastretina.reencode import square
 from fastretina.runs import REFERABLE_FROM, csv_line, write_atomically
@@ -52,6 +56,7 @@ class PredictConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: AmpChoice = "auto"  # auto: the number format of the training, where this device has it
     workers: int | None = None  # decoding threads; none: one for each core
+    explain: Path | None = None  # a new folder for Grad-CAM overlays: where the model looked, a JPEG for each graded image
 
 
 @dataclass
@@ -78,10 +83,15 @@ def main(config: PredictConfig) -> int:
     model, grader, device, precision = open_grader(config.checkpoint, config.device, config.amp)
     Image.MAX_IMAGE_PIXELS = None  # reencode.square has its own limit, which is an error rather than a warning
     workers = config.workers or len(os.sched_getaffinity(0))
+    explainer = None
+    if config.explain is not None:
+        explainer = Explainer(model, OverlayFolder(config.explain, config.images), workers)
+        model = explainer.model
     tally = Tally()
 
     def grade(images: Tensor) -> Tensor:
-        return grade_images(model, images.to(device), precision, config.tta).exp().cpu()
+        outputs = view_outputs(model, images.to(device), precision, config.tta)
+        return grader.grading.answer(outputs, grader.decision).exp().cpu()
 
     def write(file: BinaryIO) -> None:
         header = ["path", "grade", "referable", *(f"p{number}" for number in range(grader.num_classes))]
@@ -89,11 +99,16 @@ def main(config: PredictConfig) -> int:
         ahead = config.batch_size + 2 * workers
         prepared = _prepared(_files(config.images, tally), grader.resolution, workers, ahead, tally, grader.preparation)
         with torch.no_grad(), progress_bar("grading", None, 0, "image") as bar:
-            for paths, probabilities in _graded(prepared, grader, config.batch_size, grade):
-                for path, row in zip(paths, probabilities.tolist(), strict=True):
-                    best = row.index(max(row))
-                    file.write(csv_line([str(path), best, "yes" if best >= REFERABLE_FROM else "no", *row]).encode())
+            for paths, images, probabilities in _graded(prepared, grader, config.batch_size, grade):
+                grades = probabilities.argmax(dim=1)
+                for path, best, row in zip(paths, grades.tolist(), probabilities.tolist(), strict=True):
+                    line = csv_line([str(path), best, "yes" if best >= REFERABLE_FROM else "no", *row])
+                    file.write(line.encode(errors="backslashreplace"))  # a file's name may hold bytes that are no text
                 file.flush()
+                if explainer is not None:
+                    found = zip(grades.tolist(), probabilities.amax(dim=1).tolist(), strict=True)
+                    answers = [f"{grade_title(best)}, {percent(probability)}" for best, probability in found]
+                    explainer.write(paths, images, answers, partial(grader.grading.target, grades=grades.to(device)))
                 tally.graded += len(paths)
                 bar.update(len(paths))
 
@@ -166,15 +181,15 @@ def prepare(path: Path, size: int, preparation: Preparation = UNPREPARED) -> Pix
 
 def _graded(
     prepared: Iterable[tuple[Path, Pixels]], grader: Grader, batch_size: int, grade: Callable[[Tensor], Tensor]
-) -> Iterator[tuple[list[Path], Tensor]]:
-    """Paths and (B, C) probabilities, batch by batch."""
+) -> Iterator[tuple[list[Path], Tensor, Tensor]]:
+    """Paths, (B, 3, R, R) normalised images and (B, C) probabilities, batch by batch."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (grader.mean, grader.std))
     paths: list[Path] = []
     pixels: list[Pixels] = []
 
-    def batch() -> tuple[list[Path], Tensor]:
-        images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-        answer = paths.copy(), grade((images.float() / 255.0 - mean) / std)
+    def batch() -> tuple[list[Path], Tensor, Tensor]:
+        images = (torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255.0 - mean) / std
+        answer = paths.copy(), images, grade(images)
         paths.clear()
         pixels.clear()
         return answer

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fastretina.beton import Beton
@@ -56,17 +55,14 @@ def preparation_of(beton: Beton) -> Preparation:
         raise BetonError(f"{beton.path}: prepared in a way that this version does not know ({error})") from None
 
 
-def common_preparation(files: Mapping[str, Path]) -> Preparation:
-    """How these .beton files (by what they are for: train, test, val) were prepared. UsageError naming two that differ."""
-    found = {}
-    for name, path in files.items():
-        with Beton(path) as beton:
-            found[name] = preparation_of(beton)
-    (first, expected), *others = found.items()
-    for other, preparation in others:
-        if preparation != expected:
+def common_preparation(betons: Mapping[str, Beton]) -> Preparation:
+    """How all these files (by what they are for: train, test, val) were prepared. UsageError naming two that differ."""
+    (name, first), *others = betons.items()
+    expected = preparation_of(first)
+    for other, beton in others:
+        if (found := preparation_of(beton)) != expected:
             raise UsageError(
-                f"--{first} {files[first]} was packed with {expected.flags}, --{other} {files[other]} with {preparation.flags}; "
+                f"--{name} {first.path} was packed with {expected.flags}, --{other} {beton.path} with {found.flags}; "
                 "pack one of them again with the flags of the other"
             )
     return expected

@@ -119,10 +119,10 @@ def versions() -> dict[str, str]:
     }
 
 
-def metrics_summary(facts: RunFacts, progress: Progress, epochs: int) -> dict[str, Any]:
+def metrics_summary(facts: RunFacts, progress: Progress, finished: bool) -> dict[str, Any]:
     """The content of metrics.json; at least one epoch must be done. Undefined figures are None (null).
 
-    Intervals, screening and calibration are there once the last of `epochs` is: they take some 0.2 s for 7,000 images.
+    Intervals, screening and calibration are there once the run is `finished`: they take some 0.2 s for 7,000 images.
     """
     best, last = progress.best, progress.history[-1]
     assert best is not None  # an epoch is done, so that one is the best
@@ -130,7 +130,6 @@ def metrics_summary(facts: RunFacts, progress: Progress, epochs: int) -> dict[st
     def figures(scores: Scores) -> dict[str, Any]:
         return {"loss": scores.loss, **scores.metrics.as_dict()}
 
-    finished = progress.epoch >= epochs
     assessment = assess_best(facts, progress) if finished else None
     summary: dict[str, Any] = {
         "selected_on": facts.selected_on,

@@ -8,158 +8,150 @@ Ctrl-C and SIGTERM save first; the same command then goes on where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from typing import Any
 
 import torch
 from torch import nn
 
 from fastretina import __version__, cli
 from fastretina.augment import IMAGENET_MEAN, IMAGENET_STD, Augment
+from fastretina.beton import Beton
 from fastretina.checkpoint import Grader
 from fastretina.engine import Training, fit
-from fastretina.errors import RunError, UsageError
+from fastretina.errors import RunError
+from fastretina.heads import HEADS, Head, Loss
 from fastretina.history import EpochRecord, Progress
 from fastretina.keeper import RunKeeper, resume_state
 from fastretina.loader import Loader
-from fastretina.models import ArchName, build_model
-from fastretina.optim import OptimizerName, ScheduleName, build_optimizer, build_schedule, second_phase_epoch
+from fastretina.models import build_model
+from fastretina.optim import ExponentialAverage, build_optimizer, build_schedule, second_phase_epoch
 from fastretina.precision import Precision, choose_device, choose_precision, device_name
 from fastretina.preparation import common_preparation
-from fastretina.report import SELECTION_METRIC, DataFacts, RunFacts
+from fastretina.recipe import AUGMENTATIONS, TrainConfig, as_settings, check
+from fastretina.report import DataFacts, RunFacts
 from fastretina.runs import RunFolder, write_json
+from fastretina.split import validation_split
 
 NUM_CLASSES = 5
-SPLITS = ("train", "test", "val")
 SET_NAMES = {"test": "test", "val": "validation"}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What the runs of a comparison have in common: data, training and machine."""
-
-    train: Path = Path("data/train.beton")  # training set, a .beton file
-    test: Path = Path("data/test.beton")  # test set
-    val: Path | None = None  # validation set; the best epoch is chosen on it, without it on the test set
-    epochs: int = 10  # passes over the training set
-    batch_size: int = 32  # images a step
-    resolution: int = 512  # side of the square that the network sees, px
-    lr: float = 1e-3  # highest learning rate
-    optimizer: OptimizerName = "adamw"
-    weight_decay: float = 0.01  # of weights of convolutions and linear layers; norms and biases have none
-    schedule: ScheduleName = "cosine"  # two-phase: --lr for half of the epochs, then a tenth of it from the best weights so far
-    augment: Literal["on", "off"] = "on"  # random rotation and flips of training images
-    seed: int = 0  # of weights, order and augmentation
-    amp: bool = False  # bfloat16 or float16 where the hardware has it
-    compile: bool = False  # torch.compile the training step
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    decode: Literal["auto", "cpu", "gpu"] = "auto"  # where JPEGs are decoded
-    resident: Literal["auto", "on", "off"] = "auto"  # keep the decoded data set in memory
-    workers: int | None = None  # decoding threads; none: as many as suit this machine
-
-
-@dataclass(frozen=True)
-class TrainConfig(Recipe):
-    """Train a ResNet to grade fundus photographs; the run folder gets weights, figures, plots and report.html."""
-
-    arch: ArchName = "resnet18"
-    weights: str | None = None  # file (.pth, .safetensors) or torchvision's name (IMAGENET1K_V1); none: from scratch
-    out: Path | None = None  # run folder; none: runs/<arch>-<resolution>px-seed<seed>
-    resume: str = "auto"  # auto: go on with the run in --out, if any; never; or a run's last.pt
-    stop_after_steps: int | None = None  # save and exit after so many steps of this call
 
 
 def main(config: TrainConfig) -> int:
     """Train a ResNet to grade fundus photographs; the run folder gets weights, figures, plots and report.html."""
     check(config)
     device = choose_device(config.device)
-    precision = choose_precision(config.amp, device)
+    precision = choose_precision(config.amp, device, config.amp_dtype)
     run = RunFolder(config.out or f"runs/{config.arch}-{config.resolution}px-seed{config.seed}")
     settings = as_settings(config) | {"out": str(run.path)}
     with run.locked(), ExitStack() as stack:
         state = resume_state(run, config.resume, settings)
-        if state is not None and state["progress"]["epoch"] >= config.epochs and run.report.is_file():
+        if state is not None and run.report.is_file() and _is_over(config, state):
             print(
                 f"{run.path}: this run of {state['progress']['epoch']} epochs is finished; see {run.report}. "
                 "More --epochs go on, another --out begins anew."
             )
             return 0
-        # Before anything that takes long: files that do not belong together should not cost a decoding of the data set.
-        preparation = common_preparation({name: path for name in SPLITS if (path := getattr(config, name))})
         torch.manual_seed(config.seed)
         torch.backends.cudnn.benchmark = True
+        head = HEADS[config.head](NUM_CLASSES)
         # Made before the data is opened: weights that cannot be had should not cost a decoding of the data set.
-        model = build_model(config.arch, NUM_CLASSES, config.weights).to(device)
-        loaders = {name: stack.enter_context(_loader(config, name, device, precision)) for name in SPLITS if getattr(config, name)}
-        training = _training(config, model, device, precision, loaders)
-        test = loaders["test"].beton
-        names = dict(zip((int(number) for number in test.ids), test.names, strict=True))
-        facts = RunFacts(
+        model = build_model(config.arch, head.outputs, config.weights).to(device)
+        data = _open_data(config, stack)
+        preparation = common_preparation(data)
+        facts = {name: DataFacts.of(str(beton.path), beton.labels, beton.names, NUM_CLASSES) for name, beton in data.items()}
+        loss = Loss(head, facts["train"].grades, config.class_weights, config.logit_adjustment, config.label_smoothing).to(device)
+
+        def loader(name: str, resolution: int = config.resolution) -> Loader:
+            return _loader(config, name, data[name], resolution, device, precision)
+
+        growth = stack.enter_context(closing(Growth(config, lambda resolution: loader("train", resolution))))
+        evaluated = {name: stack.enter_context(loader(name)) for name in data if name != "train"}
+        training = _training(config, model, head, loss, device, precision, growth, evaluated)
+        about = RunFacts(
             settings=settings,
-            data={name: _data_facts(loader) for name, loader in loaders.items()},
+            data=facts,
             device=device_name(device),
             amp_dtype=precision.name,
             precision_note=precision.note,
-            loader=loaders["train"].description,
+            loader=growth(0).description,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
-            test_set=test,
+            test_set=data["test"],
         )
 
-        def grader(epoch: int) -> Grader:
+        def grader(progress: Progress) -> Grader:
             shape = (config.arch, NUM_CLASSES, config.resolution, IMAGENET_MEAN, IMAGENET_STD)
-            return Grader(*shape, epoch, precision.name, SELECTION_METRIC, facts.selected_on, preparation)
+            choice = (precision.name, config.select_by, about.selected_on)
+            return Grader(*shape, progress.history[-1].epoch, *choice, config.head, progress.decision, preparation)
 
+        names = dict(zip((int(number) for number in data["test"].ids), data["test"].names, strict=True))
         keeper = RunKeeper(
-            run, facts, training, grader, names, lambda record: print(_epoch_line(record, config.epochs), flush=True)
+            run, about, training, grader, names, lambda record: print(_epoch_line(record, config.epochs), flush=True)
         )
         if state is not None:
             keeper.restore(state)
         write_json(run.config, settings)
-        print("\n".join(_header(config, facts, run, training.progress)), flush=True)
+        print("\n".join(_header(config, about, run, training.progress)), flush=True)
         finished = fit(training, keeper)
         keeper.finish()
-        print(_last_lines(training.progress, facts, run, finished), flush=True)
+        print(_last_lines(training.progress, about, run, finished), flush=True)
     return 0
 
 
-def as_settings(config: Recipe) -> dict[str, Any]:
-    """The settings as config.json holds them: plain values, paths as text."""
-    return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
+def _is_over(config: TrainConfig, state: dict[str, Any]) -> bool:
+    at = state["progress"]
+    progress = Progress(epoch=at["epoch"], batch=at["batch"], best_epoch=at["best_epoch"])
+    return progress.is_over(config.epochs, config.patience, second_phase_epoch(config.schedule, config.epochs))
 
 
-def check(config: TrainConfig) -> None:
-    """UsageError where the settings cannot work: numbers out of range, missing data, the test set given for validation."""
-    for name in ("epochs", "batch_size", "resolution"):
-        if getattr(config, name) < 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(config, name)}")
-    if config.stop_after_steps is not None and config.stop_after_steps < 1:
-        raise UsageError(f"--stop-after-steps must be 1 or more, got {config.stop_after_steps}")
-    if not config.lr > 0 or config.weight_decay < 0:
-        raise UsageError(f"--lr must be above 0 and --weight-decay not below, got {config.lr} and {config.weight_decay}")
-    for name in ("train", "test"):
-        path = getattr(config, name)
-        if not path.exists():
-            raise UsageError(
-                f"{path}: no such file. Make it from a folder of JPEGs and its CSVs:  python tools/write_beton.py --root DIR "
-                f"--split {name} --out {path}   or, for a sample data set and a run on it:  make demo"
+class Growth:
+    """The training loader of each epoch: at `--grow-from` px for the first half of them, then at full resolution. Another
+    resolution is another loader, which goes on with the very next sample."""
+
+    def __init__(self, config: TrainConfig, make: Callable[[int], Loader]) -> None:
+        self._config, self._make = config, make
+        self._side = 0
+        self._loader: Loader | None = None
+
+    def __call__(self, epoch: int) -> Loader:
+        config = self._config
+        side = config.grow_from if config.grow_from is not None and epoch < config.epochs // 2 else config.resolution
+        if self._loader is None or side != self._side:
+            before, self._side, self._loader = self._loader, side, self._make(side)
+            if before is not None:
+                self._loader.load_state_dict(before.state_dict())
+                before.close()
+        return self._loader
+
+    def close(self) -> None:
+        """Close the loader of now."""
+        if self._loader is not None:
+            self._loader.close()
+
+
+def _open_data(config: TrainConfig, stack: ExitStack) -> dict[str, Beton]:
+    """The data sets by name: train, test and, if there is one, val."""
+    paths = {"train": config.train, "test": config.test} | ({"val": config.val} if config.val else {})
+    data = {name: stack.enter_context(Beton(path)) for name, path in paths.items()}
+    for beton in data.values():
+        if int(beton.labels.min()) < 0 or int(beton.labels.max()) >= NUM_CLASSES:
+            raise RunError(
+                f"{beton.path}: grades must be 0-{NUM_CLASSES - 1}, found {int(beton.labels.min())}-{int(beton.labels.max())}"
             )
-    if config.val is not None and not config.val.exists():
-        raise UsageError(f"--val {config.val}: no such file")
-    if config.val is not None and config.val.samefile(config.test):
-        raise UsageError(
-            f"--val {config.val}: is the test set; leave --val away and the report says that the choice was made on it"
-        )
+    if config.val_fraction:
+        whole = data["train"]
+        training, validation = validation_split(whole.names, whole.labels, config.val_fraction, config.split_by)
+        data |= {"train": whole.select(training), "val": whole.select(validation)}
+    return data
 
 
-def _loader(config: TrainConfig, name: str, device: torch.device, precision: Precision) -> Loader:
+def _loader(config: TrainConfig, name: str, beton: Beton, resolution: int, device: torch.device, precision: Precision) -> Loader:
     return Loader(
-        getattr(config, name),
+        beton,
         batch_size=config.batch_size,
         train=name == "train",
-        resolution=config.resolution,
+        resolution=resolution,
         device=str(device),
         seed=config.seed,
         workers=config.workers,
@@ -167,42 +159,45 @@ def _loader(config: TrainConfig, name: str, device: torch.device, precision: Pre
         resident=config.resident,
         # On a GPU half the bytes to write and read; autocast would convert at the first convolution anyway.
         dtype=precision.dtype or torch.float32 if device.type == "cuda" else torch.float32,
-        augment=Augment() if name == "train" and config.augment == "on" else Augment.none(),
+        sampling=config.sampling if name == "train" else None,
+        augment=AUGMENTATIONS[config.augment] if name == "train" else Augment.none(),
     )
 
 
 def _training(
-    config: TrainConfig, model: nn.Module, device: torch.device, precision: Precision, loaders: dict[str, Loader]
+    config: TrainConfig,
+    model: nn.Module,
+    head: Head,
+    loss: Loss,
+    device: torch.device,
+    precision: Precision,
+    growth: Growth,
+    loaders: dict[str, Loader],
 ) -> Training:
-    optimizer = build_optimizer(model, config.optimizer, config.lr, config.weight_decay)
+    optimizer = build_optimizer(model, config.optimizer, config.lr, config.weight_decay, config.trunk_lr)
     return Training(
         model=model,
         forward=torch.compile(model) if config.compile else model,
+        head=head,
+        loss=loss,
+        average=ExponentialAverage(model, config.ema) if config.ema else None,
         optimizer=optimizer,
-        schedule=build_schedule(optimizer, config.schedule, config.epochs, len(loaders["train"])),
+        schedule=build_schedule(optimizer, config.schedule, config.epochs, len(growth(0))),
         scaler=precision.scaler(),
         precision=precision,
         device=device,
-        train_loader=loaders["train"],
+        train_loader=growth,
         test_loader=loaders["test"],
         val_loader=loaders.get("val"),
         epochs=config.epochs,
-        num_classes=NUM_CLASSES,
+        patience=config.patience,
+        select_by=config.select_by,
         second_phase=second_phase_epoch(config.schedule, config.epochs),
+        freeze_epochs=config.freeze_epochs,
+        clip_norm=config.clip_norm,
         stop_after=config.stop_after_steps,
         progress=Progress(),
     )
-
-
-def _data_facts(loader: Loader) -> DataFacts:
-    beton = loader.beton
-    if len(beton) == 0:
-        raise RunError(f"{beton.path}: holds no image")
-    if int(beton.labels.min()) < 0 or int(beton.labels.max()) >= NUM_CLASSES:
-        raise RunError(
-            f"{beton.path}: grades must be 0-{NUM_CLASSES - 1}, found {int(beton.labels.min())}-{int(beton.labels.max())}"
-        )
-    return DataFacts.of(str(beton.path), beton.labels, beton.names, NUM_CLASSES)
 
 
 def _header(config: TrainConfig, facts: RunFacts, run: RunFolder, progress: Progress) -> list[str]:
@@ -245,8 +240,9 @@ def _last_lines(progress: Progress, facts: RunFacts, run: RunFolder, finished: b
     best: Any = progress.best
     figures = best.test.metrics
     qwk = "undefined" if figures.qwk is None else f"{figures.qwk:.3f}"
+    choice = f"by {facts.settings['select_by']} on the {SET_NAMES[facts.selected_on]} set"
     return (
-        f"best epoch {best.epoch} (by QWK on the {SET_NAMES[facts.selected_on]} set): test accuracy {figures.accuracy:.3f} "
+        f"best epoch {best.epoch} ({choice}): test accuracy {figures.accuracy:.3f} "
         f"(always the same grade: {facts.data['test'].majority_share:.3f}), QWK {qwk}, "
         f"balanced accuracy {figures.balanced_accuracy:.3f}\nreport: {run.report}"
     )

@@ -115,10 +115,10 @@ def test_a_killed_comparison_restarts_where_it_stopped(whole, tmp_path, capsys):
     """SIGKILL in the second epoch of the second run; the first is not touched, the second becomes what it would have been."""
     settings = replace(whole, out=tmp_path / "compare")
     script = (
-        "import os, sys, torch; from fastretina import compare, engine; real = engine.cross_entropy; steps = []\n"
+        "import os, sys, torch; from fastretina import compare, heads; real = heads.Loss.__call__; steps = []\n"
         "torch.set_num_threads(1)\n"
         "def counted(*given):\n    steps.append(1)\n    if len(steps) == 8: os.kill(os.getpid(), 9)\n    return real(*given)\n"
-        "engine.cross_entropy = counted; compare.run_command(sys.argv[1:])"
+        "heads.Loss.__call__ = counted; compare.run_command(sys.argv[1:])"
     )
     flags = [
         f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in ("train", "test", "archs", "weights", "out", *SMALL)

@@ -16,13 +16,14 @@ from PIL import Image
 from fastretina import evaluate, predict, train
 from fastretina.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.checkpoint import Grader, save_grader
-from fastretina.engine import grade_images
+from fastretina.engine import view_outputs
 from fastretina.errors import CheckpointError, RunError, UsageError
 from fastretina.evaluate import EvaluateConfig
+from fastretina.heads import Softmax
 from fastretina.models import build_model
 from fastretina.precision import Precision
 from fastretina.predict import PredictConfig
-from fastretina.train import TrainConfig
+from fastretina.recipe import TrainConfig
 
 FLOAT32 = Precision("cpu", None, "")
 
@@ -88,9 +89,9 @@ def test_views_are_the_eight_symmetries_averaged_as_probabilities():
     images = torch.randn(3, 3, 4, 4)
     views = [torch.rot90(turned, quarter, (2, 3)) for turned in (images, images.flip(3)) for quarter in range(4)]
     expected = torch.stack([Lopsided()(view).softmax(1) for view in views]).mean(0)
-    found = grade_images(Lopsided(), images, FLOAT32, views=8).exp()
+    found = Softmax(5).answer(view_outputs(Lopsided(), images, FLOAT32, views=8)).exp()
     assert torch.allclose(found, expected, atol=1e-6)
-    one = grade_images(Lopsided(), images, FLOAT32).exp()
+    one = Softmax(5).answer(view_outputs(Lopsided(), images, FLOAT32)).exp()
     assert torch.allclose(one, Lopsided()(images).softmax(1), atol=1e-6)
     assert not torch.allclose(found, one, atol=1e-2)
 
@@ -99,7 +100,8 @@ def test_an_average_over_all_views_does_not_depend_on_how_the_image_was_held():
     torch.manual_seed(1)
     images = torch.randn(2, 3, 4, 4)
     answers = [
-        grade_images(Lopsided(), view, FLOAT32, views=8) for view in (images, torch.rot90(images, 1, (2, 3)), images.flip(2))
+        Softmax(5).answer(view_outputs(Lopsided(), view, FLOAT32, views=8))
+        for view in (images, torch.rot90(images, 1, (2, 3)), images.flip(2))
     ]
     assert torch.allclose(answers[0], answers[1], atol=1e-5)
     assert torch.allclose(answers[0], answers[2], atol=1e-5)

@@ -10,6 +10,7 @@ import pytest
 import sklearn.metrics as oracle
 import torch
 
+from fastretina.history import Scores
 from fastretina.metrics import GradeMetrics, grade_metrics
 
 
@@ -63,11 +64,14 @@ def test_rows_of_the_confusion_matrix_are_the_true_grades():
 
 def test_rank_prefers_kappa_then_accuracy_and_puts_undefined_last():
     def figures(qwk, accuracy):
-        return GradeMetrics(accuracy, 0.2, qwk, 0.2, [None] * 5, [[0] * 5] * 5)
+        return Scores(1.0, GradeMetrics(accuracy, 0.2, qwk, 0.2, [None] * 5, [[0] * 5] * 5))
 
     ordered = [figures(None, 1.0), figures(-0.2, 0.9), figures(0.5, 0.6), figures(0.5, 0.7), figures(0.6, 0.1)]
     mixed = [ordered[place] for place in (3, 0, 4, 2, 1)]
-    assert sorted(mixed, key=lambda entry: entry.rank) == ordered
+    assert sorted(mixed, key=lambda entry: entry.rank("qwk")) == ordered
+    assert max(ordered, key=lambda entry: entry.rank("accuracy")) is ordered[0]
+    losses = [Scores(loss, ordered[0].metrics) for loss in (0.3, 0.1, 0.2)]
+    assert max(losses, key=lambda entry: entry.rank("loss")) is losses[1]
 
 
 @pytest.mark.parametrize("predicted", [[5, 0], [-1, 0]])

@@ -7,19 +7,53 @@ import torch
 from torch import nn
 
 from fastretina.models import build_model
-from fastretina.optim import build_optimizer, build_schedule, parameter_groups, rate_factor, second_phase_epoch
+from fastretina.optim import ExponentialAverage, build_optimizer, build_schedule, parameter_groups, rate_factor, second_phase_epoch
 
 SCHEDULES = ("cosine", "two-phase", "onecycle", "constant")
 
 
 def test_only_weights_of_convolutions_and_linear_layers_decay():
     model = build_model("resnet18")
-    decayed, free = parameter_groups(model, 0.05)
-    assert (decayed["weight_decay"], free["weight_decay"]) == (0.05, 0.0)
+    groups = parameter_groups(model, 0.1, 0.05)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     kinds = {f"{name}.weight": module for name, module in model.named_modules()}
-    assert {names[id(p)] for p in decayed["params"]} == {n for n, m in kinds.items() if isinstance(m, (nn.Conv2d, nn.Linear))}
-    assert sorted(names[id(p)] for group in (decayed, free) for p in group["params"]) == sorted(names.values())
+    decayed = {names[id(p)] for group in groups if group["weight_decay"] == 0.05 for p in group["params"]}
+    assert decayed == {name for name, module in kinds.items() if isinstance(module, (nn.Conv2d, nn.Linear))}
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.05}
+    assert sorted(names[id(p)] for group in groups for p in group["params"]) == sorted(names.values())
+    assert {group["lr"] for group in groups} == {0.1}
+
+
+def test_the_head_learns_at_the_full_rate_and_the_trunk_at_its_share():
+    model = build_model("resnet18")
+    optimizer = build_optimizer(model, "adamw", 0.1, 0.05, trunk_lr=0.2)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {name for name, rate in rates.items() if rate == 0.1} == {"fc.weight", "fc.bias"}
+    assert {rate for name, rate in rates.items() if not name.startswith("fc.")} == {0.1 * 0.2}
+
+
+def test_an_average_lags_behind_noisy_weights_and_comes_closer_to_their_centre():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 1, bias=False), nn.BatchNorm1d(1))
+    average = ExponentialAverage(model, decay=0.99)
+    expected = None
+    for update in range(300):
+        with torch.no_grad():
+            model[0].weight.copy_(1.0 + torch.randn(1, 8))
+            model[1].running_mean.fill_(update)
+            model[1].num_batches_tracked.fill_(update)
+        average.update_parameters(model)
+        share = 1 - min(0.99, (1 + update) / (10 + update))
+        now = model[0].weight.detach().double()
+        expected = now.clone() if expected is None else expected + share * (now - expected)
+    assert torch.allclose(average.module[0].weight.detach().double(), expected, atol=1e-5)
+    centre = torch.ones(1, 8)
+    assert (average.module[0].weight - centre).norm() < 0.3 * (model[0].weight - centre).norm()
+    assert average.module[1].num_batches_tracked == 299
+    assert 150 < average.module[1].running_mean.item() < 299
+    average.restart(model)
+    assert torch.equal(average.module[0].weight, model[0].weight)
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])

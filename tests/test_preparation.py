@@ -246,7 +246,8 @@ def test_sets_that_were_prepared_differently_are_refused_by_name(other: str, cro
         train.main(TrainConfig(**files, out=tmp_path / "run"))
     for named in (f"--train {cropped[0]}", "--crop fundus", f"--{other} {tiny_betons.test}", "--crop none"):
         assert named in str(refused.value)
-    assert common_preparation({"train": tiny_betons.train, "test": tiny_betons.test}) == UNPREPARED
+    with Beton(tiny_betons.train) as one, Beton(tiny_betons.test) as two:
+        assert common_preparation({"train": one, "test": two}) == UNPREPARED
 
 
 def grader(preparation: Preparation) -> Grader:
@@ -267,13 +268,13 @@ def test_a_checkpoint_from_before_preparations_means_none(tmp_path: Path) -> Non
 
 def test_preparations_unknown_to_this_version_are_errors(tmp_path: Path) -> None:
     for unknown in ({"crop": "macula"}, {"crop": "fundus", "hair": "removed"}, ["fundus"], "fundus"):
-        beton = tmp_path / "o.beton"
-        with BetonWriter(beton, 1) as writer:
+        path = tmp_path / "o.beton"
+        with BetonWriter(path, 1) as writer:
             payload = reencode(encoded(photograph(0)), 64).jpeg
             writer.add(payload, 0, name="a", label=0, id=0, width=64, height=64)
             writer.finish({"preparation": unknown})
-        with pytest.raises(BetonError, match="does not know"):
-            common_preparation({"train": beton})
+        with Beton(path) as beton, pytest.raises(BetonError, match="does not know"):
+            preparation_of(beton)
         path = tmp_path / "best.safetensors"
         stored = grader(LOCAL).metadata() | {"preparation": json.dumps(unknown)}
         path.write_bytes(safetensors.torch.save({}, metadata=stored))

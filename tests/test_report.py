@@ -103,7 +103,7 @@ def test_the_report_says_on_what_data_the_epoch_was_chosen_and_who_stands_in_bot
 
 def test_undefined_figures_are_null_in_json_and_a_dash_in_the_report():
     progress = history(2, single=True)
-    summary = json.loads(json.dumps(metrics_summary(facts(), progress, 2), allow_nan=False))
+    summary = json.loads(json.dumps(metrics_summary(facts(), progress, finished=True), allow_nan=False))
     assert summary["best"]["qwk"] is None
     assert summary["best"]["per_class_recall"] == [1.0, None, None, None, None]
     assert "<b>–</b><span>QWK, test" in report_html(facts(), progress, pictures())
@@ -118,7 +118,7 @@ def test_with_the_test_set_at_hand_the_report_tells_intervals_screening_calibrat
         progress.best_test = Predictions(logits.log_softmax(1), labels, ids)
         known = replace(facts(), test_set=beton)
         text = report_html(known, progress, pictures())
-        finished, going_on = (metrics_summary(known, progress, epochs)["best"] for epochs in (2, 3))
+        finished, going_on = (metrics_summary(known, progress, done)["best"] for done in (True, False))
     assert Page(text).open == []
     for part in ("95 % interval", "10 patients", "sensitivity ≥ 90 %", "ECE", "Most confident mistakes"):
         assert part in text
@@ -129,8 +129,8 @@ def test_with_the_test_set_at_hand_the_report_tells_intervals_screening_calibrat
 
 
 def test_an_unfinished_run_is_marked():
-    assert metrics_summary(facts(), history(2), 10)["finished"] is False
-    assert metrics_summary(facts(), history(2), 2)["finished"] is True
+    assert metrics_summary(facts(), history(2), finished=False)["finished"] is False
+    assert metrics_summary(facts(), history(2), finished=True)["finished"] is True
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 150])

@@ -17,13 +17,15 @@ import pytest
 import sklearn.metrics as oracle
 import torch
 
-from fastretina import engine, train
+from fastretina import engine, heads, train
 from fastretina.checkpoint import load_grader, load_state, read_grader
 from fastretina.cli import Terminated
 from fastretina.engine import Signals, StopAsked
 from fastretina.errors import RunError, UsageError
+from fastretina.heads import Softmax
 from fastretina.history import Predictions, Progress
-from fastretina.train import TrainConfig, main
+from fastretina.recipe import TrainConfig
+from fastretina.train import main
 
 TIMINGS = {"images_per_second", "data_wait_seconds", "train_seconds", "epoch_seconds"}
 STEPS = 5  # an epoch: 40 images, 8 at a time
@@ -117,11 +119,14 @@ def test_an_epoch_replaces_the_best_only_with_better_figures_on_the_data_of_the_
         predicted = torch.where(torch.arange(100) < 100 * share, labels, labels.flip(0))
         return Predictions(torch.nn.functional.one_hot(predicted, 5).float().log_softmax(1), labels, labels)
 
-    training = SimpleNamespace(progress=Progress(), schedule=SimpleNamespace(get_last_lr=lambda: [0.1]), num_classes=5)
+    training = SimpleNamespace(
+        progress=Progress(), schedule=SimpleNamespace(get_last_lr=lambda: [0.1]), head=Softmax(5), select_by="qwk"
+    )
     improved = []
     for share, on_test in ((0.2, 0.3), (0.9, 0.5), (0.5, 1.0)):
-        training.progress.tally.add(1, torch.tensor(1.0), torch.eye(5), torch.arange(5), torch.arange(5))
-        improved.append(engine._note_epoch(training, [answers(on_test), answers(share)] if val else [answers(share)], 1.0))
+        training.progress.tally.add(1, torch.tensor(1.0), torch.arange(5), torch.arange(5), torch.arange(5))
+        pair = (answers(on_test), answers(share)) if val else (answers(share), None)
+        improved.append(engine._note_epoch(training, *pair, None, 1.0))
     assert improved == [True, True, False]
     assert training.progress.best_epoch == 2
     assert training.progress.best_test.metrics == training.progress.history[1].test.metrics
@@ -212,12 +217,12 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_samples(tiny_betons
     before = (settings.out / "last.pt").read_bytes()
     steps = []
 
-    def spoilt(logits, labels):
+    def spoilt(loss, logits, labels):
         steps.append(labels)
-        loss = torch.nn.functional.cross_entropy(logits, labels)
-        return loss * float("nan") if len(steps) == 2 else loss
+        value = torch.nn.functional.cross_entropy(logits, labels)
+        return value * float("nan") if len(steps) == 2 else value
 
-    monkeypatch.setattr(engine, "cross_entropy", spoilt)
+    monkeypatch.setattr(heads.Loss, "__call__", spoilt)
     with pytest.raises(RunError, match=rf"nan in epoch 2 at step {STEPS + 3}, sample ids \d+(, \d+){{7}}\."):
         main(settings)
     assert (settings.out / "last.pt").read_bytes() == before
@@ -228,9 +233,9 @@ def test_a_signal_saves_and_exits_with_its_code_and_the_run_resumes_bit_for_bit(
     settings = replace(whole, out=tmp_path / "run")
     # Slowed down, so that the signal finds it at work; nothing that it computes is changed.
     script = (
-        "import sys, time; from fastretina import engine, train; real = engine.cross_entropy\n"
+        "import sys, time; from fastretina import heads, train; real = heads.Loss.__call__\n"
         "def slow(*given):\n    time.sleep(0.3); print('step', flush=True); return real(*given)\n"
-        "engine.cross_entropy = slow; train.run_command(sys.argv[1:])"
+        "heads.Loss.__call__ = slow; train.run_command(sys.argv[1:])"
     )
     flags = [f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in ("train", "test", "out", "epochs", "batch_size")]
     flags += [f"--{name}={getattr(settings, name)}" for name in ("resolution", "lr", "seed", "workers")]

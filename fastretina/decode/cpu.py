@@ -9,8 +9,6 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from fastretina.errors import SampleError
-
 if TYPE_CHECKING:
     from fastretina.beton import Beton
 
@@ -58,12 +56,11 @@ def decode(beton: Beton, index: int, resolution: int, target: NDArray[np.uint8],
                 beton.jpeg(index), buffer=pixels, min_height=scaled[0], min_width=scaled[1], min_factor=1
             )
         except ValueError as error:
-            raise SampleError(beton.path, index, beton.names[index], f"cannot be decoded: {error}") from error
+            raise beton.sample_error(index, f"cannot be decoded: {error}") from error
         if decoded.shape[:2] != scaled:
-            raise SampleError(
-                beton.path, index, beton.names[index],
-                f"decodes to {decoded.shape[1]} x {decoded.shape[0]} px, its entry says {width} x {height}",
-            )  # fmt: skip
+            raise beton.sample_error(
+                index, f"decodes to {decoded.shape[1]} x {decoded.shape[0]} px, its entry says {width} x {height}"
+            )
         if direct:
             return
     if pixels.shape == target.shape:

@@ -9,11 +9,12 @@ import pytest
 import torch
 from fork_runs import Tiny
 
-from fastretina import engine, train
+from fastretina import heads, train
 from fastretina.checkpoint import load_state
 from fastretina.errors import RunError
 from fastretina.precision import Precision
-from fastretina.train import TrainConfig, main
+from fastretina.recipe import TrainConfig
+from fastretina.train import main
 
 FIRST = 8  # the step, from 1, from which on gradients or losses are spoilt: in the second epoch of five steps each
 
@@ -30,10 +31,10 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float], None]:
 
     def arrange(steps: int, factor: float) -> None:
         count = [0]
-        real = engine.cross_entropy
+        real = heads.Loss.__call__
 
-        def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            loss = real(logits, labels)
+        def spoilt(self: heads.Loss, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            loss = real(self, logits, labels)
             count[0] += 1
             if not FIRST <= count[0] < FIRST + steps:
                 return loss
@@ -42,7 +43,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float], None]:
             logits.register_hook(lambda gradient: gradient * factor)
             return loss
 
-        monkeypatch.setattr(engine, "cross_entropy", cross_entropy)
+        monkeypatch.setattr(heads.Loss, "__call__", spoilt)
 
     return arrange
 
