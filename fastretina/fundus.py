@@ -212,11 +212,13 @@ def _field_of_view(pixels: Pixels, disc: Disc | None) -> Flags:
     """The pixels that show retina, (H, W): those in the disc, apart from what the camera left black of it."""
     light, dark, lit = _light(pixels)
     field: MatLike = np.zeros(light.shape, np.uint8)
-    if len(outline := cv2.findNonZero((light > dark + _SEPARATIONS[0] * (lit - dark)).astype(np.uint8))):
+    above = (light > dark + _SEPARATIONS[0] * (lit - dark)).astype(np.uint8)
+    outlines, _ = cv2.findContours(above, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    if outlines:
         # Convex: dark lesions and vessels are not holes. Eroded: light leaks over a cut edge, by filtering here and in scaling.
-        cv2.fillConvexPoly(field, cv2.convexHull(outline), 1)
+        cv2.fillConvexPoly(field, cv2.convexHull(np.concatenate(outlines)), 1)
         field = cv2.erode(field, np.ones((7, 7), np.uint8))
     if disc is None:
         return field.astype(np.bool_)
     y, x = np.ogrid[: light.shape[0], : light.shape[1]]
-    return field.astype(np.bool_) & (np.hypot(x - disc.x, y - disc.y) < _RIM * disc.radius)
+    return field.astype(np.bool_) & ((x - disc.x) ** 2 + (y - disc.y) ** 2 < (_RIM * disc.radius) ** 2)
