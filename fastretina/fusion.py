@@ -36,6 +36,12 @@ def partners(names: Sequence[str]) -> npt.NDArray[np.int64]:
     return np.asarray(found, dtype=np.int64)
 
 
+def check_weight(weight: float) -> None:
+    """UsageError where the other eye would count more than the one graded, or less than nothing."""
+    if not 0.0 <= weight <= 0.5:
+        raise UsageError(f"--fuse-eyes {weight}: the weight of the other eye must be in 0-0.5: no eye counts more than its own")
+
+
 def fuse_eyes(names: Sequence[str], scores: Scores, weight: float) -> Scores:
     """(1 - weight) times an eye's own scores plus `weight` times the other eye's; images without a partner stay as they are.
 
@@ -44,8 +50,7 @@ def fuse_eyes(names: Sequence[str], scores: Scores, weight: float) -> Scores:
         scores: (N, C) finite floats, an array or a tensor on any device: probabilities stay probabilities. Not changed.
         weight: 0 (no fusion) to 0.5 (both eyes get the mean). UsageError outside.
     """
-    if not 0.0 <= weight <= 0.5:
-        raise UsageError(f"the weight of the other eye must be in 0-0.5, not {weight}: no eye counts more than the one graded")
+    check_weight(weight)
     if len(names) != len(scores):
         raise ValueError(f"{len(names)} names for {len(scores)} rows of scores")
     # The difference, not the sum of two products: an image that is its own partner then stays the same to the bit.

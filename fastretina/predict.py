@@ -29,7 +29,7 @@ from torch import Tensor
 from fastretina import cli
 from fastretina.checkpoint import Grader
 from fastretina.engine import progress_bar, view_outputs
-from fastretina.errors import JpegError, UsageError
+from fastretina.errors import JpegError, RunError, UsageError
 from fastretina.evaluate import AmpChoice, check_views, open_grader
 from fastretina.explain import Explainer, OverlayFolder
 from fastretina.jpeg import read_header, verdict
@@ -91,6 +91,8 @@ def main(config: PredictConfig) -> int:
 
     def grade(images: Tensor) -> Tensor:
         outputs = view_outputs(model, images.to(device), precision, config.tta)
+        if not bool(torch.isfinite(outputs).all()):
+            raise RunError(f"{config.checkpoint}: the model's answer is not finite: its weights are spoilt")
         return grader.grading.answer(outputs, grader.decision).exp().cpu()
 
     def write(file: BinaryIO) -> None:
