@@ -15,7 +15,7 @@ from collections import Counter, deque
 from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -28,11 +28,13 @@ from fastretina.errors import ConvertError, LabelError, UsageError
 from fastretina.image_counter import ImageCounter
 from fastretina.jpeg import MAX_SIDE
 from fastretina.labels import LabelTable, patients_in_both, read_kaggle, read_lab, read_lab_names
+from fastretina.preparation import Contrast, Crop, Preparation
 from fastretina.reencode import QUALITY, SUBSAMPLING, ReencodePool, WorkerDied
 from fastretina.source import Source, inspect
 
 _CHUNK = 32  # images a thread reads at a time
 _AHEAD = 4  # chunks in flight for each worker
+WHOLE_FRAME = ", whole frame"  # the end of a reason for re-encoding: the disc's rim is out of sight, there was nothing to crop to
 _OTHER_SPLIT = {"train": "test", "test": "train"}
 
 
@@ -65,6 +67,15 @@ class PackConfig:
     verify: bool = False
     """Also decode every JPEG that passes through. Off by default: packing takes several times as long, and few damages are found,
     because most flipped bits decode without complaint; the checksums that the .beton carries find all later ones."""
+    crop: Crop = "none"
+    """fundus: find the retina's disc and crop to its square, so that it fills every image whatever the camera. Re-encodes all."""
+    contrast: Contrast = "none"
+    """local: subtract the local average colour, so that no light or pigment but the detail is left. Re-encodes all."""
+
+    @property
+    def preparation(self) -> Preparation:
+        """What --crop and --contrast ask for."""
+        return Preparation(self.crop, self.contrast)
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,8 @@ def write_beton(
     on_bad: Literal["error", "skip"] = "error",
     max_bad: str = "0.5%",
     verify: bool = False,
+    crop: Crop = "none",
+    contrast: Contrast = "none",
     progress: bool = False,
 ) -> PackSummary:
     """Pack images and grades into `out`; the arguments are the fields of `PackConfig`. `progress` reports on stderr.
@@ -131,7 +144,7 @@ def write_beton(
     """
     paths = (None if path is None else Path(path) for path in (root, images, labels))
     top, folder, table = paths
-    config = PackConfig(Path(out), top, split, folder, table, size, workers, on_bad, max_bad, verify)
+    config = PackConfig(Path(out), top, split, folder, table, size, workers, on_bad, max_bad, verify, crop, contrast)
     return pack(config, progress=progress)
 
 
@@ -200,6 +213,10 @@ def _check(config: PackConfig) -> None:
     if config.on_bad not in ("error", "skip"):
         raise UsageError(f"--on-bad {config.on_bad}: error or skip")
     _allowed_bad(config.max_bad, 1)
+    try:
+        _ = config.preparation
+    except ValueError as error:
+        raise UsageError(f"--{error}") from None
 
 
 def _allowed_bad(text: str, rows: int) -> int:
@@ -241,7 +258,7 @@ def _images(config: PackConfig, table: LabelTable) -> Generator[tuple[bytes | No
         return [
             Source(None, 0, table.problems[row], bad=True)
             if row in table.problems
-            else inspect(table.paths[row], config.size, config.verify)
+            else inspect(table.paths[row], config.size, config.verify, config.preparation)
             for row in rows
         ]
 
@@ -250,7 +267,7 @@ def _images(config: PackConfig, table: LabelTable) -> Generator[tuple[bytes | No
     submitted = 0  # rows whose re-encoding, if needed, has been asked for
     threads = ThreadPoolExecutor(workers, thread_name_prefix="fastretina-pack")
     try:
-        with ReencodePool(workers, config.size) as pool:
+        with ReencodePool(workers, config.size, config.preparation) as pool:
             while True:
                 while len(pending) < _AHEAD * workers and (start := next(starts, None)) is not None:
                     pending.append((start, threads.submit(read, start)))
@@ -281,7 +298,9 @@ def _finished(row: int, source: Source, pool: ReencodePool, table: LabelTable) -
     except WorkerDied as error:
         at = error.key if isinstance(error.key, int) else row
         raise ConvertError(f"{table.where(at)}: {table.paths[at]}: {error}") from None
-    return (None, 0, answer) if isinstance(answer, str) else (answer, zlib.crc32(answer), source.reason)
+    if isinstance(answer, str):
+        return None, 0, answer
+    return answer.jpeg, zlib.crc32(answer.jpeg), source.reason + (WHOLE_FRAME if answer.whole_frame else "")
 
 
 def _bad(config: PackConfig, table: LabelTable, row: int, reason: str, skipped: list[tuple[int, str, str]], allowed: int) -> None:
@@ -322,6 +341,8 @@ def _provenance(
         "skipped": skipped,
         "grades": grades,
     }
+    if config.preparation:
+        made["preparation"] = asdict(config.preparation)
     if reencoded:
         encoder = f"Pillow {PIL.__version__}, libjpeg-turbo {features.version_feature('libjpeg_turbo')}"
         made["encoder"] = {"quality": QUALITY, "subsampling": SUBSAMPLING, "library": encoder}

@@ -29,6 +29,7 @@ from fastretina.loader import Loader
 from fastretina.models import build_model
 from fastretina.optim import ExponentialAverage, build_optimizer, build_schedule, second_phase_epoch
 from fastretina.precision import Precision, choose_device, choose_precision, device_name
+from fastretina.preparation import common_preparation
 from fastretina.recipe import AUGMENTATIONS, TrainConfig, as_settings, check
 from fastretina.runs import RunFolder, write_json
 from fastretina.split import validation_split
@@ -59,6 +60,7 @@ def main(config: TrainConfig) -> int:
         # Made before the data is opened: weights that cannot be had should not cost a decoding of the data set.
         model = build_model(config.arch, head.outputs, config.weights).to(device)
         data = _open_data(config, stack)
+        preparation = common_preparation(data)
         facts = {name: DataFacts.of(str(beton.path), beton.labels, beton.names, NUM_CLASSES) for name, beton in data.items()}
         loss = Loss(head, facts["train"].grades, config.class_weights, config.logit_adjustment, config.label_smoothing).to(device)
 
@@ -83,7 +85,7 @@ def main(config: TrainConfig) -> int:
         def grader(progress: Progress) -> Grader:
             shape = (config.arch, NUM_CLASSES, config.resolution, IMAGENET_MEAN, IMAGENET_STD)
             choice = (precision.name, config.select_by, about.selected_on)
-            return Grader(*shape, progress.history[-1].epoch, *choice, config.head, progress.decision)
+            return Grader(*shape, progress.history[-1].epoch, *choice, config.head, progress.decision, preparation)
 
         names = dict(zip((int(number) for number in data["test"].ids), data["test"].names, strict=True))
         tracker: Tracker | None = None
