@@ -26,6 +26,7 @@ STAMP = "sample.json"
 REAL_COUNTS = (20_655, 1_954, 4_209, 698, 581)
 # How alike the two eyes of a patient are: the standard deviation of an eye's severity about the patient's, whose own is 1.
 _EYE_SPREAD = 0.5
+_PATIENTS = 45_000  # to draw from
 _MAX_IMAGES = 50_000  # EyePACS has 35,126; 50,000 files are 2 GB
 
 Progress = Callable[
@@ -42,17 +43,19 @@ class Difficulty:
     recipe: int | str
     train: int  # images by default
     test: int
+    first_patient: int  # no patient is in samples of both kinds: a model may be trained on one and tested on the other
     lesions: LesionSettings
     camera: CameraSettings
     distractors: DistractorSettings
 
 
-EASY = Difficulty(1, 1200, 300, LesionSettings(), CameraSettings(), NO_DISTRACTORS)
+EASY = Difficulty(1, 1200, 300, 10, LesionSettings(), CameraSettings(), NO_DISTRACTORS)
 # Fainter, smaller, blurred lesions whose counts overlap between grades, and what is not to be graded in every eye.
 HARD = Difficulty(
     "hard 1",
     1600,
     400,
+    10 + _PATIENTS,
     LesionSettings(
         microaneurysms=((0, 0), (2, 8), (3, 14), (6, 22), (5, 20)),
         haemorrhages=((0, 0), (0, 0), (2, 9), (8, 26), (4, 20)),
@@ -90,10 +93,10 @@ def apportion(total: int) -> list[int]:
     return counts
 
 
-def plan_eyes(train: int, test: int, seed: int) -> Plan:
+def plan_eyes(train: int, test: int, seed: int, first_patient: int = EASY.first_patient) -> Plan:
     """Whose eyes are in the data set: both of a patient, of like severity, split by eye and not by patient, as in EyePACS."""
     rng = np.random.default_rng((seed, train, test))
-    patients = 10 + rng.choice(45_000, size=(train + test + 1) // 2, replace=False)
+    patients = first_patient + rng.choice(_PATIENTS, size=(train + test + 1) // 2, replace=False)
     severity = (rng.normal(size=(len(patients), 1)) + rng.normal(0, _EYE_SPREAD, (len(patients), 2))).ravel()
     order = rng.permutation(2 * len(patients))
     plan: Plan = {}
@@ -123,7 +126,7 @@ def make_sample(
     arguments: dict[str, object] = {"train": train, "test": test, "seed": seed}
     stamp = {"made_by": "tools/make_sample.py", "recipe": difficulty.recipe} | arguments
     _check_folder(out, stamp)
-    plan = plan_eyes(train, test, seed)
+    plan = plan_eyes(train, test, seed, difficulty.first_patient)
     tables = {
         f"{split}_{column}.csv": "".join(f"{row}\n" for row in rows)
         for split, eyes in plan.items()

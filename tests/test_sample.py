@@ -205,7 +205,7 @@ def test_each_kind_of_distractor_changes_the_picture_its_own_way(kind: str) -> N
     """Drusen and reflections brighten, the others darken; all inside the lit disc."""
     camera = CameraSettings(noise=(0, 0), overflow=0)
     eyes = [Eye(0, patient, "left", 0) for patient in range(4)]
-    one = Difficulty("one kind", 1, 1, LesionSettings(), camera, dataclasses.replace(NO_DISTRACTORS, **{kind: (8, 8)}))
+    one = Difficulty("one kind", 1, 1, 10, LesionSettings(), camera, dataclasses.replace(NO_DISTRACTORS, **{kind: (8, 8)}))
     none = dataclasses.replace(one, distractors=NO_DISTRACTORS)
     change = np.stack([paint(eye, one) - paint(eye, none) for eye in eyes])[..., 1]
     grey = np.stack([paint(eye, none) for eye in eyes]).max(axis=3)
@@ -230,7 +230,8 @@ def test_hard_sample_has_its_own_stamp_and_the_same_layout(tmp_path: Path) -> No
     with pytest.raises(UsageError, match="made otherwise"):
         make(out, train=3, test=1)
     make(tmp_path / "easy", train=3, test=1)
-    assert not set(images) & set(contents(tmp_path / "easy" / "data").values())
+    easy, hard = ({eye.patient for eye in plan_eyes(1200, 300, 0, each.first_patient)["train"]} for each in (EASY, HARD))
+    assert not easy & hard
     assert json.loads((tmp_path / "easy" / "sample.json").read_text())["recipe"] == 1
 
 
