@@ -158,8 +158,8 @@ def _thread_memory(size: int) -> NDArray[np.uint8]:
 class DeviceJob(BatchJob):
     """Decodes on CPU threads into pinned memory; the device does the rest (see fastretina.device).
 
-    pixels: the images one after the other, row r from byte offsets[r] on. fresh: (rows,) bool, the rows that were decoded (or
-    are to be decoded by the device): the others the device holds already.
+    pixels: the images one after the other, row r from byte offsets[r] on. jpegs: by row, where the device decodes them.
+    fresh: (rows,) bool, the rows that were decoded or are to be decoded: the others the device holds already.
     """
 
     def __init__(self, feed: Feed, order: Order, epoch: int, number: int) -> None:
@@ -167,6 +167,7 @@ class DeviceJob(BatchJob):
         widths, heights = self.sizes
         self.offsets = np.concatenate([[0], np.cumsum(widths * heights * 3)])
         self.pixels: NDArray[np.uint8] = feed.pool.take((0 if feed.device_decodes else int(self.offsets[-1]),), np.uint8)
+        self.jpegs: dict[int, memoryview] = {}
         self.fresh = np.zeros(self.rows, np.bool_)
         self.parameters = self.draw()
 
@@ -175,8 +176,7 @@ class DeviceJob(BatchJob):
         if feed.on_device is not None and feed.on_device[index]:
             return
         if feed.device_decodes:
-            if feed.settings.verify:
-                feed.beton.verify(index)
+            self.jpegs[row] = feed.beton.jpeg(index, feed.settings.verify)
         else:
             feed.decode(index, self.pixels_of(row))
         self.fresh[row] = True

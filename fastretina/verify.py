@@ -74,10 +74,10 @@ def _reasons(beton: Beton, workers: int) -> Iterator[str]:
 
 def _check(beton: Beton, i: int) -> str:
     try:
-        beton.verify(i)
         if beton.modes[i] == MODE_RAW:
+            beton.verify(i)
             return ""
-        data = beton.jpeg(i)
+        data = beton.jpeg(i, verify=True)
         header = read_header(data)
         if (header.width, header.height) != (beton.widths[i], beton.heights[i]):
             return f"is {header.width} x {header.height} pixels, the table says {beton.widths[i]} x {beton.heights[i]}"
