@@ -35,7 +35,7 @@ class EvaluateConfig:
     """Grade a .beton file with a trained model and compare with its grades."""
 
     checkpoint: Path  # a run's best.safetensors
-    data: Path  # a .beton file
+    data: Path  # a .beton file, or a pattern for its shards
     tta: int = 1  # average over so many of the square's 8 symmetries (test-time augmentation)
     out: Path | None = None  # folder for metrics.json, predictions.csv, confusion.png; none: the table on the terminal is all
     batch_size: int = 32  # images

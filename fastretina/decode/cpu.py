@@ -41,6 +41,7 @@ def decode(beton: Beton, index: int, resolution: int, target: NDArray[np.uint8],
 
     Raises SampleError where the checksum (if `verify`) or the decoder finds the sample bad; target is then undefined.
     """
+    beton, index = beton.at(index)  # once, not for each question
     if verify:
         beton.verify(index)
     width, height = int(beton.widths[index]), int(beton.heights[index])
