@@ -1,6 +1,7 @@
 """What a million samples in 64 shards cost beside a thousand in one file: opening, the epoch's shuffle, the work per batch.
 
     python benchmarks/shards.py --json out.json
+    python benchmarks/shards.py --remote --json out.json     # instead: the same shards through a cache, filled, beside local files
 
 Made in a temporary folder (2 GB): small JPEGs, all the same. Opening is measured in
 fresh processes, warm (the files in the page cache) and cold (each file's pages dropped by posix_fadvise first, which asks the
@@ -23,16 +24,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import simplejpeg
+import torch
 from measure import hardware, interleave, summary, versions
 
-import fastretina.feed
 from fastretina import Loader
+from fastretina.augment import Augment
 from fastretina.beton_writer import BetonWriter
 from fastretina.cli import run
 from fastretina.order import epoch_order
+from fastretina.remote import Cache
 from fastretina.shards import open_beton, shard_path, shard_rows
 
 BATCHES = 150  # of 64, one measurement
@@ -57,6 +61,8 @@ class ShardsBenchmark:
     """Files of the large set."""
     side: int = 128
     """Side of the images, px: a million of 512 px would need 40 GB of disk, and hide what a batch costs besides decoding."""
+    remote: bool = False
+    """Measure only what reading through a filled cache costs beside reading the same files directly."""
     rounds: int = 15
     """Interleaved rounds."""
 
@@ -86,6 +92,29 @@ def opening(pattern: Path, files: list[Path], *, cold: bool) -> float:
     return float(done.stdout)
 
 
+def through_cache(config: ShardsBenchmark) -> dict[str, Any]:
+    """Images/s of 512 px of whole epochs from 8 shards, read directly and by file:// through a cache that holds them."""
+    settings: dict[str, Any] = {"batch_size": 64, "resolution": 512, "dtype": torch.uint8, "augment": Augment.none()}
+    with tempfile.TemporaryDirectory(prefix="fastretina-shards-") as name:
+        folder = Path(name)
+        write(folder / "set.beton", 1_600, 8, 512)
+        cache = Cache(folder / "cache", limit=1 << 40)
+        with (
+            Loader(folder / "set-*.beton", **settings) as local,
+            Loader(f"file://{folder}/set-*.beton", cache=cache, **settings) as cached,
+        ):
+
+            def epoch(loader: Loader) -> float:
+                started = time.perf_counter()
+                images = sum(len(batch.ids) for batch in loader)
+                return images / (time.perf_counter() - started)
+
+            sides = {"local": lambda: epoch(local), "cached": lambda: epoch(cached)}
+            rates = interleave(sides, config.rounds, pause=0)
+    ratio = [cached / local for cached, local in zip(rates["cached"], rates["local"], strict=True)]
+    return {**{name: summary(values) for name, values in rates.items()}, "ratio": summary(ratio)}
+
+
 def batches(epochs: Iterator[Any]) -> float:
     """Seconds of CPU per batch, all threads together: what the machine's other tenants do changes that less than the clock."""
     start = time.process_time()
@@ -108,12 +137,8 @@ def per_batch(small: Path, large: Path, config: ShardsBenchmark) -> dict[str, An
 
 def without_decoding(measure: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
     """The same, but samples are found and not read: a million of them do not fit into a cache as a thousand do."""
-    decode = fastretina.feed.decode
-    fastretina.feed.decode = lambda beton, index, *rest: beton.at(index)  # type: ignore[assignment]
-    try:
+    with mock.patch("fastretina.feed.decode", lambda beton, index, *rest: beton.at(index)):
         return measure(*given)
-    finally:
-        fastretina.feed.decode = decode
 
 
 def shuffle(labels: np.ndarray[Any, np.dtype[np.int64]], sampling: Any) -> dict[str, Any]:
@@ -135,6 +160,12 @@ def shuffle(labels: np.ndarray[Any, np.dtype[np.int64]], sampling: Any) -> dict[
 def main(config: ShardsBenchmark) -> None:
     """Opening, shuffle and work per batch of many shards, beside one small file."""
     result: dict[str, Any] = {"benchmark": "shards", "command": " ".join(["python", *sys.argv])}
+    if config.remote:
+        found = through_cache(config)
+        ratio = found["ratio"]
+        print(f"images/s through a filled cache, over local: {ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})")
+        save(config, result | {"images_per_second": found})
+        return
     with tempfile.TemporaryDirectory(prefix="fastretina-shards-") as name:
         folder = Path(name)
         write(folder / "million.beton", config.samples, config.shards, config.side)
@@ -150,13 +181,7 @@ def main(config: ShardsBenchmark) -> None:
             "with decoding": per_batch(folder / "thousand.beton", pattern, config),
             "without decoding": without_decoding(per_batch, folder / "thousand.beton", pattern, config),
         }
-    result |= {
-        "samples": config.samples,
-        "shards": config.shards,
-        "side": config.side,
-        "versions": versions(),
-        "hardware": hardware(),
-    }
+    result |= {"samples": config.samples, "shards": config.shards, "side": config.side}
     for state, times in result["seconds_to_open"].items():
         print(f"opening {config.samples:,} samples, {state}: {times['median']:.3f} s (worst {times['worst']:.3f} s)")
     for sampling, found in result["shuffle"].items():
@@ -166,8 +191,13 @@ def main(config: ShardsBenchmark) -> None:
         ratio = found["ratio"]
         low, high = ratio["low"], ratio["high"]
         print(f"CPU a batch {kind}, million over thousand samples: {ratio['median']:.3f} ({low:.3f} to {high:.3f})")
+    save(config, result)
+
+
+def save(config: ShardsBenchmark, result: dict[str, Any]) -> None:
+    """Write the results, and what they were measured on."""
     if config.json is not None:
-        config.json.write_text(json.dumps(result, indent=2) + "\n")
+        config.json.write_text(json.dumps(result | {"versions": versions(), "hardware": hardware()}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -250,6 +250,11 @@ class Beton:
         chosen._positions = positions if self._positions is None else self._positions[positions]
         return chosen
 
+    @property
+    def extents(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Offsets and sizes, int64 (N,) each, of the samples' bytes in the file."""
+        return self._pointers.astype(np.int64), self._sizes.astype(np.int64)
+
     def at(self, i: int) -> tuple[Beton, int]:
         """The file that holds sample `i`, and its place there: this one, unless it is a set of several. Raises as `jpeg` does."""
         return self, i

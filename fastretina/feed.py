@@ -77,7 +77,10 @@ class Feed:
         """Jobs from one batch of one epoch onwards, without end: the next epoch begins while the last batches are in use."""
         for current in itertools.count(epoch):
             order = self.order(current)
-            for number in range(batch if current == epoch else 0, len(self)):
+            first = batch if current == epoch else 0
+            if isinstance(self.beton, ShardedBeton):
+                self.beton.expect(order.indices[first * self.settings.batch_size :])
+            for number in range(first, len(self)):
                 yield self.job(self, order, current, number)
 
     def decode(self, index: int, target: NDArray[np.uint8]) -> None:

@@ -23,6 +23,7 @@ from fastretina.shards import ShardedBeton, open_beton
 
 if TYPE_CHECKING:
     from fastretina.device import DeviceStage
+    from fastretina.remote import Cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +62,13 @@ class Loader:
         verify: bool = True,
         on_bad: Literal["error", "skip"] = "error",
         max_bad: float = 0.005,
+        cache: Cache | None = None,
     ) -> None:
         """
         Args:
-            path: of a .beton file, or a pattern for shards (`train-*.beton`); or what is open already, or a selection of its
-                samples, which stay the caller's to close.
+            path: of a .beton file, or a pattern for shards (`train-*.beton`), or either by URL; or what is open already, or a
+                selection of its samples, which stay the caller's to close.
+            cache: where shards from a server are kept (fastretina.remote.Cache).
             train: shuffled and augmented; False: file order, resized only. `sampling` and `augment` override either.
             resolution: side R of the square images, px. Files are decoded at 1/2, 1/4 or 1/8 where that still serves it.
             workers: threads; None takes every core that this process may use.
@@ -85,7 +88,7 @@ class Loader:
         self.device = torch.device(device)
         if decode == "gpu" and self.device.type != "cuda":
             raise UsageError(f"decode='gpu' needs device='cuda', not {self.device}: use decode='auto' or 'cpu'")
-        self.beton = open_beton(path)
+        self.beton = open_beton(path, cache)
         self._opened = not isinstance(path, Beton)
         self.max_bad = max_bad
         self.skipped: list[SampleError] = []
@@ -97,6 +100,8 @@ class Loader:
             augment if augment is not None else (Augment() if train else Augment.none()),
             dtype, verify, on_bad == "skip",
         )  # fmt: skip
+        if isinstance(self.beton, ShardedBeton):
+            self.beton.check_order(settings.sampling)
         # Enough batches ahead that every thread has rows to take while the consumer holds one.
         ahead = 2 + -(-2 * workers // batch_size)
         residence, kept = plan_residence(self.beton, resolution, resident, self.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numba import njit
@@ -62,8 +62,9 @@ def _within_window(rng: np.random.Generator, shards: NDArray[np.int64]) -> NDArr
     order = permutation(rng, len(shards))
     rank = permutation(rng, int(shards.max()) + 1)
     # 16 bits where they suffice: numpy sorts those by radix, in a tenth of the time.
-    bits = np.uint16 if len(rank) < 1 << 15 else np.uint32
-    slot = rank.astype(bits)[shards[order]] + rng.integers(0, WINDOW, len(order), dtype=bits)
+    bits: type[np.unsignedinteger[Any]] = np.uint16 if len(rank) < 1 << 15 else np.uint32
+    slot = rng.integers(0, WINDOW, len(order), dtype=bits)
+    slot += rank.astype(bits)[shards[order]]
     return order[np.argsort(slot, kind="stable")]
 
 

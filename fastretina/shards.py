@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,11 @@ from numpy.typing import NDArray
 from fastretina.beton import Beton, Selected
 from fastretina.errors import BetonError, SampleError, UsageError
 
+if TYPE_CHECKING:
+    from fastretina.remote import Cache
+
 MAX_SHARDS = 99_999  # five digits in the name
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)")
 _GLOB = re.compile(r"[*?\[]")
 _OPENERS = 8  # threads; parsing tables is numpy and checksums, which release the GIL
 # What the provenance of two shards of one packing may differ in: the counts, and whether anything was re-encoded.
@@ -42,14 +46,21 @@ def shard_rows(rows: int, number: int, of: int) -> range:
     return range(number * rows // of, (number + 1) * rows // of)
 
 
-def open_beton(source: str | os.PathLike[str] | Beton) -> Beton:
-    """A .beton file, or all shards that a pattern matches (`data/train-*.beton`) as one. An open one is returned as it is.
+def open_beton(source: str | os.PathLike[str] | Beton, cache: Cache | None = None) -> Beton:
+    """A .beton file, or all shards that a pattern matches (`data/train-*.beton`) as one, or the same by a URL, through a cache
+    (see fastretina.remote). An open one is returned as it is.
 
     Raises:
         BetonError: naming the file that is damaged, missing from its set, doubled or of another packing.
+        RemoteError: naming the URL that cannot be read.
     """
     if isinstance(source, Beton):
         return source
+    url = as_url(source)
+    if url is not None:
+        from fastretina.remote import open_remote
+
+        return open_remote(url, cache)
     path = Path(source)
     if not is_pattern(path):
         return _open_one(path)
@@ -67,6 +78,15 @@ def open_beton(source: str | os.PathLike[str] | Beton) -> Beton:
         raise
 
 
+def as_url(source: str | os.PathLike[str]) -> str | None:
+    """The URL that this is, None for a path. `Path` folds the two slashes of a URL into one; here they come back."""
+    text = os.fspath(source)
+    match = _URL.match(text)
+    if match is None or "://" in text:
+        return text if match else None
+    return f"{match[1]}:{'///' if match[1] in ('file', 'local') else '//'}{match[2]}"
+
+
 def _open_one(path: Path) -> Beton:
     shards = [] if path.exists() else files_of(path.with_name(f"{glob.escape(path.stem)}-[0-9]*-of-[0-9]*{path.suffix}"))
     if shards:
@@ -75,7 +95,10 @@ def _open_one(path: Path) -> Beton:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The file at this path, or all that match the pattern, sorted; symbolic links resolved; none where there is nothing."""
+    """The file at this path, or all that match the pattern, sorted; symbolic links resolved; none where there is nothing. A URL is
+    taken to be one file that is there."""
+    if as_url(path) is not None:
+        return [path]
     found = glob.glob(os.fspath(path)) if is_pattern(path) else [path] * path.exists()  # noqa: PTH207  # Path's is relative only
     return sorted(Path(name).resolve() for name in found)
 
@@ -85,8 +108,14 @@ def is_pattern(path: Path) -> bool:
     return _GLOB.search(os.fspath(path)) is not None and not path.exists()
 
 
+class Closable(Protocol):
+    """What can be closed."""
+
+    def close(self) -> None: ...
+
+
 _Source = TypeVar("_Source")
-_Opened = TypeVar("_Opened", bound=Beton)
+_Opened = TypeVar("_Opened", bound=Closable)
 
 
 def open_all(sources: Sequence[_Source], opener: Callable[[_Source], _Opened]) -> list[_Opened]:
@@ -251,6 +280,12 @@ class ShardedBeton(Beton):
     def sample_error(self, i: int, reason: str) -> SampleError:
         shard, place = self.at(i)
         return shard.sample_error(place, reason)
+
+    def check_order(self, sampling: str) -> None:
+        """UsageError where the set cannot be read in such an order; local files can be in any."""
+
+    def expect(self, indices: NDArray[np.int64]) -> None:
+        """A hint: these samples will be asked for, in this order."""
 
     def select(self, positions: NDArray[np.int64]) -> Self:
         """The samples at these positions (N,), in this order, as a set of its own over the same open files, which stay open until
