@@ -29,12 +29,16 @@ _POLL = 0.05  # seconds between looks at a lock that another process holds
 
 
 class CachedBeton(Beton):
-    """A file of the cache, open, which is not evicted before the last reference to this object is gone."""
+    """A file of the cache, open, which is not evicted before it is closed or the last reference to this object is gone."""
 
     def __init__(self, path: Path, lock: int) -> None:
-        """lock: the descriptor that holds it; closed with this object's end."""
-        weakref.finalize(self, os.close, lock)
+        """lock: the descriptor that holds it."""
+        self._unlock = weakref.finalize(self, os.close, lock)
         super().__init__(path)
+
+    def close(self) -> None:
+        super().close()
+        self._unlock()
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class CacheFolder:
         while (found := self._open(path)) is None:
             descriptor = self._begin(path, partial, size, closing)
             if descriptor < 0:
-                continue  # another process has just finished it
+                continue  # another process has finished it, or has given up
             try:
                 fetch(descriptor)
                 os.fsync(descriptor)
@@ -105,40 +109,40 @@ class CacheFolder:
         os.utime(descriptor)
         try:
             return CachedBeton(path, descriptor)
-        except BetonError:
+        except BetonError as error:
+            if isinstance(error.__context__, OSError):
+                raise  # too many open files, no permission: that is not the file's fault
             path.unlink(missing_ok=True)
             return None
 
     def _begin(self, path: Path, partial: Path, size: int, closing: threading.Event) -> int:
-        """A descriptor of the partial file, locked, all its bytes taken from the limit and the disk; -1 if the file is here."""
-        while True:
-            descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                while not _try_lock(descriptor):
-                    if closing.wait(_POLL):
-                        raise CacheError(f"{partial}: closed while another process fetched it")
-                if path.exists() or not _is_still(partial, descriptor):
-                    if path.exists():
-                        partial.unlink(missing_ok=True)
-                        os.close(descriptor)
-                        return -1
-                    os.close(descriptor)
-                    continue
-                with self._bookkeeping():
-                    missing = size - os.fstat(descriptor).st_blocks * 512
-                    if missing > 0:
-                        self._make_room(missing)
-                    os.ftruncate(descriptor, size)
-                    os.posix_fallocate(descriptor, 0, size)
-                return descriptor
-            except BaseException as error:
-                if os.fstat(descriptor).st_blocks == 0:
-                    partial.unlink(missing_ok=True)
+        """A descriptor of the partial file, locked, its bytes taken from the limit and the disk; -1: look again for the file."""
+        descriptor, locked = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), False
+        try:
+            # A finished file keeps its locks when it is renamed, so that it must not be waited for.
+            while not (locked := _try_lock(descriptor)) and _is_still(partial, descriptor):
+                if closing.wait(_POLL):
+                    raise CacheError(f"{partial}: closed while another process fetched it")
+            if path.exists() or not (locked and _is_still(partial, descriptor)):
+                if locked and _is_still(partial, descriptor):
+                    partial.unlink()  # made by the line above, after the file was finished
                 os.close(descriptor)
-                if isinstance(error, OSError):
-                    reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
-                    raise CacheError(f"{partial}: {reason}") from None
-                raise
+                return -1
+            with self._bookkeeping():
+                missing = size - os.fstat(descriptor).st_blocks * 512
+                if missing > 0:
+                    self._make_room(missing)
+                os.ftruncate(descriptor, size)
+                os.posix_fallocate(descriptor, 0, size)
+            return descriptor
+        except BaseException as error:
+            if locked and os.fstat(descriptor).st_blocks == 0:
+                partial.unlink(missing_ok=True)
+            os.close(descriptor)
+            if isinstance(error, OSError):
+                reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+                raise CacheError(f"{partial}: {reason}") from None
+            raise
 
     @contextmanager
     def _bookkeeping(self) -> Iterator[None]:
@@ -180,7 +184,7 @@ def _evict(path: Path) -> bool:
     with contextlib.suppress(FileNotFoundError):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            if not _try_lock(descriptor):
+            if not (_try_lock(descriptor) and _is_still(path, descriptor)):
                 return False
             path.unlink()
         finally:

@@ -172,29 +172,29 @@ def _table_regions(file: RemoteFile, read: Callable[[int, int], bytes]) -> Itera
     yield alloc - size, tail[alloc - size - start :]
 
 
-def fetch_samples(file: RemoteFile, tables: Path, descriptor: int, patience: Patience, closing: threading.Event) -> None:
+def fetch_samples(file: RemoteFile, tables: Beton, descriptor: int, patience: Patience, closing: threading.Event) -> None:
     """Complete the file behind `descriptor`, which may hold anything, from the tables and from the server. Raises RemoteError."""
-    with Beton(tables) as beton, tables.open("rb") as source:
-        (starts, sizes), crcs = beton.extents, beton.crcs
-        assert crcs is not None
-        first, last = int(starts[0]), int(starts[-1] + sizes[-1])
+    (starts, sizes), crcs = tables.extents, tables.crcs
+    assert crcs is not None
+    first, last = int(starts[0]), int(starts[-1] + sizes[-1])
+    with tables.path.open("rb") as source:
         for start, stop in ((0, first), (last, file.size)):
             for place in range(start, stop, SPAN):
                 os.pwrite(descriptor, os.pread(source.fileno(), min(SPAN, stop - place), place), place)
-        bounds = [*np.flatnonzero(np.diff((starts - starts[0]) // SPAN, prepend=-1)).tolist(), len(starts)]
-        for begin, end in itertools.pairwise(bounds):
-            span = _Span(starts[begin:end], sizes[begin:end], crcs[begin:end])
-            if span.wrong(os.pread(descriptor, span.stop - span.start, span.start)) is None:
-                continue  # left by an earlier fetch
+    bounds = [*np.flatnonzero(np.diff((starts - starts[0]) // SPAN, prepend=-1)).tolist(), len(starts)]
+    for begin, end in itertools.pairwise(bounds):
+        span = _Span(starts[begin:end], sizes[begin:end], crcs[begin:end])
+        if span.wrong(os.pread(descriptor, span.stop - span.start, span.start)) is None:
+            continue  # left by an earlier fetch
 
-            def attempt(span: _Span = span, begin: int = begin) -> None:
-                data = file.read(span.start, span.stop, patience, closing)
-                wrong = span.wrong(data)
-                if wrong is not None:
-                    raise WrongBytes(f"sample {begin + wrong} ({beton.names[begin + wrong]}) does not match its checksum")
-                os.pwrite(descriptor, data, span.start)
+        def attempt(span: _Span = span, begin: int = begin) -> None:
+            data = file.read(span.start, span.stop, patience, closing)
+            wrong = span.wrong(data)
+            if wrong is not None:
+                raise WrongBytes(f"sample {begin + wrong} ({tables.names[begin + wrong]}) does not match its checksum")
+            os.pwrite(descriptor, data, span.start)
 
-            patience.until(file.url, closing, attempt)
+        patience.until(file.url, closing, attempt)
 
 
 class _Span:

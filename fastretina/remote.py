@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastretina.beton import Beton
-from fastretina.cache import CachedBeton, CacheFolder
+from fastretina.cache import CacheFolder
 from fastretina.errors import CacheError, RemoteError, UsageError
 from fastretina.fetch import Patience, RemoteFile, call, fetch_samples, fetch_tables, look_up
 from fastretina.order import WINDOW
@@ -83,18 +83,16 @@ def open_remote(url: str, cache: Cache | None = None, **options: Any) -> RemoteB
         key = hashlib.sha256(f"{one}\n{file.size}\n{file.version}".encode()).hexdigest()[:16]
         name = f"{key}-{PurePosixPath(urlsplit(one).path).name}"
         name = name if name.endswith(".beton") else f"{name}.beton"
-        return _Shard(file, name, folder.tables(name, lambda target: fetch_tables(file, target, patience, closing)))
+        with folder.tables(name, lambda target: fetch_tables(file, target, patience, closing)) as tables:
+            blocks = tables.path.stat().st_blocks
+        tables.path = Path(one)  # for messages; the tables are in memory now
+        return _Shard(file, name, tables, 512 * blocks)
 
     shards = {id(shard.tables): shard for shard in open_all(urls, open_one)}
     tables: list[Beton] = [shard.tables for shard in shards.values()]
-    try:
-        ordered = in_order(Path(url), tables) if _is_pattern(url) else tables
-        shelf = Shelf([shards[id(one)] for one in ordered], folder, cache.streams, patience, closing)
-        return RemoteBeton(url, ordered, shelf, (cache, options))
-    except BaseException:
-        for one in tables:
-            one.close()
-        raise
+    ordered = in_order(Path(url), tables) if _is_pattern(url) else tables
+    shelf = Shelf([shards[id(one)] for one in ordered], folder, cache.streams, patience, closing)
+    return RemoteBeton(url, ordered, shelf, (cache, options))
 
 
 def _expand(url: str, patience: Patience, closing: threading.Event, options: dict[str, Any]) -> tuple[Any, list[str]]:
@@ -126,10 +124,19 @@ def _is_pattern(url: str) -> bool:
 class _Shard:
     file: RemoteFile
     name: str  # in the cache
-    tables: CachedBeton
+    tables: Beton  # closed: all but the samples
+    tables_bytes: int  # on disk
 
     def close(self) -> None:
-        self.tables.close()
+        """Nothing is open."""
+
+    def is_in(self, other: Beton) -> bool:
+        """Whether another copy of the tables is the same: the server may have replaced the file without another ETag."""
+
+        def columns(beton: Beton) -> list[NDArray[Any]]:
+            return [beton.ids, beton.labels, np.asarray(beton.crcs), *beton.extents]
+
+        return all(np.array_equal(a, b) for a, b in zip(columns(self.tables), columns(other), strict=True))
 
 
 class RemoteBeton(ShardedBeton):
@@ -183,7 +190,7 @@ class Shelf:
         """streams: shards to fetch at the same time, apart from those that somebody waits for."""
         self._shards, self._folder, self._patience, self._closing = shards, folder, patience, closing
         self._streams = streams
-        self._room = folder.limit - sum(shard.tables.path.stat().st_blocks * 512 for shard in shards)
+        self._room = folder.limit - sum(shard.tables_bytes for shard in shards)
         self._fits = sum(shard.file.size for shard in shards) <= self._room
         self._lock = threading.Lock()
         self._open: dict[int, Beton] = {}  # read without the lock
@@ -267,11 +274,18 @@ class Shelf:
         file, patience, closing = shard.file, self._patience, self._closing
 
         def fetch(descriptor: int) -> None:
-            fetch_samples(file, shard.tables.path, descriptor, patience, closing)
+            with self._folder.tables(shard.name, lambda target: fetch_tables(file, target, patience, closing)) as tables:
+                if shard.is_in(tables):
+                    fetch_samples(file, tables, descriptor, patience, closing)
+                    return
+            raise RemoteError(file.url, "was replaced on the server; open the set again")
 
         while True:
             try:
-                return self._folder.file(shard.name, file.size, closing, fetch)
+                found = self._folder.file(shard.name, file.size, closing, fetch)
+                if shard.is_in(found):
+                    return found
+                found.path.unlink(missing_ok=True)  # of an older version that looked the same to the server
             except CacheError as error:
                 if closing.is_set() or not self._give_up_one(number):
                     raise RemoteError(file.url, str(error)) from None

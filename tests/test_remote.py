@@ -24,6 +24,7 @@ import pytest
 import simplejpeg
 import torch
 
+from fastretina.beton import Beton
 from fastretina.beton_writer import BetonWriter
 from fastretina.cache import CacheFolder
 from fastretina.errors import BetonError, CacheError, RemoteError, UsageError
@@ -282,7 +283,12 @@ def test_a_killed_fetch_leaves_nothing_that_is_taken_for_a_file(folder, serve, c
 def test_processes_that_share_a_cache_fetch_each_shard_once(serve, cache):
     server = serve()
     processes = [fetch_elsewhere(f"{server.url}/{PATTERN}", cache) for _ in range(2)]
-    sums = [int(process.communicate(timeout=120)[0]) for process in processes]
+    try:
+        sums = [int(process.communicate(timeout=60)[0]) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
     assert sums == [sum(range(SAMPLES))] * 2
     assert set(asked_for_samples(server).values()) == {1}
 
@@ -298,6 +304,31 @@ def test_a_file_that_is_replaced_on_the_server_is_fetched_anew(folder, serve, tm
             assert beton.names[0] == name
             assert int(simplejpeg.decode_jpeg_header(beton.jpeg(0))[0]) == SIDE
             beton.verify(29)
+
+
+def test_a_file_that_is_replaced_while_the_set_is_open_is_an_error(folder, serve, tmp_path, cache):
+    served = tmp_path / "changing"
+    served.mkdir()
+    first, second = (shard_path(folder / "train.beton", number, SHARDS) for number in (0, 1))
+    shutil.copy(first, served / "some.beton")
+    server = serve(at=served)
+    url, impatient = f"{server.url}/some.beton", Cache(cache.folder, cache.limit, attempts=2)
+    with open_beton(url, impatient) as beton:
+        shutil.copy(second, served / "some.beton")
+        with pytest.raises(RemoteError, match="gave up after 2 attempts"):
+            beton.jpeg(0)
+    with open_beton(url, impatient) as beton, Beton(second) as old:
+        with BetonWriter(served / "some.beton", len(old), page=1 << 21) as writer:  # of the same size, with other labels
+            for i in range(len(old)):
+                writer.add(
+                    bytes(old.jpeg(i)), int(old.crcs[i]), name=old.names[i], label=0, id=int(old.ids[i]), width=SIDE, height=SIDE
+                )
+            writer.finish(old.provenance)
+        for tables in Path(cache.folder).glob("*.tables"):
+            tables.unlink()  # evicted meanwhile
+        with pytest.raises(RemoteError, match="was replaced on the server"):
+            beton.jpeg(0)
+    assert complete(cache) == []
 
 
 def test_a_forgotten_set_ends_its_threads(serve, cache):

@@ -14,6 +14,7 @@ from fastretina.beton import Beton
 from fastretina.convert import write_beton
 from fastretina.errors import BetonError, ConvertError, SampleError, UsageError
 from fastretina.loader import Loader
+from fastretina.recipe import TrainConfig, check
 from fastretina.shards import ShardedBeton, open_beton, shard_path, shard_rows
 from fastretina.verify import verify_beton
 from tests.conftest import TinyBetons
@@ -207,6 +208,15 @@ def test_skipped_rows_leave_gaps_in_the_ids_and_are_listed_by_shard(tiny_betons,
     assert lists == ["train-00001-of-00007.beton.skipped.csv", "train-00005-of-00007.beton.skipped.csv"]
     with open_beton(tmp_path / "train-*.beton") as many:
         assert many.ids.tolist() == [row for row in range(40) if row not in (6, 31)]
+
+
+def test_training_takes_patterns_and_finds_what_is_wrong_with_them(packed, tmp_path):
+    pattern = packed / "train-*.beton"
+    check(TrainConfig(train=pattern, test=pattern))
+    with pytest.raises(UsageError, match="no such file"):
+        check(TrainConfig(train=packed / "absent-*.beton", test=pattern))
+    with pytest.raises(UsageError, match="is the test set"):
+        check(TrainConfig(train=pattern, test=pattern, val=packed / "train-*-of-00007.beton"))
 
 
 @pytest.mark.parametrize(
