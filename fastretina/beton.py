@@ -61,7 +61,7 @@ class Names(Sequence[str]):
         return self._blob[start : int(self._ends[i])].tobytes().decode("utf-8", "replace")
 
 
-class _Selected(Sequence[str]):
+class Selected(Sequence[str]):
     """The names at some positions."""
 
     def __init__(self, names: Sequence[str], positions: NDArray[np.int64]) -> None:
@@ -76,7 +76,7 @@ class _Selected(Sequence[str]):
     def __getitem__(self, index: slice) -> Sequence[str]: ...
     def __getitem__(self, index: int | slice) -> str | Sequence[str]:
         if isinstance(index, slice):
-            return _Selected(self._names, self._positions[index])
+            return Selected(self._names, self._positions[index])
         return self._names[int(self._positions[index])]
 
 
@@ -262,9 +262,18 @@ class Beton:
         for name in ("labels", "ids", "widths", "heights", "modes", "_pointers", "_sizes"):
             setattr(chosen, name, getattr(self, name)[positions])
         chosen.crcs = None if self.crcs is None else self.crcs[positions]
-        chosen.names = _Selected(self.names, positions)
+        chosen.names = Selected(self.names, positions)
         chosen._positions = positions if self._positions is None else self._positions[positions]
         return chosen
+
+    @property
+    def extents(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Offsets and sizes, int64 (N,) each, of the samples' bytes in the file."""
+        return self._pointers.astype(np.int64), self._sizes.astype(np.int64)
+
+    def at(self, i: int) -> tuple[Beton, int]:
+        """The file that holds sample `i`, and its place there: this one, unless it is a set of several. Raises as `jpeg` does."""
+        return self, i
 
     def sample_error(self, i: int, reason: str) -> SampleError:
         """The error to raise for sample `i`, naming its place in the file."""

@@ -38,7 +38,7 @@ class EvaluateConfig:
     """Grade a .beton file with a trained model and compare with its grades."""
 
     checkpoint: Path  # a run's best.safetensors
-    data: Path  # a .beton file
+    data: Path  # a .beton file, or a pattern for its shards
     tta: int = 1  # average over so many of the square's 8 symmetries (test-time augmentation)
     fuse_eyes: float = 0.0  # weight of the same patient's other eye (10_left, 10_right) in each answer, 0-0.5
     out: Path | None = None  # folder for metrics.json, predictions.csv, confusion.png; none: the table on the terminal is all

@@ -32,6 +32,7 @@ from fastretina.precision import Precision, choose_device, choose_precision, dev
 from fastretina.preparation import common_preparation
 from fastretina.recipe import AUGMENTATIONS, TrainConfig, as_settings, check
 from fastretina.runs import RunFolder, write_json
+from fastretina.shards import open_beton
 from fastretina.split import validation_split
 from fastretina.tracking import Tracker
 
@@ -142,7 +143,7 @@ class Growth:
 def _open_data(config: TrainConfig, stack: ExitStack) -> dict[str, Beton]:
     """The data sets by name: train, test and, if there is one, val."""
     paths = {"train": config.train, "test": config.test} | ({"val": config.val} if config.val else {})
-    data = {name: stack.enter_context(Beton(path)) for name, path in paths.items()}
+    data = {name: stack.enter_context(open_beton(path)) for name, path in paths.items()}
     for beton in data.values():
         if int(beton.labels.min()) < 0 or int(beton.labels.max()) >= NUM_CLASSES:
             raise RunError(

@@ -41,6 +41,7 @@ def decode(beton: Beton, index: int, resolution: int, target: NDArray[np.uint8],
 
     Raises SampleError where the checksum (if `verify`) or the decoder finds the sample bad; target is then undefined.
     """
+    beton, index = beton.at(index)  # once, not for each question
     width, height = int(beton.widths[index]), int(beton.heights[index])
     factor = 1 if beton.modes[index] == _RAW else _dct_factor(width, height, resolution)
     scaled = (-(-height // factor), -(-width // factor))
