@@ -1,7 +1,7 @@
 """Make a sample data set in the lab layout out of one real photograph.
 
 python tools/make_sample.py --out data/sample --train 1200 --test 300
-python tools/make_sample.py --out data/hard --hard                       # 1,600 + 400 images, on which plain training collapses
+python tools/make_sample.py --out data/hard --hard                       # 1,600 + 400 images, harder to grade
 """
 
 from __future__ import annotations
