@@ -40,12 +40,12 @@ def span(name: str) -> AbstractContextManager[None]:
 def _marked(name: str) -> Iterator[None]:
     with record_function(name):
         if torch.cuda.is_available():
-            torch.cuda.nvtx.range_push(name)
+            torch.cuda.nvtx.range_push(name)  # type: ignore[no-untyped-call]
         try:
             yield
         finally:
             if torch.cuda.is_available():
-                torch.cuda.nvtx.range_pop()
+                torch.cuda.nvtx.range_pop()  # type: ignore[no-untyped-call]
 
 
 class StepProfiler:

@@ -83,4 +83,5 @@ def test_intervals_join_and_intersect():
     joined = union([(5, 6), (0, 2), (1, 3), (3, 4)])
     assert joined == [(0, 4), (5, 6)]
     assert common(joined, [(1, 2), (3, 5.5)]) == pytest.approx(1 + 1 + 0.5)
-    assert union([]) == [] and common([], joined) == 0
+    assert union([]) == []
+    assert common([], joined) == 0

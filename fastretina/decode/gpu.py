@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -108,9 +109,7 @@ class NvImageCodec:
         stream = torch.cuda.current_stream(self._device).cuda_stream if self._device.type == "cuda" else 0
         with _decoding:
             found = self._decoder.decode(sources, images=again, params=self._parameters, cuda_stream=stream)
-        held[: len(jpegs)] = [
-            None if image is None else self._slot(image, slot) for image, slot in zip(found, held, strict=False)
-        ]
+        held[: len(jpegs)] = [None if image is None else self._slot(image, slot) for image, slot in zip(found, held, strict=False)]
         images = [
             slot[1] if slot is not None and slot[1].shape == (*size, 3) else None for slot, size in zip(held, sizes, strict=False)
         ]
@@ -163,8 +162,11 @@ class TorchvisionNvJpeg:
     def _decode(self, sources: list[Tensor]) -> list[Tensor]:
         from torchvision.io import ImageReadMode, decode_jpeg
 
-        images: list[Tensor] = decode_jpeg(sources, mode=ImageReadMode.RGB, device=self._device)
-        return images
+        with warnings.catch_warnings():
+            # From 0.29 on it points to torchcodec instead.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            images: list[Tensor] = decode_jpeg(sources, mode=ImageReadMode.RGB, device=self._device)
+        return [image.contiguous() for image in images]  # a view of (H, W, 3) on a CPU
 
     def _decode_one(self, source: Tensor) -> Tensor | None:
         try:
