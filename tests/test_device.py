@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 
-import numpy as np
 import pytest
 import simplejpeg
 import torch
-from devices import DEVICES, DeviceLoader
+from devices import DEVICES, DeviceLoader, write_blocks
 
 from fastretina import Loader
 from fastretina.augment import Augment
 from fastretina.beton import Beton
-from fastretina.beton_writer import BetonWriter
 from fastretina.decode import choice, gpu
 from fastretina.errors import LoaderError, SampleError, UsageError
 from fastretina.resident import plan_residence
@@ -24,27 +21,9 @@ PATIENTLY = {"batch_size": 5, "resolution": SIDE, "seed": 7}
 GREY_LEVEL = 0.018  # of a normalised image: 1 / 255 / 0.224
 
 
-def write(path: Path, count: int, bad: set[int] = frozenset(), side: int = SIDE) -> Path:
-    """A .beton of `count` images of flat blocks, on which all inverse DCTs agree; of the bad ones, a byte is another."""
-    rng = np.random.default_rng(0)
-    places = []
-    with BetonWriter(path, count) as writer:
-        for n in range(count):
-            image = np.kron(rng.integers(0, 255, (side // 8, side // 8, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
-            jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=92, colorsubsampling="444")
-            places.append(jpeg)
-            writer.add(jpeg, zlib.crc32(jpeg), name=f"eye_{n}", label=n % 5, id=100 + n, width=side, height=side)
-        writer.finish({})
-    data = bytearray(path.read_bytes())
-    for n in bad:
-        data[bytes(data).find(places[n]) + len(places[n]) // 2] ^= 0x20
-    path.write_bytes(data)
-    return path
-
-
 @pytest.fixture(scope="module")
 def beton(tmp_path_factory) -> Path:
-    return write(tmp_path_factory.mktemp("device") / "good.beton", 12)
+    return write_blocks(tmp_path_factory.mktemp("device") / "good.beton", 12, SIDE)
 
 
 class StandIn:
@@ -124,7 +103,7 @@ def test_the_real_decoders_make_the_same_batches(beton, device, decoder):
 @pytest.mark.parametrize("decode", ["cpu", "gpu"])
 def test_bad_samples_are_named_and_no_neighbour_takes_their_place(tmp_path, beton, device, decode, resident, monkeypatch):
     bad = {0, 9}
-    damaged = write(tmp_path / "damaged.beton", 12, bad)
+    damaged = write_blocks(tmp_path / "damaged.beton", 12, SIDE, bad)
     provide(monkeypatch, StandIn(device))
     settings = {"device": device, "decode": decode, "resident": resident, "decoder": "stand-in"} | PATIENTLY
     with Loader(beton, batch_size=12, resolution=SIDE, seed=7, sampling="sequential", augment=Augment()) as good:
