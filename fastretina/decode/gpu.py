@@ -11,6 +11,7 @@ Both backends also work on a CPU device, with the same libraries: slower than de
 from __future__ import annotations
 
 import importlib.util
+import os
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -91,7 +92,8 @@ class NvImageCodec:
 
         self.name = "nvImageCodec" if engines == "all" else f"nvImageCodec, {engines}"
         self._device = device
-        self._decoder = _library_decoder(device, engines, threads)
+        # It never takes all cores, and warns where it is asked to.
+        self._decoder = _library_decoder(device, engines, min(threads, max(1, len(os.sched_getaffinity(0)) - 1)))
         # The CPU's decoder knows nothing of EXIF, and a file that fastretina packed has been turned already.
         self._parameters = nvimgcodec.DecodeParams(color_spec=nvimgcodec.ColorSpec.SRGB, apply_exif_orientation=False)
         # The library lets only images of its own be used again; each with a view of its memory, and the event that frees the set.
