@@ -273,16 +273,21 @@ class Training:
     def __call__(self) -> Iterator[int]:
         import torch
 
+        from fastretina.profiling import span
+
         batches, wait = self.batches(), 0.0
         for _ in range(self.steps):
             asked = time.perf_counter()
-            images, labels = next(batches)
+            with span("wait"):
+                images, labels = next(batches)
             wait += time.perf_counter() - asked
             self.optimizer.zero_grad(set_to_none=True)
-            with self._autocast():
+            with span("forward"), self._autocast():
                 loss = torch.nn.functional.cross_entropy(self.forward(images), labels)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
+            with span("backward"):
+                loss.backward()  # type: ignore[no-untyped-call]
+            with span("optimizer"):
+                self.optimizer.step()
             self.extra["wait"] = wait
             yield len(labels)
 

@@ -91,3 +91,40 @@ def test_utilisation_says_why_there_is_none():
         pass
     assert busy.mean is None
     assert busy.why == "cpu is no CUDA device"
+
+
+def test_a_timeline_of_training_steps_is_left_in_its_folder(tmp_path):
+    data = write_blocks(tmp_path / "blocks.beton", 8, 32)
+    sizes = ("--batch-size", 4, "--resolution", 32, "--steps", 2)
+    text = run("timeline.py", "--device", "cpu", "--data", data, "--decode", "cpu", "--out", tmp_path / "t", *sizes)
+    assert text.startswith("2 steps, ")
+    for name in ("wait", "forward", "backward", "optimizer"):
+        assert f"ms  {name}\n" in text
+    assert (tmp_path / "t" / "profile.json.gz").stat().st_size > 1000
+
+
+def test_the_gpu_session_goes_on_after_a_step_that_fails_and_says_how_each_ended(tmp_path):
+    environment = os.environ | {
+        "OUT": str(tmp_path / "out"), "DATA": str(tmp_path / "absent" / "d.beton"), "PYTHON": sys.executable, "DEVICE": "cpu",
+        "COUNT": "5", "SIZE": "16", "BATCH": "2", "ROUNDS": "1", "TRITON_INTERPRET": "1",
+    }  # fmt: skip
+    command = ["bash", str(BENCHMARKS / "gpu_session.sh"), "device", "data", "check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    ended = json.loads((tmp_path / "out" / "session.json").read_text())
+    assert {name: step["exit"] for name, step in ended.items()} == {"device": 1, "data": 0, "check": 0}
+    assert len(Beton(tmp_path / "absent" / "d.beton")) == 5
+    assert "versions" in (tmp_path / "out" / "check.log").read_text()
+    refused = subprocess.run(
+        ["bash", str(BENCHMARKS / "gpu_session.sh"), "everything"], env=environment, capture_output=True, check=False
+    )
+    assert refused.returncode == 2
+
+
+def test_a_gpu_session_without_time_names_what_it_left_out(tmp_path):
+    environment = os.environ | {"OUT": str(tmp_path), "LIMIT": "5", "PYTHON": sys.executable}
+    subprocess.run(
+        ["bash", str(BENCHMARKS / "gpu_session.sh"), "tests", "train18"], env=environment, check=True, capture_output=True
+    )
+    ended = json.loads((tmp_path / "session.json").read_text())
+    assert {step["exit"] for step in ended.values()} == {"no time left"}

@@ -91,6 +91,8 @@ class NvImageCodec:
         from nvidia import nvimgcodec
 
         self.name = "nvImageCodec" if engines == "all" else f"nvImageCodec, {engines}"
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
         self._device = device
         # It never takes all cores, and warns where it is asked to.
         self._decoder = _library_decoder(device, engines, min(threads, max(1, len(os.sched_getaffinity(0)) - 1)))
