@@ -173,7 +173,10 @@ class DeviceJob(BatchJob):
         super().__init__(feed, order, epoch, place)
         widths, heights = self.sizes
         self.offsets = np.concatenate([[0], np.cumsum(widths * heights * 3)])
-        self.pixels: NDArray[np.uint8] = feed.pool.take((0 if feed.device_decodes else int(self.offsets[-1]),), np.uint8)
+        held = feed.on_device is not None and bool(feed.on_device[self.indices].all())
+        self.pixels: NDArray[np.uint8] = np.empty(0, np.uint8)
+        if not (held or feed.device_decodes):
+            self.pixels = feed.pool.take((int(self.offsets[-1]),), np.uint8)
         self.fresh = np.zeros(self.rows, np.bool_)
         self.parameters = self.draw()
 

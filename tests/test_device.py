@@ -218,3 +218,23 @@ def test_filling_midway_and_resuming_go_on_with_the_very_next_batch(beton, devic
         again.fill()
         again.fill()  # nothing is left to do
         assert [batch.ids.tolist() for batch in again] == rest
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("settings", [{"decode": "cpu"}, {"decode": "gpu"}, {"decode": "cpu", "resident": "on"}], ids=str)
+def test_a_batch_that_is_let_go_is_not_overwritten_while_a_long_kernel_still_reads_it(beton, device, settings):
+    """Two hundred batches on a GPU, each read by a copy behind a kernel of some 2 ms, by when the next ones are made."""
+    if settings["decode"] == "gpu":
+        pytest.importorskip("nvidia.nvimgcodec")
+    with DeviceLoader(beton, device=device, augment=Augment.none(), **settings, **PATIENTLY) as loader:
+        late = []
+        for _ in range(67 if device == "cuda" else 1):
+            for batch in loader:
+                if device == "cuda":
+                    torch.cuda._sleep(4_000_000)
+                late.append((batch.ids, batch.images.clone()))
+                del batch
+    with Loader(beton, batch_size=12, resolution=SIDE, train=False) as expected:
+        images = next(iter(expected)).images
+    for ids, found in late:
+        assert (found.cpu() - images[ids.cpu() - 100]).abs().max() < 3 * GREY_LEVEL
