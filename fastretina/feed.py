@@ -22,7 +22,7 @@ from fastretina.beton import Beton
 from fastretina.buffers import BufferPool
 from fastretina.decode.cpu import decode, decoded_sizes
 from fastretina.errors import SampleError
-from fastretina.order import Order, Sampling, epoch_order
+from fastretina.order import Order, Sampling, epoch_order, rank_places
 from fastretina.resident import Store
 
 # torch dtypes that a batch may have, and the numpy type under whose name the CPU warp writes them.
@@ -33,7 +33,7 @@ KERNEL_DTYPES = {torch.float32: np.float32, torch.bfloat16: np.uint16, torch.flo
 class FeedSettings:
     """What a batch depends on, apart from the data."""
 
-    batch_size: int
+    batch_size: int  # of the global batch
     resolution: int  # px
     seed: int
     sampling: Sampling
@@ -42,6 +42,8 @@ class FeedSettings:
     dtype: torch.dtype
     verify: bool  # check every sample's crc32
     skip_bad: bool  # leave bad samples out instead of raising
+    rank: int = 0  # which part of each global batch to make,
+    world_size: int = 1  # of so many
 
 
 class Feed:
@@ -82,11 +84,12 @@ class Feed:
 
 
 class BatchJob(ABC):
-    """One batch in the making; see fastretina.pipeline.Job."""
+    """One batch in the making, or this rank's part of it; see fastretina.pipeline.Job."""
 
     def __init__(self, feed: Feed, order: Order, epoch: int, number: int) -> None:
-        size = feed.settings.batch_size
-        self._place = slice(number * size, (number + 1) * size)
+        settings = feed.settings
+        places = rank_places(number, len(feed.beton), settings.batch_size, settings.rank, settings.world_size)
+        self._place = slice(places.start, places.stop, places.step)
         self.feed, self.order, self.epoch = feed, order, epoch
         self.indices = order.indices[self._place]
         self.ids = feed.beton.ids[self.indices]

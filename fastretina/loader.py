@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fastretina.augment import Augment
 from fastretina.beton import Beton
@@ -16,7 +18,7 @@ from fastretina.buffers import BufferPool
 from fastretina.decode.cpu import decoded_sizes
 from fastretina.errors import LoaderError, SampleError, UsageError
 from fastretina.feed import KERNEL_DTYPES, BatchJob, CpuJob, DeviceJob, Feed, FeedSettings
-from fastretina.order import Sampling
+from fastretina.order import Sampling, rank_places
 from fastretina.pipeline import Pipeline
 from fastretina.resident import DeviceStore, Store, plan_residence
 
@@ -60,24 +62,32 @@ class Loader:
         verify: bool = True,
         on_bad: Literal["error", "skip"] = "error",
         max_bad: float = 0.005,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         """
         Args:
             path: of a .beton file; or one that is open already, or a selection of its samples, which stay the caller's to close.
+            batch_size: images a step, over all ranks.
             train: shuffled and augmented; False: file order, resized only. `sampling` and `augment` override either.
             resolution: side R of the square images, px. Files are decoded at 1/2, 1/4 or 1/8 where that still serves it.
-            workers: threads; None takes every core that this process may use.
+            workers: threads; None takes every core that this process may use, which several ranks on one machine must share.
             resident: keep the decoded data set in memory: "on" (LoaderError where it does not fit), "auto" (where it fits well).
             dtype: float32, bfloat16 or float16, normalised by ImageNet's mean and standard deviation; uint8: pixels as they are.
             verify: check every sample's crc32 as it is decoded.
             on_bad: "skip" leaves bad samples out, lists them in `skipped`, and stops with LoaderError when they are more than
                 `max_bad` (a fraction) of the file.
+            rank, world_size: make this rank's part of each batch, every world_size-th of its samples. The order is the same for
+                every world size, every rank gets the same number of batches, and each sample still comes once an epoch: in a
+                last batch of fewer samples than ranks some parts are empty, images (0, 3, R, R).
 
         Raises UsageError for settings that cannot work and BetonError for a file that cannot be used; iteration raises
         SampleError for a bad sample, in place of its batch.
         """
         if batch_size < 1 or resolution < 1 or (workers is not None and workers < 1):
             raise UsageError(f"batch_size, resolution and workers must be at least 1 (got {batch_size}, {resolution}, {workers})")
+        if not 0 <= rank < world_size <= batch_size:
+            raise UsageError(f"rank {rank} of {world_size} with batch_size {batch_size}: each rank needs an image of every batch")
         if dtype not in KERNEL_DTYPES:
             raise UsageError(f"dtype must be one of {', '.join(map(str, KERNEL_DTYPES))}, not {dtype}")
         self.device = torch.device(device)
@@ -92,19 +102,20 @@ class Loader:
             sampling or ("shuffle" if train else "sequential"),
             drop_last,
             augment if augment is not None else (Augment() if train else Augment.none()),
-            dtype, verify, on_bad == "skip",
+            dtype, verify, on_bad == "skip", rank, world_size,
         )  # fmt: skip
+        rows = -(-batch_size // world_size)  # at most, of one batch
         # Enough batches ahead that every thread has rows to take while the consumer holds one.
-        ahead = 2 + -(-2 * workers // batch_size)
-        residence, kept = plan_residence(self.beton, resolution, resident, self.device)
+        ahead = 2 + -(-2 * workers // rows)
+        residence, kept = plan_residence(self.beton, resolution, resident, self.device, world_size)
         self._stage: DeviceStage | None = None
         if self.device.type == "cpu":
-            nbytes = batch_size * resolution * resolution * 3 * dtype.itemsize
+            nbytes = rows * resolution * resolution * 3 * dtype.itemsize
             self._feed = Feed(self.beton, settings, BufferPool(nbytes, keep=ahead + 2), CpuJob)
             self._feed.store = Store(len(self.beton), *residence) if residence else None
         else:
             widths, heights = decoded_sizes(self.beton, resolution).largest
-            pool = BufferPool(batch_size * widths * heights * 3, keep=ahead + 2, pinned=True)
+            pool = BufferPool(rows * widths * heights * 3, keep=ahead + 2, pinned=True)
             self._feed = Feed(self.beton, settings, pool, DeviceJob)
             self._stage = _make_stage(self._feed, self.device, residence, decode)
         self._pipeline = Pipeline(workers, ahead)
@@ -119,6 +130,13 @@ class Loader:
     def __len__(self) -> int:
         """Batches in an epoch."""
         return len(self._feed)
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """(n,) where in an epoch's order the samples stand that this rank gives, in the order in which it gives them."""
+        settings = self._feed.settings
+        sizes = len(self.beton), settings.batch_size, settings.rank, settings.world_size
+        return np.concatenate([np.empty(0, np.int64), *(rank_places(batch, *sizes) for batch in range(len(self)))], dtype=np.int64)
 
     @property
     def epoch(self) -> int:
@@ -151,7 +169,8 @@ class Loader:
             self._next_job = self._epoch, self._batch
             batch = self._finish(job)
             del job  # its memory belongs to the batch alone
-            if len(batch.ids):
+            # Of several ranks each takes every step, or the others would wait for it for ever.
+            if len(batch.ids) or self._feed.settings.world_size > 1:
                 yield batch
 
     def _finish(self, job: BatchJob) -> Batch:
@@ -185,7 +204,7 @@ class Loader:
         return {"epoch": self._epoch, "batch": self._batch} | self._identity()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the very next batch after state_dict(); workers, resolution and device may differ.
+        """Go on with the very next batch after state_dict(); workers, resolution, device, rank and world size may differ.
 
         Raises LoaderError where the order of samples would not be the same.
         """
