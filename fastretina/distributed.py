@@ -135,7 +135,7 @@ def joined(device_name: str, compiling: bool = False) -> Iterator[World]:
     store, _, _ = next(iter(rendezvous("env://")))
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         # torchrun keeps the store over its restarts, and with it the addresses of dead ranks, to which gloo would try to connect.
-        # (Agents on several machines may count differently: there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes a new store each time.)
+        # Agents on several machines may count differently: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 gives each start its own store.
         store = PrefixStore(f"fastretina/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     try:
         device = choose_device(device_name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import weakref
 from collections.abc import Iterator
@@ -136,7 +137,7 @@ class Loader:
         """(n,) where in an epoch's order the samples stand that this rank gives, in the order in which it gives them."""
         settings = self._feed.settings
         sizes = len(self.beton), settings.batch_size, settings.rank, settings.world_size
-        return np.concatenate([np.empty(0, np.int64), *(rank_places(batch, *sizes) for batch in range(len(self)))], dtype=np.int64)
+        return np.fromiter(itertools.chain.from_iterable(rank_places(batch, *sizes) for batch in range(len(self))), np.int64)
 
     @property
     def epoch(self) -> int:

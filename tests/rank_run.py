@@ -23,11 +23,12 @@ RANK = int(os.environ.get("RANK", "0"))
 
 
 class Tiny(torch.nn.Sequential):
-    """A trunk that normalises, and a head."""
+    """A trunk that normalises, and a head. No bias before BatchNorm (ResNets have none): its gradient is rounding errors alone,
+    which AdamW makes whole steps of."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__(
-            torch.nn.Conv2d(3, 8, 5, stride=4), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
+            torch.nn.Conv2d(3, 8, 5, stride=4, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
             torch.nn.Flatten(), torch.nn.Linear(8, outputs),
         )  # fmt: skip
 

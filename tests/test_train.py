@@ -20,11 +20,11 @@ import torch
 from fastretina import engine, heads, train
 from fastretina.checkpoint import load_grader, load_state, read_grader
 from fastretina.cli import Terminated
-from fastretina.signals import Signals, StopAsked
 from fastretina.errors import RunError, UsageError
 from fastretina.heads import Softmax
 from fastretina.history import Predictions, Progress
 from fastretina.recipe import TrainConfig
+from fastretina.signals import Signals, StopAsked
 from fastretina.train import main
 
 TIMINGS = {"images_per_second", "data_wait_seconds", "train_seconds", "epoch_seconds"}
