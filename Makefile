@@ -29,6 +29,7 @@ demo: data
 	$(PYTHON_IN) -m fastretina.train --amp --train $(DATA)/train.beton --test $(DATA)/test.beton --out $(RUNS)/demo $(DEMO_FLAGS)
 
 # One thread of torch for each process: with more than there are cores they spin and steal from each other.
+test: export FASTRETINA_BROWSER := 1
 test: setup
 	$(PYTHON_IN) -m ruff check .
 	$(PYTHON_IN) -m ruff format --check .

@@ -130,7 +130,7 @@ def answer(processes: list[subprocess.Popen[str]]) -> Measured:
     outputs = [process.communicate(timeout=1800)[0] for process in processes]
     if any(process.returncode for process in processes):
         raise RunError("a rank failed; the reason stands above")
-    line = next(line for line in outputs[0].splitlines() if line.startswith(MARK))
+    line = next(line for line in outputs[0].split("\n") if line.startswith(MARK))
     return Measured.of(json.loads(line[len(MARK) :]))
 
 

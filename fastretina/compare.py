@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import cast, get_args
 
 from fastretina import cli, train
-from fastretina.comparison import ComparedRun, terminal_table, write_comparison
+from fastretina.compared import ComparedRun, terminal_table
+from fastretina.comparison import write_comparison
 from fastretina.errors import CheckpointError, FastretinaError, RunError, UsageError
 from fastretina.heads import HEADS
 from fastretina.keeper import FREE_SETTINGS

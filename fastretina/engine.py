@@ -242,12 +242,21 @@ def view_outputs(model: nn.Module, images: Tensor, precision: Precision, views: 
     they are (test-time augmentation)."""
     found = []
     for view in range(views):
-        turned = torch.rot90(images, view % 4, dims=(2, 3))
-        turned = turned.flip(3) if view >= 4 else turned
         with precision.autocast():
-            outputs = model(turned.contiguous(memory_format=torch.channels_last))
+            outputs = model(turn(images, view).contiguous(memory_format=torch.channels_last))
         found.append(outputs.float())
     return torch.stack(found)
+
+
+def turn(images: Tensor, view: int) -> Tensor:
+    """(B, C, R, R) images in one of the square's 8 symmetries: by `view` quarter turns, from 4 on mirrored after that."""
+    turned = torch.rot90(images, view % 4, dims=(2, 3))
+    return turned.flip(3) if view >= 4 else turned
+
+
+def turn_back(images: Tensor, view: int) -> Tensor:
+    """The inverse of `turn`."""
+    return torch.rot90(images.flip(3) if view >= 4 else images, -view % 4, dims=(2, 3))
 
 
 def progress_bar(title: str, total: int | None, done: int, unit: str = "batch", shown: bool = True) -> tqdm:

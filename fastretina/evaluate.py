@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,10 +21,12 @@ from fastretina.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.checkpoint import Grader, load_grader
 from fastretina.engine import MAX_VIEWS, run_model
 from fastretina.errors import CheckpointError, RunError, UsageError
+from fastretina.facts import versions
+from fastretina.fusion import check_weight, fuse_eyes
+from fastretina.heads import SMALLEST_PROBABILITY
 from fastretina.history import Scores
 from fastretina.loader import Loader
 from fastretina.precision import Precision, choose_device, choose_precision, device_name
-from fastretina.report import versions
 from fastretina.runs import RunFolder, write_bytes, write_json, write_predictions
 
 AmpChoice = Literal["auto", "on", "off"]
@@ -37,6 +39,7 @@ class EvaluateConfig:
     checkpoint: Path  # a run's best.safetensors
     data: Path  # a .beton file
     tta: int = 1  # average over so many of the square's 8 symmetries (test-time augmentation)
+    fuse_eyes: float = 0.0  # weight of the same patient's other eye (10_left, 10_right) in each answer, 0-0.5
     out: Path | None = None  # folder for metrics.json, predictions.csv, confusion.png; none: the table on the terminal is all
     batch_size: int = 32  # images
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -48,6 +51,7 @@ class EvaluateConfig:
 def main(config: EvaluateConfig) -> int:
     """Grade a .beton file with a trained model and compare with its grades."""
     check_views(config.tta)
+    check_weight(config.fuse_eyes)
     if config.out is not None and RunFolder(config.out).config.exists():
         raise UsageError(f"--out {config.out}: is the folder of a training run, whose metrics.json would be lost; give another")
     model, grader, device, precision = open_grader(config.checkpoint, config.device, config.amp)
@@ -68,9 +72,12 @@ def main(config: EvaluateConfig) -> int:
         answers = outputs.answers(grader.grading, grader.decision)
         seconds = time.perf_counter() - started
         names = dict(zip((int(number) for number in beton.ids), beton.names, strict=True))
+    listed = [names[number] for number in answers.ids.tolist()]
+    if config.fuse_eyes:
+        fused = fuse_eyes(listed, answers.log_probabilities.exp(), config.fuse_eyes)
+        answers = replace(answers, log_probabilities=fused.clamp_min(SMALLEST_PROBABILITY).log())
     scores = Scores.of(answers)
     rate = len(answers.labels) / seconds
-    listed = [names[number] for number in answers.ids.tolist()]
     assessment = Assessment.of(answers, listed)
     print("\n".join([*_table(scores, len(answers.labels), rate), "", *assessment.lines()]))
     if config.out is not None:
@@ -85,6 +92,7 @@ def main(config: EvaluateConfig) -> int:
             "epoch": grader.epoch,
             "resolution": grader.resolution,
             "tta": config.tta,
+            "fuse_eyes": config.fuse_eyes,
             "images": len(answers.labels),
             "loss": scores.loss,
         }

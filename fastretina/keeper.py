@@ -16,13 +16,15 @@ from fastretina import plots
 from fastretina.checkpoint import Grader, latest_state, promote_best, read_tensors, save_grader, save_state, settle, staged_best
 from fastretina.engine import Training
 from fastretina.errors import CheckpointError, RunError
+from fastretina.facts import RunFacts
 from fastretina.history import EpochRecord, Predictions, Progress
 from fastretina.models import load_trunk
-from fastretina.report import RunFacts, metrics_summary, report_html
+from fastretina.report import report_html
 from fastretina.runs import RunFolder, write_bytes, write_csv, write_json, write_predictions
+from fastretina.summary import metrics_summary
 
 # Settings that a resumed run may change: none of them has a part in what a step computes.
-FREE_SETTINGS = frozenset({"epochs", "patience", "out", "resume", "stop_after_steps", "workers"})
+FREE_SETTINGS = frozenset({"epochs", "patience", "out", "resume", "stop_after_steps", "tensorboard", "workers"})
 REDRAW_SECONDS = 30.0  # curves.png takes about half a second: too long for each epoch of a fast run
 
 
@@ -203,12 +205,7 @@ class RunKeeper:
             return
         write_json(self.run.metrics, metrics_summary(self.facts, progress, self.training.is_over))
         self.draw_curves()
-        pictures = {
-            "confusion_test": plots.confusion(best.test.metrics.confusion, f"Test set, best epoch ({best.epoch})"),
-            "confusion_train": plots.confusion(best.train.metrics.confusion, f"Train set, best epoch ({best.epoch})"),
-        }
-        write_bytes(self.run.confusion_test, pictures["confusion_test"])
-        write_bytes(self.run.confusion_train, pictures["confusion_train"])
-        if self.run.batch.is_file():
-            pictures["batch"] = self.run.batch.read_bytes()
-        write_bytes(self.run.report, report_html(self.facts, progress, pictures).encode())
+        for path, title, scores in ((self.run.confusion_test, "Test", best.test), (self.run.confusion_train, "Train", best.train)):
+            write_bytes(path, plots.confusion(scores.metrics.confusion, f"{title} set, best epoch ({best.epoch})"))
+        batch = self.run.batch.read_bytes() if self.run.batch.is_file() else None
+        write_bytes(self.run.report, report_html(self.facts, progress, batch).encode())

@@ -14,7 +14,7 @@ import torch
 from fastretina.beton import Beton
 from fastretina.beton_format import MODE_RAW
 from fastretina.history import Predictions
-from fastretina.page import image, percent
+from fastretina.page import Section, image, percent, remark
 from fastretina.plots import grade_title
 
 SHOWN = 12
@@ -34,7 +34,8 @@ class Mistake:
 
 def confident_mistakes(answers: Predictions, beton: Beton, shown: int = SHOWN) -> list[Mistake]:
     """The `shown` mistakes with the highest probabilities, highest first, among a model's answers for the images of `beton`."""
-    probabilities, predicted = answers.log_probabilities.double().exp().max(dim=1)
+    predicted = answers.predicted
+    probabilities = answers.log_probabilities.double().exp().gather(1, predicted[:, None])[:, 0]
     wrong = torch.nonzero(predicted != answers.labels).flatten()
     surest = wrong[probabilities[wrong].argsort(descending=True, stable=True)][:shown].tolist()
     places = {int(number): place for place, number in enumerate(beton.ids)} if surest else {}
@@ -62,14 +63,22 @@ def thumbnail(beton: Beton, place: int) -> bytes:
     return encoded
 
 
-def mistakes_html(mistakes: list[Mistake], title: str) -> list[str]:
-    """A section of a report; none without mistakes."""
+def mistakes_section(mistakes: list[Mistake]) -> list[Section]:
+    """The section of a report; none without mistakes."""
     if not mistakes:
         return []
     figures = [
-        f"<figure>{image(mistake.thumbnail, mistake.name, 'jpeg')}<figcaption><b>{html.escape(mistake.name)}</b><br>"
+        f"<li><figure>{image(mistake.thumbnail, _alt(mistake), 'jpeg')}<figcaption><b>{html.escape(mistake.name)}</b><br>"
         f"is {grade_title(mistake.grade)}, called {grade_title(mistake.predicted)} ({percent(mistake.probability)})"
-        "</figcaption></figure>"
+        "</figcaption></figure></li>"
         for mistake in mistakes
     ]
-    return [f"<h2>Most confident mistakes, {html.escape(title)}</h2>", f'<div class="thumbs">{"".join(figures)}</div>']
+    text = (
+        "Those wrong answers on the test set that the model was surest of, with the probability it gave them. Look for "
+        "photographs whose grade in the data set is doubtful, and for what misleads the model."
+    )
+    return [Section("Most confident mistakes", [remark(text), f'<ul class="thumbs">{"".join(figures)}</ul>'])]
+
+
+def _alt(mistake: Mistake) -> str:
+    return f"Fundus photograph {mistake.name}: {grade_title(mistake.grade)}, graded {grade_title(mistake.predicted)}"

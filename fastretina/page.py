@@ -5,34 +5,11 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Iterable, Sequence
+from importlib import resources
 from typing import NamedTuple
 
-STYLE = """
-:root { color-scheme: light; --ink: #1b1f24; --soft: #57606a; --line: #d8dee4; --accent: #0072b2; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1120px; padding: 24px 20px 48px; color: var(--ink); background: #fff;
-       font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 4px; } h2 { font-size: 1.2rem; margin: 36px 0 10px; }
-p { margin: 8px 0; } a { color: var(--accent); } .soft { color: var(--soft); } .small { font-size: .875rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 20px 0; }
-.card { border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px; }
-.card b { display: block; font-size: 1.55rem; line-height: 1.2; } .card span { color: var(--soft); font-size: .875rem; }
-.note { border-left: 4px solid #d55e00; background: #fdf3ec; padding: 10px 14px; border-radius: 0 6px 6px 0; }
-.note.good { border-color: #009e73; background: #edf8f4; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 16px; align-items: start; }
-img { max-width: 100%; height: auto; display: block; margin: 0 auto; }
-.thumbs { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 16px 12px; }
-figure { margin: 0; font-size: .8125rem; overflow-wrap: anywhere; } figcaption { margin-top: 4px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .9375rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 10px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
-details { margin: 8px 0; } summary { cursor: pointer; }
-@media (max-width: 640px) { th, td { padding: 6px 5px; font-size: .8125rem; } th { white-space: normal; vertical-align: bottom; }
-  td:first-child { white-space: normal; min-width: 6.5em; } }
-.settings td, .settings th { text-align: left; }
-.settings td:last-child { white-space: normal; overflow-wrap: anywhere; width: 99%; }
-"""
+# Said to the browser as well: nothing from outside is ever fetched and no script runs, whatever stands in names and paths.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 class Link(NamedTuple):
@@ -42,28 +19,63 @@ class Link(NamedTuple):
     target: str
 
 
-def page(title: str, parts: Iterable[str]) -> str:
-    """A whole page of HTML fragments."""
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="data:,"><title>{html.escape(title)}</title><style>{STYLE}</style></head><body>\n'
-        + "\n".join(parts)
-        + "\n</body></html>\n"
+class Section(NamedTuple):
+    """A part of a page under a heading of its own, of HTML fragments; empty ones are fine."""
+
+    title: str
+    parts: Sequence[str]
+
+
+def page(title: str, head: Iterable[str], sections: Sequence[Section]) -> str:
+    """A whole page: the title as its heading, the fragments of `head`, links to the sections, the sections."""
+    style = resources.files("fastretina.assets").joinpath("report.css").read_text("utf-8")
+    links = "".join(f'<li><a href="#s{n}">{html.escape(section.title)}</a></li>' for n, section in enumerate(sections, start=1))
+    body = [
+        f'<section aria-labelledby="s{n}"><h2 id="s{n}">{html.escape(section.title)}</h2>\n'
+        + "\n".join(section.parts)
+        + "</section>"
+        for n, section in enumerate(sections, start=1)
+    ]
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f'<link rel="icon" href="data:,"><title>{html.escape(title)}</title>',
+            f"<style>\n{style}</style></head><body>",
+            f"<header><h1>{html.escape(title)}</h1>",
+            *head,
+            f'<nav aria-label="Contents"><ul>{links}</ul></nav></header><main>',
+            *body,
+            "</main></body></html>\n",
+        ]
     )
+
+
+def _text(text: str) -> str:
+    """Escaped, with no line break between a number and its per cent sign."""
+    return html.escape(text).replace(" %", "&nbsp;%")
 
 
 def cards(values: Iterable[tuple[str, str]]) -> str:
     """Boxes of (figure, what it is)."""
-    boxes = "".join(
-        f'<div class="card"><b>{html.escape(value)}</b><span>{html.escape(text)}</span></div>' for value, text in values
-    )
+    boxes = "".join(f'<div class="card"><b>{_text(value)}</b><span>{_text(text)}</span></div>' for value, text in values)
     return f'<div class="cards">{boxes}</div>'
+
+
+def paragraph(text: str) -> str:
+    """Running text."""
+    return f"<p>{_text(text)}</p>"
+
+
+def remark(text: str) -> str:
+    """Small print: what a figure or a table means."""
+    return f'<p class="soft small">{_text(text)}</p>'
 
 
 def note(text: str, good: bool = False) -> str:
     """A remark that must not be overlooked; `good`: one that reassures."""
-    return f'<p class="note{" good" if good else ""}">{html.escape(text)}</p>'
+    return f'<p class="note{" good" if good else ""}">{_text(text)}</p>'
 
 
 def number(value: float | None) -> str:
@@ -81,19 +93,44 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
 
 
+def bounds(low: float | None, high: float | None) -> str:
+    """An interval; a dash for what is undefined."""
+    return "–" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+
+
 def image(data: bytes, text: str, kind: str = "png") -> str:
-    """A picture (`kind`: png or jpeg) inside the page; `text` for who cannot see it."""
+    """A picture (`kind`: png or jpeg) inside the page; `text` says what it shows to those who cannot see it."""
     return f'<img alt="{html.escape(text)}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]], kind: str = "") -> str:
-    """A table of plain values and Links; `kind` is its CSS class."""
+def pair(parts: Iterable[str]) -> str:
+    """Fragments side by side, where there is room."""
+    return '<div class="pair">' + "".join(f"<div>{part}</div>" for part in parts) + "</div>"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]], title: str, kind: str = "") -> str:
+    """A table of plain values and Links under its title. The first cell of each row names the row.
+
+    kind: its CSS class; `words` for text, left-aligned and broken into lines.
+    """
 
     def cell(value: object) -> str:
         if isinstance(value, Link):
-            return f'<a href="{html.escape(value.target)}">{html.escape(value.text)}</a>'
-        return html.escape(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
+            return f'<a href="{html.escape(value.target)}">{_text(value.text)}</a>'
+        return _text(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
 
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    body = "".join("<tr>" + "".join(f"<td>{cell(value)}</td>" for value in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    head = "".join(f'<th scope="col">{_text(name)}</th>' for name in header)
+    body = "".join(
+        f'<tr><th scope="row">{cell(first)}</th>' + "".join(f"<td>{cell(value)}</td>" for value in others) + "</tr>"
+        for first, *others in rows
+    )
+    return titled(
+        f'<table class="{kind}" aria-label="{html.escape(title)}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>',
+        title,
+    )
+
+
+def titled(content: str, title: str, kind: str = "") -> str:
+    """Content under a title that may be wider than a phone: it scrolls by itself, by keyboard too, and the page does not."""
+    region = f'<div class="scroll {kind}" role="region" tabindex="0" aria-label="{html.escape(title)}">{content}</div>'
+    return f'<figure class="table"><figcaption>{_text(title)}</figcaption>{region}</figure>'

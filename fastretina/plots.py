@@ -46,7 +46,7 @@ def curves(history: Sequence[EpochRecord], best_epoch: int, majority: float, pan
     """PNG of the named panels by epoch, two in a row. majority: share of the test set's most frequent grade, 0-1, a base line."""
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(5.6 * columns, 3.9 * rows), layout="constrained")
+    figure = Figure(figsize=(4.7 * columns, 3.5 * rows), layout="constrained")
     axes = np.atleast_1d(np.asarray(figure.subplots(rows, columns))).ravel()
     for axis, panel in zip(axes, panels, strict=True):
         _curve(axis, panel, history, best_epoch, majority)
@@ -143,7 +143,7 @@ def comparison(runs: Sequence[RunPicture], majority: Mapping[str, float]) -> byt
 
 def accuracies(runs: Sequence[RunPicture], majority: Mapping[str, float], sets: Sequence[str] = ("train", "test")) -> bytes:
     """PNG of the accuracy curves of `comparison` alone, of the named sets."""
-    figure = Figure(figsize=(6.4 * len(sets), 4.6), layout="constrained")
+    figure = Figure(figsize=(5.0 * len(sets), 4.0), layout="constrained")
     _accuracies(figure, runs, majority, sets)
     return _png(figure)
 
@@ -177,14 +177,16 @@ def _accuracies(
     axes[0].set_ylabel("images graded right (%)")
     # Below the curves, so that it hides none of them, however many there are.
     handles, labels = axes[-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), fontsize=9, frameon=False)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(3 if len(sets) > 1 else 2, len(labels)), fontsize=9, frameon=False
+    )
 
 
 def reliability(found: Calibration) -> bytes:
     """PNG of the reliability curve: how often answers of each confidence are right, above how many there are of them."""
     edges = np.linspace(0.0, 100.0, len(found.samples) + 1)
     width = edges[1]
-    figure = Figure(figsize=(5.6, 5.0), layout="constrained")
+    figure = Figure(figsize=(4.8, 4.8), layout="constrained")
     upper, lower = np.asarray(figure.subplots(2, 1, sharex=True, height_ratios=[3, 1]))
     upper.plot([0, 100], [0, 100], color="0.45", linestyle=":", linewidth=1.4, label="perfectly calibrated")
     bins = [(100 * c, 100 * a) for c, a in zip(found.confidence, found.accuracy, strict=True) if c is not None and a is not None]
@@ -198,7 +200,7 @@ def reliability(found: Calibration) -> bytes:
     upper.set_ylabel("right (%)")
     upper.set_title(f"Reliability, test set (ECE {100 * found.ece:.1f} %)", fontsize=12, fontweight="bold")
     handles, labels = upper.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8.5, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", fontsize=8.5, frameon=False)
     lower.bar(edges[:-1], found.samples, width=width, align="edge", color="#0072B2", edgecolor="white")
     lower.set_ylabel("images")
     lower.set_xlabel("confidence: probability of the answer (%)")

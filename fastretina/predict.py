@@ -1,6 +1,6 @@
 """Grade photographs of any size with a trained model.
 
-    python -m fastretina.predict --checkpoint runs/x/best.safetensors photos/ more/10_left.jpeg --csv grades.csv
+    python -m fastretina.predict --checkpoint runs/x/best.safetensors photos/ more/10_left.jpeg --csv grades.csv --explain overlays
 
 Each is prepared as the packer prepares the training images: upright, RGB, letterboxed to a square, scaled with Lanczos.
 """
@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -27,10 +28,13 @@ from torch import Tensor
 from fastretina import cli
 from fastretina.checkpoint import Grader
 from fastretina.engine import progress_bar, view_outputs
-from fastretina.errors import JpegError, UsageError
+from fastretina.errors import JpegError, RunError, UsageError
 from fastretina.evaluate import AmpChoice, check_views, open_grader
+from fastretina.explain import Explainer, OverlayFolder
 from fastretina.jpeg import read_header, verdict
 from fastretina.labels import EXTENSIONS
+from fastretina.page import percent
+from fastretina.plots import grade_title
 from fastretina.reencode import square
 from fastretina.runs import REFERABLE_FROM, csv_line, write_atomically
 from fastretina.source import read_file
@@ -50,6 +54,7 @@ class PredictConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: AmpChoice = "auto"  # auto: the number format of the training, where this device has it
     workers: int | None = None  # decoding threads; none: one for each core
+    explain: Path | None = None  # a new folder for Grad-CAM overlays: where the model looked, a JPEG for each graded image
 
 
 @dataclass
@@ -76,10 +81,16 @@ def main(config: PredictConfig) -> int:
     model, grader, device, precision = open_grader(config.checkpoint, config.device, config.amp)
     Image.MAX_IMAGE_PIXELS = None  # reencode.square has its own limit, which is an error rather than a warning
     workers = config.workers or len(os.sched_getaffinity(0))
+    explainer = None
+    if config.explain is not None:
+        explainer = Explainer(model, OverlayFolder(config.explain, config.images), workers)
+        model = explainer.model
     tally = Tally()
 
     def grade(images: Tensor) -> Tensor:
         outputs = view_outputs(model, images.to(device), precision, config.tta)
+        if not bool(torch.isfinite(outputs).all()):
+            raise RunError(f"{config.checkpoint}: the model's answer is not finite: its weights are spoilt")
         return grader.grading.answer(outputs, grader.decision).exp().cpu()
 
     def write(file: BinaryIO) -> None:
@@ -87,11 +98,16 @@ def main(config: PredictConfig) -> int:
         file.write(csv_line(header).encode())
         prepared = _prepared(_files(config.images, tally), grader.resolution, workers, config.batch_size + 2 * workers, tally)
         with torch.no_grad(), progress_bar("grading", None, 0, "image") as bar:
-            for paths, probabilities in _graded(prepared, grader, config.batch_size, grade):
-                for path, row in zip(paths, probabilities.tolist(), strict=True):
-                    best = row.index(max(row))
-                    file.write(csv_line([str(path), best, "yes" if best >= REFERABLE_FROM else "no", *row]).encode())
+            for paths, images, probabilities in _graded(prepared, grader, config.batch_size, grade):
+                grades = probabilities.argmax(dim=1)
+                for path, best, row in zip(paths, grades.tolist(), probabilities.tolist(), strict=True):
+                    line = csv_line([str(path), best, "yes" if best >= REFERABLE_FROM else "no", *row])
+                    file.write(line.encode(errors="backslashreplace"))  # a file's name may hold bytes that are no text
                 file.flush()
+                if explainer is not None:
+                    found = zip(grades.tolist(), probabilities.amax(dim=1).tolist(), strict=True)
+                    answers = [f"{grade_title(best)}, {percent(probability)}" for best, probability in found]
+                    explainer.write(paths, images, answers, partial(grader.grading.target, grades=grades.to(device)))
                 tally.graded += len(paths)
                 bar.update(len(paths))
 
@@ -162,15 +178,15 @@ def prepare(path: Path, size: int) -> Pixels:
 
 def _graded(
     prepared: Iterable[tuple[Path, Pixels]], grader: Grader, batch_size: int, grade: Callable[[Tensor], Tensor]
-) -> Iterator[tuple[list[Path], Tensor]]:
-    """Paths and (B, C) probabilities, batch by batch."""
+) -> Iterator[tuple[list[Path], Tensor, Tensor]]:
+    """Paths, (B, 3, R, R) normalised images and (B, C) probabilities, batch by batch."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (grader.mean, grader.std))
     paths: list[Path] = []
     pixels: list[Pixels] = []
 
-    def batch() -> tuple[list[Path], Tensor]:
-        images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-        answer = paths.copy(), grade((images.float() / 255.0 - mean) / std)
+    def batch() -> tuple[list[Path], Tensor, Tensor]:
+        images = (torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255.0 - mean) / std
+        answer = paths.copy(), images, grade(images)
         paths.clear()
         pixels.clear()
         return answer

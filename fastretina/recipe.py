@@ -14,6 +14,7 @@ from fastretina.models import ArchName
 from fastretina.optim import OptimizerName, ScheduleName
 from fastretina.precision import AmpDtype
 from fastretina.split import SplitBy
+from fastretina.tracking import require_tensorboard
 
 REFERENCE_BATCH = 256  # what --lr is meant for with --scale-lr
 AugmentName = Literal["off", "flips", "on", "full"]
@@ -59,6 +60,7 @@ class Recipe:
     seed: int = 0  # of weights, order and augmentation
     amp: bool = False  # bfloat16 or float16 where the hardware has it
     amp_dtype: AmpDtype = "auto"  # with --amp; float16 scales its gradients, and is for CUDA
+    tensorboard: bool = False  # also write the epochs' figures for TensorBoard; needs the extra of that name
     compile: bool = False  # torch.compile the training step
     sync_batchnorm: bool = False  # under torchrun: BatchNorm's statistics over all ranks' images instead of each rank's own
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -109,6 +111,8 @@ def check(config: TrainConfig) -> None:
         raise UsageError(
             f"--freeze-epochs {config.freeze_epochs}: 0 or more, and only with --weights: random layers hold nothing to keep"
         )
+    if config.tensorboard:
+        require_tensorboard()
     _check_data(config)
 
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from fastretina.intervals import Ints, referable_scores
 from fastretina.runs import REFERABLE_FROM
 
+OWN_GRADE = "the model's grade ≥ 2"
 THRESHOLD = 0.5
 SENSITIVITIES = (0.8, 0.9)  # targets; British screening asks for at least 80 % (British Diabetic Association, 1997)
 BINS = 15
@@ -26,7 +27,7 @@ class OperatingPoint:
 
 
 def operating_points(labels: Ints, probabilities: npt.NDArray[np.floating]) -> list[OperatingPoint]:
-    """The most probable grade (as fastretina.predict), threshold 0.5, and the highest that reaches each of SENSITIVITIES.
+    """The model's grade (as fastretina.predict), threshold 0.5, and the highest that reaches each of SENSITIVITIES.
 
     The last are read off these very data: on others they will reach a little more or less.
 
@@ -46,7 +47,7 @@ def operating_points(labels: Ints, probabilities: npt.NDArray[np.floating]) -> l
     # The n-th highest score among the sick refers at least n of them; the small number keeps 0.8 * 5 from being 5 of 5.
     needed = [max(1, int(np.ceil(target * len(ill) - 1e-9))) for target in SENSITIVITIES]
     return [
-        OperatingPoint("most probable grade ≥ 2", None, float(referred[sick].mean()), float((~referred[~sick]).mean())),
+        OperatingPoint(OWN_GRADE, None, float(referred[sick].mean()), float((~referred[~sick]).mean())),
         point(f"p2 + p3 + p4 ≥ {THRESHOLD}", THRESHOLD),
         *(
             point(f"sensitivity ≥ {100 * target:.0f} %, set here", float(descending[n - 1]))

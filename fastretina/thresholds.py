@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fastretina.intervals import Floats, qwk
+
 MAX_CUTS = 512  # places where a threshold may lie: quantiles of the scores where there are more
 MAX_ROUNDS = 50
-
-Floats = NDArray[np.float64]
 
 
 def fit_thresholds(scores: Floats, labels: NDArray[np.int64], num_classes: int) -> list[float]:
@@ -53,15 +53,8 @@ def _climb(start: NDArray[np.intp], below: NDArray[np.int64]) -> tuple[NDArray[n
 
 
 def _kappas(chosen: NDArray[np.intp], below: NDArray[np.int64]) -> Floats:
-    """(T,) quadratic weighted kappas (Cohen 1968) of (T, C - 1) places among the cuts."""
-    total = below[-1].astype(np.float64)
-    table = below[chosen].astype(np.float64)  # (T, C - 1, C)
-    edges = np.concatenate([np.zeros_like(table[:, :1]), table, np.broadcast_to(total, (len(table), 1, len(total)))], axis=1)
-    confusion = np.diff(edges, axis=1)  # (T, predicted, true)
-    grades = np.arange(len(total))
-    penalty = (grades[:, None] - grades) ** 2
-    predicted = confusion.sum(axis=2)
-    expected = predicted[:, :, None] * total / total.sum()
-    chance = (expected * penalty).sum(axis=(1, 2))
-    found = (confusion * penalty).sum(axis=(1, 2))
-    return np.where(chance > 0, 1.0 - found / np.where(chance > 0, chance, 1.0), 0.0)
+    """(T,) kappas, 0 where undefined, of (T, C - 1) places among the cuts."""
+    ends = np.broadcast_to(below[-1], (len(chosen), 1, below.shape[1]))
+    edges = np.concatenate([np.zeros_like(ends), below[chosen], ends], axis=1)
+    confusion = np.diff(edges, axis=1).astype(np.float64)  # (T, predicted, true)
+    return np.nan_to_num(qwk(confusion.swapaxes(1, 2)), nan=0.0)

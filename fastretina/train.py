@@ -24,6 +24,7 @@ from fastretina.checkpoint import Grader
 from fastretina.distributed import World, joined
 from fastretina.engine import Training, fit
 from fastretina.errors import RunError
+from fastretina.facts import DataFacts, RunFacts
 from fastretina.heads import HEADS, Head, Loss
 from fastretina.history import EpochRecord, Progress
 from fastretina.keeper import NoKeeper, RunKeeper, restore, resume_state
@@ -32,10 +33,10 @@ from fastretina.models import build_model
 from fastretina.optim import ExponentialAverage, build_optimizer, build_schedule, second_phase_epoch
 from fastretina.precision import Precision, choose_precision, device_name
 from fastretina.recipe import AUGMENTATIONS, REFERENCE_BATCH, TrainConfig, as_settings, check
-from fastretina.report import DataFacts, RunFacts
 from fastretina.runs import RunFolder, write_json
 from fastretina.split import validation_split
 from fastretina.sync_batchnorm import synchronise_batchnorm
+from fastretina.tracking import Tracker
 
 NUM_CLASSES = 5
 SET_NAMES = {"test": "test", "val": "validation"}
@@ -89,6 +90,7 @@ def main(config: TrainConfig) -> int:
             loader=growth(0).description,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             test_set=data["test"],
+            selection_metric=config.select_by,
         )
 
         def grader(progress: Progress) -> Grader:
@@ -97,10 +99,17 @@ def main(config: TrainConfig) -> int:
             return Grader(*shape, progress.history[-1].epoch, *choice, config.head, progress.decision)
 
         names = dict(zip((int(number) for number in data["test"].ids), data["test"].names, strict=True))
-        keeper = RunKeeper(
-            run, about, training, grader, names, lambda record: print(_epoch_line(record, config.epochs), flush=True)
-        )
+        tracker: Tracker | None = None
+
+        def show(record: EpochRecord) -> None:
+            print(_epoch_line(record, config.epochs), flush=True)
+            if tracker is not None:
+                tracker.epoch(record)
+
+        keeper = RunKeeper(run, about, training, grader, names, show)
         keeper.catch_up()
+        if config.tensorboard:
+            tracker = stack.enter_context(Tracker(run.path, training.progress.epoch + 1))
         write_json(run.config, settings)
         print("\n".join(_header(config, about, run, training)), flush=True)
         finished = fit(training, keeper)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,9 +20,11 @@ from PIL import Image
 from fastretina import train
 from fastretina.checkpoint import load_state
 from fastretina.compare import CompareConfig, main, plan
-from fastretina.comparison import ComparedRun, comparison_html, terminal_table
+from fastretina.compared import ComparedRun, terminal_table
+from fastretina.comparison import comparison_html
 from fastretina.errors import CheckpointError, RunError, UsageError
 from fastretina.models import build_model
+from fastretina.recipe import as_settings
 from fastretina.runs import RunFolder
 
 FIGURES = ("accuracy", "balanced_accuracy", "qwk", "macro_f1")
@@ -94,13 +97,28 @@ def test_each_run_is_the_one_that_train_makes(whole, tmp_path):
 def test_the_report_needs_no_network_and_links_the_runs(whole):
     text = (whole.out / "report.html").read_text()
     assert 'src="data:image/png;base64,' in text
-    assert "http" not in text
+    assert "http:" not in text
+    assert "https:" not in text
     assert "on the TEST set" in text
     for folder in folders(whole):
         assert f'href="{folder.name}/report.html"' in text
         assert (whole.out / folder.name / "report.html").is_file()
     image = Image.open(io.BytesIO((whole.out / "compare.png").read_bytes()))
     assert min(image.size) > 1000
+
+
+def test_each_figure_of_the_report_stands_in_its_column(whole):
+    text = (whole.out / "report.html").read_text().replace("&nbsp;", " ")
+    for title, which in (("Test set, best epochs", "best"), ("Test set, last epochs", "last")):
+        found = text.partition(f'<table class="" aria-label="{title}">')[2].partition("</table>")[0]
+        columns = re.findall(r'<th scope="col">(.*?)</th>', found)[1:]
+        shown = [dict(zip(columns, re.findall(r"<td>(.*?)</td>", row), strict=True)) for row in found.split("<tr>")[2:]]
+        for row, folder in zip(shown, folders(whole), strict=True):
+            figures = json.loads((folder / "metrics.json").read_text())[which]
+            assert row["QWK"] == f"{figures['qwk']:.3f}"
+            assert row["macro F1"] == f"{figures['macro_f1']:.3f}"
+            assert row["accuracy"] == f"{100 * figures['accuracy']:.1f} %"
+            assert row["balanced acc."] == f"{100 * figures['balanced_accuracy']:.1f} %"
 
 
 def test_a_finished_comparison_is_shown_again_and_nothing_is_trained(whole, capsys):
@@ -218,7 +236,7 @@ def test_a_run_that_answers_one_grade_for_all_is_called_so_and_names_are_escaped
     confusion = [[0, 4, 0, 0, 0]] * 5
     collapsed = replace(found, metrics={**found.metrics, "best": {**found.metrics["best"], "confusion": confusion, "qwk": None}})
     assert terminal_table([found, collapsed])[2].endswith("one grade for all")
-    text = comparison_html([collapsed], train.as_settings(whole))
+    text = comparison_html([collapsed], as_settings(whole))
     assert "One and the same grade for every test image: resnet18-scratch." in text
     assert "<script" not in text
 

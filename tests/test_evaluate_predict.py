@@ -107,6 +107,22 @@ def test_an_average_over_all_views_does_not_depend_on_how_the_image_was_held():
     assert torch.allclose(answers[0], answers[2], atol=1e-5)
 
 
+def test_eyes_are_fused_before_anything_is_said_of_the_answers(run, tiny_betons, tmp_path):
+    for weight in (0.0, 0.5):
+        out = tmp_path / str(weight)
+        assert evaluate.main(EvaluateConfig(run / "best.safetensors", tiny_betons.test, out=out, fuse_eyes=weight)) == 0
+    tables = ((tmp_path / str(weight) / "predictions.csv").read_text().splitlines() for weight in (0.0, 0.5))
+    own, fused = (list(csv.DictReader(table)) for table in tables)
+    for left, right in zip(own[::2], own[1::2], strict=True):  # both eyes of a patient
+        mean = [(float(left[f"p{k}"]) + float(right[f"p{k}"])) / 2 for k in range(5)]
+        for row in fused:
+            if row["name"] in (left["name"], right["name"]):
+                assert [float(row[f"p{k}"]) for k in range(5)] == pytest.approx(mean, abs=1e-5)
+                assert int(row["predicted"]) == mean.index(max(mean))
+    with pytest.raises(UsageError, match=r"0-0\.5"):
+        evaluate.main(EvaluateConfig(run / "best.safetensors", tiny_betons.test, fuse_eyes=0.6))
+
+
 @pytest.mark.parametrize("views", [0, 9])
 def test_more_views_than_a_square_has_are_a_usage_error(run, tiny_betons, views):
     with pytest.raises(UsageError, match="8 symmetries"):
@@ -123,6 +139,9 @@ def test_spoilt_weights_are_an_error_not_a_grade(tiny_betons, tmp_path):
     save_grader(tmp_path / "spoilt.safetensors", model, about)
     with pytest.raises(RunError, match="not finite"):
         evaluate.main(EvaluateConfig(tmp_path / "spoilt.safetensors", tiny_betons.test))
+    with pytest.raises(RunError, match="not finite"):
+        predict.main(PredictConfig(tmp_path / "spoilt.safetensors", (tiny_betons.test_images,), csv=tmp_path / "grades.csv"))
+    assert not (tmp_path / "grades.csv").exists()
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         evaluate.main(EvaluateConfig(tmp_path / "absent.safetensors", tiny_betons.test))
 

@@ -159,6 +159,6 @@ def test_an_assessment_goes_into_json_html_and_the_terminal(labels):
     assert written["intervals"]["patients"] == 10
     assert set(FIGURES) < written["intervals"].keys()
     assert (written["auroc_referable"] is None) == (labels[1] == 0)
-    assert "95 % interval" in "\n".join(found.html("epoch 1"))
+    assert "95&nbsp;% interval" in "\n".join(part for section in found.sections() for part in section.parts)
     assert any(line.startswith("QWK") for line in found.lines())
     assert plots.reliability(found.calibration).startswith(b"\x89PNG")

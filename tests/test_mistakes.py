@@ -9,7 +9,7 @@ import torch
 
 from fastretina import Beton, write_beton
 from fastretina.history import Predictions
-from fastretina.mistakes import SIDE, Mistake, confident_mistakes, mistakes_html, thumbnail
+from fastretina.mistakes import SIDE, Mistake, confident_mistakes, mistakes_section, thumbnail
 
 
 def answers(beton: Beton, wrong: dict[int, tuple[int, float]]) -> Predictions:
@@ -49,9 +49,9 @@ def test_large_images_are_shrunken_and_keep_their_shape(tmp_path):
 
 def test_a_model_without_mistakes_has_no_such_section(tiny_betons):
     with Beton(tiny_betons.test) as beton:
-        assert mistakes_html(confident_mistakes(answers(beton, {}), beton), "test set") == []
+        assert mistakes_section(confident_mistakes(answers(beton, {}), beton)) == []
 
 
 def test_names_cannot_put_markup_into_the_section():
-    text = "".join(mistakes_html([Mistake('"><script>x</script>', 0, 1, 0.5, b"")], "test set"))
+    text = "".join(mistakes_section([Mistake('"><script>x</script>', 0, 1, 0.5, b"")])[0].parts)
     assert "<script" not in text

@@ -3,20 +3,12 @@
 #
 # Needs Linux and Python >= 3.11 with pip access to a package index. The stock FFCV peer is the only part that
 # needs system packages (OpenCV and libjpeg-turbo headers); where they cannot be had, the set-up goes on without it.
-# Environment: PYTHON=interpreter to build .venv from; FASTRETINA_EXTRAS=extras of pyproject.toml, besides ffcv.
+# Environment: PYTHON=interpreter to build .venv from; FASTRETINA_EXTRAS=extras of pyproject.toml, besides ffcv;
+# FASTRETINA_BROWSER=1 to have a browser too, if that can be.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 extras="${FASTRETINA_EXTRAS:-dev}"
-# What was installed, and from which pyproject.toml: a second call with nothing new to do ends here.
-stamp=.venv/.ready
-source_hash="$(cat pyproject.toml tools/setup.sh | sha256sum | cut -d' ' -f1)"
-read -r ready_hash ready_extras 2>/dev/null < "$stamp" || true
-if [ -x .venv/bin/python ] && [ "${ready_hash:-}" = "$source_hash" ]; then
-  case ",${ready_extras:-}," in *",$extras,"*) exit 0 ;; esac
-  extras="$extras${ready_extras:+,$ready_extras}"
-fi
-
 say() { printf 'setup: %s\n' "$*"; }
 
 as_root=()
@@ -35,6 +27,27 @@ apt_install() {
     tail -n 3 "$log" >&2; rm -f "$log"; return 1
   fi
 }
+
+# For `make test`, which looks at the reports in a headless browser and skips that where there is none: one try.
+browser_for_tests() {
+  [ -n "${FASTRETINA_BROWSER:-}" ] && [ ! -e .venv/.browser ] || return 0
+  touch .venv/.browser
+  local name
+  for name in chromium chromium-browser google-chrome; do
+    if command -v "$name" >/dev/null; then return 0; fi
+  done
+  say "installing chromium for the tests of the reports (about 15 s, 411 MB)"
+  apt_install chromium || say "going on without a browser: the tests that need one are skipped"
+}
+
+# What was installed, and from which pyproject.toml: a second call with nothing new to do ends here.
+stamp=.venv/.ready
+source_hash="$(cat pyproject.toml tools/setup.sh | sha256sum | cut -d' ' -f1)"
+read -r ready_hash ready_extras 2>/dev/null < "$stamp" || true
+if [ -x .venv/bin/python ] && [ "${ready_hash:-}" = "$source_hash" ]; then
+  case ",${ready_extras:-}," in *",$extras,"*) browser_for_tests; exit 0 ;; esac
+  extras="$extras${ready_extras:+,$ready_extras}"
+fi
 
 python="${PYTHON:-}"
 if [ -z "$python" ]; then
@@ -70,5 +83,6 @@ if ! .venv/bin/python -c 'import ffcv' 2>/dev/null; then
   fi
 fi
 
+browser_for_tests
 printf '%s %s\n' "$source_hash" "$extras" > "$stamp"
 say "done: .venv/bin/python is ready"

@@ -1,0 +1,45 @@
+"""Runs that never were, for tests of their reports."""
+
+from __future__ import annotations
+
+import torch
+
+from fastretina import plots
+from fastretina.facts import DataFacts, RunFacts
+from fastretina.history import EpochRecord, Progress, Scores
+from fastretina.metrics import grade_metrics
+
+NASTY = '<script>alert("x")</script>&.beton'
+
+
+def scores(seed: int, single: bool = False) -> Scores:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 1 if single else 5, (60,), generator=generator)
+    predicted = labels if single else torch.where(torch.rand(60, generator=generator) < 0.5, labels, labels.roll(1))
+    return Scores(1.0 / (seed + 1), grade_metrics(predicted, labels))
+
+
+def history(epochs: int, val: bool = False, single: bool = False) -> Progress:
+    progress = Progress(epoch=epochs, best_epoch=1)
+    for epoch in range(1, epochs + 1):
+        held_out = scores(epoch + 200) if val else None
+        progress.history.append(
+            EpochRecord(epoch, 1e-3, scores(epoch), scores(epoch + 100, single), held_out, 10.0, 12.0, 0.5, 6.0)
+        )
+    return progress
+
+
+def facts(val: bool = False) -> RunFacts:
+    names = [f"{n // 2}_{'left' if n % 2 else 'right'}" for n in range(60)]
+    data = {
+        "train": DataFacts.of(NASTY, [n % 5 for n in range(60)], names, 5),
+        "test": DataFacts.of("test.beton", [0] * 45 + [2] * 15, names[-4:] + ["odd"] * 56, 5),
+    }
+    if val:
+        data["val"] = DataFacts.of("val.beton", [1] * 60, ["x"] * 60, 5)
+    settings = {"arch": "resnet18", "resolution": 64, "train": NASTY, "weights": None}
+    return RunFacts(settings, data, "a CPU, 2 threads", "float32", "float32", "streaming", 11_179_077)
+
+
+def batch() -> bytes:
+    return plots.batch_grid(torch.zeros(16, 3, 8, 8), torch.arange(16) % 5)
