@@ -10,6 +10,7 @@ root and Debian's iproute2; left out with a reason elsewhere). Estimated: everyt
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import statistics
@@ -90,6 +91,11 @@ class Measured:
 
         return cls(len(gathered), wall("step"), cpu("step"), wall("all_reduce"), cpu("all_reduce"), wall("train"))
 
+    @property
+    def cores(self) -> float:
+        """Cores that the ranks had while all of them computed: fewer than the machine's where others want some too."""
+        return self.ranks * self.step_cpu_s / self.step_s
+
 
 def decode_cpu_seconds(data: Path, resolution: int) -> float:
     """CPU-seconds to read, decode and augment an image on one thread: the median over five parts of an epoch."""
@@ -127,7 +133,11 @@ def environment(**more: str) -> dict[str, str]:
 
 def answer(processes: list[subprocess.Popen[str]]) -> Measured:
     """What the first of these says, once all have ended."""
-    outputs = [process.communicate(timeout=1800)[0] for process in processes]
+    try:
+        outputs = [process.communicate(timeout=1800)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     if any(process.returncode for process in processes):
         raise RunError("a rank failed; the reason stands above")
     line = next(line for line in outputs[0].split("\n") if line.startswith(MARK))
@@ -187,18 +197,20 @@ def why_no_namespaces() -> str | None:
         return f"needs root and network namespaces: {error.stderr.strip()}"
 
 
-def check(measured: Measured, costs: ImageCosts, cluster: Cluster, rank_batch: int, gradient_bytes: float) -> dict[str, Any]:
-    """The model's rate beside the measured one."""
+def check(measured: Measured, costs: ImageCosts, link_bytes_s: float, rank_batch: int, gradient_bytes: float) -> dict[str, Any]:
+    """The rate from the costs of one rank beside the measured one. All ranks are on this machine, whatever their links."""
     images = measured.ranks * rank_batch
+    cluster = Cluster(measured.ranks, measured.cores, math.inf, link_bytes_s, 0.0)
     prediction = predict(costs, cluster, measured.ranks, rank_batch, gradient_bytes)
     rate = images / measured.train_s
     return {
         "ranks": measured.ranks,
+        "cores": measured.cores,
         "images_per_second": rate,
         "predicted": prediction.images_per_second,
         "error": prediction.images_per_second / rate - 1,
         "bottleneck": prediction.bottleneck,
-        "limits": {name: limit for name, limit in prediction.limits.items() if limit != float("inf")},
+        "limits": {name: limit for name, limit in prediction.limits.items() if limit != math.inf},
         "all_reduce_s": measured.all_reduce_s,
         "all_reduce_predicted_s": all_reduce_seconds(measured.ranks, gradient_bytes, cluster.link_bytes_s, cluster.latency_s),
     }
@@ -217,8 +229,6 @@ def h100_tables(sample_bytes: float, decode_cpu_s: float) -> list[dict[str, Any]
                 if images >= gpus * H100_RANK_BATCH
             }
             rows.append({"arch": arch, "gpus": gpus, **asdict(prediction), "epoch_hours_and_price": epochs})
-    for row in rows:
-        row["limits"] = {name: limit for name, limit in row["limits"].items() if limit != float("inf")}
     return rows
 
 
@@ -233,7 +243,6 @@ def main(config: ScalingBenchmark) -> None:
         raise UsageError(f"{config.data}: no such file; make data makes it")
     torch.set_num_threads(1)
     load_before = os.getloadavg()[0]
-    cores = len(os.sched_getaffinity(0))
     gradients = float(GRADIENT_TYPE_BYTES * parameters(config.arch))
     with Beton(config.data) as beton:
         sample_bytes = sum(len(beton.jpeg(index)) for index in range(len(beton))) / len(beton)
@@ -244,24 +253,22 @@ def main(config: ScalingBenchmark) -> None:
     one, two = here[1], here[2]
     # Between ranks of one machine the link is its memory, and moving gradients takes CPU time, as a GPU's all-reduce does not.
     link = all_reduce_seconds(2, gradients, 1.0, 0.0) / two.all_reduce_s
-    machine = Cluster(max(RANKS), cores, float("inf"), link, 0.0)
     checks = []
     for ranks, measured in here.items():
         communication = two.all_reduce_cpu_s if ranks > 1 else 0.0
-        costs = ImageCosts(
-            sample_bytes, decode_cpu_s, one.step_s / config.rank_batch, (one.step_cpu_s + communication) / config.rank_batch
-        )
-        checks.append(check(measured, costs, machine, config.rank_batch, gradients))
+        # A rank computes on one thread: its step takes as long as its CPU time, where it has a core to itself.
+        step = one.step_cpu_s / config.rank_batch
+        costs = ImageCosts(sample_bytes, decode_cpu_s, step, step + communication / config.rank_batch)
+        checks.append(check(measured, costs, link, config.rank_batch, gradients))
         show("here", checks[-1])
 
     reason = why_no_namespaces()
     apart = []
     for megabits in () if reason else config.megabits:
         for ranks in RANKS[1:]:
-            hosts = Cluster(max(RANKS), cores, float("inf"), megabits * 1e6 / 8 * GOODPUT, 0.0)
-            apart.append(
-                {"megabits": megabits, **check(ranks_apart(config, ranks, megabits), costs, hosts, config.rank_batch, gradients)}
-            )
+            link_bytes_s = megabits * 1e6 / 8 * GOODPUT
+            measured = ranks_apart(config, ranks, megabits)
+            apart.append({"megabits": megabits, **check(measured, costs, link_bytes_s, config.rank_batch, gradients)})
             show(f"{megabits} Mbit/s", apart[-1])
     if reason:
         print(f"limited links: not tried: {reason}")

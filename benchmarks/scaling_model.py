@@ -2,13 +2,16 @@
 
 In the long run no resource works for longer than the time that passes: images/s <= 1 / the largest demand, where a resource's
 demand is the seconds it works for one image (Denning and Buzen, The operational analysis of queueing network models, ACM Computing
-Surveys 10(3), 1978). The model takes the bound for the rate: as if decoding, steps and all-reduces overlapped completely.
+Surveys 10(3), 1978). The model takes the bound for the rate, as if storage, decoding and steps overlapped completely, which
+prefetching comes near to. Within a step the all-reduce overlaps with the backward pass alone: no forward pass can begin before it.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+
+FORWARD_SHARE = 1 / 3  # of a step: the backward pass has two products for each of the forward pass
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,14 @@ def predict(costs: ImageCosts, cluster: Cluster, ranks: int, rank_batch: int, gr
     """The bound for `ranks` ranks that take steps of `rank_batch` images each."""
     hosts = -(-ranks // cluster.ranks_per_host)
     all_reduce = all_reduce_seconds(ranks, gradient_bytes, cluster.link_bytes_s, cluster.latency_s)
+    forward, backward = (share * costs.step_s * rank_batch for share in (FORWARD_SHARE, 1 - FORWARD_SHARE))
     limits = {
         "storage": hosts * cluster.storage_bytes_s / costs.bytes,
         "cpu": hosts * cluster.cores / (costs.decode_cpu_s + costs.step_cpu_s),
-        "step": ranks / costs.step_s,
-        "all-reduce": ranks * rank_batch / all_reduce if all_reduce else math.inf,
+        "step": ranks * rank_batch / (forward + backward),
+        "all-reduce": ranks * rank_batch / (forward + max(backward, all_reduce)),
     }
-    bottleneck = min(limits, key=lambda name: limits[name])
+    bottleneck = min(limits, key=lambda name: limits[name])  # step where the all-reduce takes no longer than the backward pass
     return Prediction(limits[bottleneck], bottleneck, limits)
 
 
