@@ -167,7 +167,9 @@ def namespaces(count: int, megabits: int) -> Iterator[list[str]]:
             call("tc", "-n", name, "qdisc", "add", "dev", "eth0", *limit)
         yield names
     finally:
-        for name in names:
+        for number, name in enumerate(names):
+            # A namespace takes its links along only some time after it is gone, and their names would still be taken.
+            subprocess.run(["ip", "link", "del", f"frsw{number}"], capture_output=True)
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
         subprocess.run(["ip", "link", "del", "fastretina-sw"], capture_output=True)
 
