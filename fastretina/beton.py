@@ -1,17 +1,15 @@
-"""Reader of .beton files (layout: `fastretina.beton_format`), by memory map, in numpy only.
+"""Reader of .beton files (layout: `fastretina.beton_format`), in numpy only.
 
-Everything that `Beton` later relies on is checked when the file is opened, vectorised (one million samples: under 50 ms),
-so that no pointer of a damaged or hostile file is ever followed.
+Everything that `Beton` later relies on is copied and checked when the file is opened, vectorised (one million samples: under
+50 ms), so that no pointer of a damaged or hostile file is ever followed.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import mmap
 import operator
 import os
-import stat
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,14 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastretina import beton_format as fmt
+from fastretina.beton_file import OpenFile, open_file
 from fastretina.errors import BetonError, SampleError
 from fastretina.jpeg import MAX_SIDE
+from fastretina.memory import available_bytes
+
+_BLOCK = 1 << 13  # rows of a table, some 300 KB
+_MUCH = 1 << 26  # bytes of tables (a million samples) that nobody need ask the system about
 
 
 class Names(Sequence[str]):
     """Names of the samples, decoded one by one when asked for; "sample 17" and so on where the file holds none."""
 
-    def __init__(self, blob: bytes | None, count: int, path: Path) -> None:
+    def __init__(self, blob: NDArray[np.uint8] | None, count: int, path: Path) -> None:
         self._blob, self._count, self._path = blob, count, path
         self._ends: NDArray[np.int64] | None = None
 
@@ -50,15 +53,15 @@ class Names(Sequence[str]):
         if self._blob is None:
             return f"sample {i}"
         if self._ends is None:
-            ends = np.flatnonzero(np.frombuffer(self._blob, dtype=np.uint8) == 10).astype(np.int64)
+            ends = np.flatnonzero(self._blob == 10).astype(np.int64)
             if len(ends) != self._count:
                 raise BetonError(f"{self._path}: holds {len(ends)} names for {self._count} samples")
             self._ends = ends
         start = int(self._ends[i - 1]) + 1 if i else 0
-        return self._blob[start : int(self._ends[i])].decode("utf-8", "replace")
+        return self._blob[start : int(self._ends[i])].tobytes().decode("utf-8", "replace")
 
 
-class _Selected(Sequence[str]):
+class Selected(Sequence[str]):
     """The names at some positions."""
 
     def __init__(self, names: Sequence[str], positions: NDArray[np.int64]) -> None:
@@ -73,12 +76,12 @@ class _Selected(Sequence[str]):
     def __getitem__(self, index: slice) -> Sequence[str]: ...
     def __getitem__(self, index: int | slice) -> str | Sequence[str]:
         if isinstance(index, slice):
-            return _Selected(self._names, self._positions[index])
+            return Selected(self._names, self._positions[index])
         return self._names[int(self._positions[index])]
 
 
 class Beton:
-    """A .beton file, opened for reading: labels, ids and names at once, the samples' bytes by memory map.
+    """A .beton file, opened for reading: labels, ids and names at once, the samples' bytes when asked for.
 
     Reads what fastretina writes and what FFCV's DatasetWriter writes with an RGBImageField and an IntField. Threads may
     share one; it pickles as its path. A file replaced (renamed over) while open goes on as the old one.
@@ -108,19 +111,21 @@ class Beton:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._map = _map(self.path)
-        self._length = len(self._map)
-        self._view: memoryview | None = memoryview(self._map)
+        self._file: OpenFile | None = open_file(self.path)
         self._provenance: Mapping[str, Any] | None = None
         self._json = b""
-        self._read_tables(np.frombuffer(self._map, dtype=np.uint8))
+        try:
+            self._read_tables(self._file)
+        except OSError as error:
+            raise BetonError(f"{self.path}: cannot be read: {error.strerror}") from None
 
     # ---- opening -------------------------------------------------------------------------------------------------
 
-    def _read_tables(self, data: NDArray[np.uint8]) -> None:
-        size = self._length
+    def _read_tables(self, file: OpenFile) -> None:
+        size = file.size
         self._require(size > fmt.HEADER.itemsize, f"{size} bytes, too short for a .beton")
-        header = data[: fmt.HEADER.itemsize].view(fmt.HEADER)[0]
+        front = file.read(0, min(size, fmt.HEADER.itemsize + fmt.MAX_FIELDS * fmt.DESCRIPTOR.itemsize))
+        header = front[: fmt.HEADER.itemsize].view(fmt.HEADER)[0]
         version, fields, page, count, alloc = (int(header[name]) for name in fmt.HEADER.names or ())
         self._require(version == fmt.VERSION, f"not a .beton of version {fmt.VERSION} (version field {version})")
         self._require(1 <= fields <= fmt.MAX_FIELDS, f"{fields} fields")
@@ -128,7 +133,7 @@ class Beton:
         # Python's integers do not overflow: counts of 2^63 end here, before anything is allocated for them.
         start = fmt.HEADER.itemsize + fields * fmt.DESCRIPTOR.itemsize
         self._require(start <= size, "cut within the field descriptors")
-        descriptors = data[fmt.HEADER.itemsize : start].view(fmt.DESCRIPTOR)
+        descriptors = front[fmt.HEADER.itemsize : start].view(fmt.DESCRIPTOR)
         types = [int(type_id) for type_id in descriptors["type_id"]]
         self._require(all(type_id in fmt.METADATA for type_id in types), "a field of a custom type, which only its maker can read")
         row = fmt.metadata_dtype(types)
@@ -137,34 +142,44 @@ class Beton:
         self._require(
             end <= alloc <= size, f"{count} samples and a table at byte {alloc} do not fit in {size} bytes; cut or damaged"
         )
-        rows, rest = divmod(size - alloc, fmt.ALLOCATION.itemsize)
-        self._require(rest == 0 and rows >= count, "the allocation table does not fit; the file is cut or unfinished")
+        rows, odd = divmod(size - alloc, fmt.ALLOCATION.itemsize)
+        self._require(odd == 0 and rows >= count, "the allocation table does not fit; the file is cut or unfinished")
+        # A sparse file may claim tables of any size.
+        tables = end + size - alloc
+        self._require(tables < _MUCH or 3 * tables < available_bytes(), f"its tables of {tables:,} bytes do not fit in memory")
 
         names = [bytes(name) for name in descriptors["name"]]
         arguments = descriptors["arguments"][0].tobytes()
-        ours = self._read_block(data, end, alloc, marked=arguments.startswith(fmt.MARKER))
-        metadata = data[start:end].view(row)
-        table = data[alloc:].view(fmt.ALLOCATION)
+        head, tail = file.read(0, end), file.read(alloc, size - alloc)
+        self._require(np.array_equal(head[:start], front[:start]), "changed while it was opened")
+        ours = self._read_block(file, head, tail, alloc, count, marked=arguments.startswith(fmt.MARKER))
+        metadata, table = head[start:].view(row), tail.view(fmt.ALLOCATION)
         if ours:
             self._require(
                 tuple(zip(names, types, strict=True)) == fmt.OUR_FIELDS and rows == count, "field descriptors are damaged"
             )
         image, label = self._pick(names, types, fmt.TYPE_IMAGE, b"image"), self._pick(names, types, fmt.TYPE_INT, b"label")
-        self._read_samples(metadata[f"f{image}"], table, end, alloc - self._block_size, page, ordered=ours)
-        self.labels = metadata[f"f{label}"].astype(np.int64)
+        pixels, integers = metadata[f"f{image}"], [metadata[f"f{label}"], *([metadata["f2"], metadata["f3"]] if ours else [])]
+        self.modes, self.widths, self.heights, pointers, self.labels, *rest = _columns(
+            *(pixels[name] for name in fmt.IMAGE.names or ()), *integers
+        )
+        starts, sizes = _columns(table["ptr"], table["size"])
+        self._read_samples(pointers, starts, sizes, end, alloc - self._block_size, page, ordered=ours)
         if ours:
-            self.ids = metadata["f2"].astype(np.int64)
-            crcs = metadata["f3"]
+            self.ids, crcs = rest
             self._require(bool((self.ids[1:] > self.ids[:-1]).all()) and self.ids[0] >= 0, "sample ids are not ascending")
             self._require(int(crcs.min()) >= 0 and int(crcs.max()) < 1 << 32, "checksums out of range")
             self.crcs = crcs.astype(np.uint32)
         else:
             self.ids, self.crcs, self.names = np.arange(count), None, Names(None, count, self.path)
 
-    def _read_block(self, data: NDArray[np.uint8], floor: int, alloc: int, *, marked: bool) -> bool:
-        """Check our block and the tables by its checksums; False for a file of another maker."""
+    def _read_block(
+        self, file: OpenFile, head: NDArray[np.uint8], tail: NDArray[np.uint8], alloc: int, count: int, *, marked: bool
+    ) -> bool:
+        """Check our block, and by its checksums the tables `head` and `tail`; False for a file of another maker."""
         self._block_size = 0
-        footer = data[alloc - fmt.FOOTER.itemsize : alloc] if alloc - fmt.FOOTER.itemsize >= floor else data[:0]
+        floor = len(head)
+        footer = file.read(alloc - fmt.FOOTER.itemsize, fmt.FOOTER.itemsize if alloc - fmt.FOOTER.itemsize >= floor else 0)
         signed = bool(len(footer)) and footer[:8].tobytes() == fmt.FOOTER_MAGIC
         if not marked and not signed:
             return False
@@ -175,36 +190,37 @@ class Beton:
         start = alloc - block
         payload = block - fmt.FOOTER.itemsize
         self._require(start >= floor and 0 <= payload - names - text < 8 and text <= fmt.MAX_JSON, "the name block does not fit")
-        self._require(
-            zlib.crc32(memoryview(self._map)[start : start + payload]) == int(fields["block_crc"]), "the name block is damaged"
-        )
-        header = data[: fmt.HEADER.itemsize].view(fmt.HEADER)[0]
-        self._require(
-            fmt.tables_crc(data[:floor], data[alloc:]) == int(fields["tables_crc"]), "the sample tables are damaged (checksum)"
-        )
+        held = file.read(start, payload)
+        self._require(zlib.crc32(held.data) == int(fields["block_crc"]), "the name block is damaged")
+        self._require(fmt.tables_crc(head, tail) == int(fields["tables_crc"]), "the sample tables are damaged (checksum)")
         self._block_size = block
-        self.names = Names(data[start : start + names].tobytes(), int(header["num_samples"]), self.path)
-        self._json = data[start + names : start + names + text].tobytes()
+        self.names = Names(held[:names], count, self.path)
+        self._json = held[names : names + text].tobytes()
         return True
 
     def _read_samples(
-        self, image: NDArray[np.void], table: NDArray[np.void], floor: int, ceiling: int, page: int, *, ordered: bool
+        self,
+        pointers: NDArray[np.uint64],
+        starts: NDArray[np.uint64],
+        sizes: NDArray[np.uint64],
+        floor: int,
+        ceiling: int,
+        page: int,
+        *,
+        ordered: bool,
     ) -> None:
         """Keep pointers and sizes after checking that every sample lies inside its page and the data region, alone."""
-        self.modes = image["mode"].copy()
-        self.widths, self.heights = image["width"].astype(np.uint16), image["height"].astype(np.uint16)
-        pointers, starts, sizes = (
-            np.ascontiguousarray(column, dtype=np.uint64) for column in (image["data_ptr"], table["ptr"], table["size"])
-        )
         if not ordered and not bool((starts[1:] >= starts[:-1]).all()):
             order = np.argsort(starts, kind="stable")
             starts, sizes = starts[order], sizes[order]
-        low, high, shift = np.uint64(floor), np.uint64(ceiling), np.uint64(page.bit_length() - 1)
+        low, high = np.uint64(floor), np.uint64(ceiling)
         self._require(bool((starts >= low).all() and (starts < high).all()), "a sample lies outside the file's data")
         self._require(int(sizes.min()) > 0 and bool((sizes <= high - starts).all()), "a sample is empty or reaches past the data")
         ends = starts + sizes
         self._require(bool((ends[:-1] <= starts[1:]).all()), "samples overlap")
-        self._require(bool((starts >> shift == (ends - np.uint64(1)) >> shift).all()), "a sample straddles a page")
+        ends -= np.uint64(1)
+        ends ^= starts  # of the first and the last byte: below the page size where they are in one page
+        self._require(int(ends.max()) < page, "a sample straddles a page")
         if len(starts) != len(pointers) or not np.array_equal(starts, pointers):
             self._require(not ordered, "metadata and allocation table disagree")
             place = np.minimum(np.searchsorted(starts, pointers), len(starts) - 1)
@@ -240,15 +256,24 @@ class Beton:
         return f"Beton({str(self.path)!r}: {len(self)} samples)"
 
     def select(self, positions: NDArray[np.int64]) -> Self:
-        """The samples at these positions (N,), in this order, as a Beton of its own over the same map; closing either leaves the
-        other open. Positions that a SampleError names stay those of the file."""
+        """The samples at these positions (N,), in this order, as a Beton of its own over the same open file; closing either
+        leaves the other open. Positions that a SampleError names stay those of the file."""
         chosen = copy.copy(self)
         for name in ("labels", "ids", "widths", "heights", "modes", "_pointers", "_sizes"):
             setattr(chosen, name, getattr(self, name)[positions])
         chosen.crcs = None if self.crcs is None else self.crcs[positions]
-        chosen.names = _Selected(self.names, positions)
+        chosen.names = Selected(self.names, positions)
         chosen._positions = positions if self._positions is None else self._positions[positions]
         return chosen
+
+    @property
+    def extents(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Offsets and sizes, int64 (N,) each, of the samples' bytes in the file."""
+        return self._pointers.astype(np.int64), self._sizes.astype(np.int64)
+
+    def at(self, i: int) -> tuple[Beton, int]:
+        """The file that holds sample `i`, and its place there: this one, unless it is a set of several. Raises as `jpeg` does."""
+        return self, i
 
     def sample_error(self, i: int, reason: str) -> SampleError:
         """The error to raise for sample `i`, naming its place in the file."""
@@ -269,57 +294,53 @@ class Beton:
             self._provenance = found if isinstance(found, dict) else {}
         return self._provenance
 
-    def jpeg(self, i: int) -> memoryview:
-        """The JPEG bytes of sample `i` (0 to N - 1): a read-only view into the file, not copied and not checked.
+    def jpeg(self, i: int, verify: bool = False) -> memoryview:
+        """The JPEG bytes of sample `i` (0 to N - 1), read-only; `verify` compares them with their checksum.
 
         Raises:
-            IndexError: no such sample. SampleError: it holds raw pixels. BetonError: closed, or cut while open.
+            IndexError: no such sample.
+            SampleError: it holds raw pixels, cannot be read, or does not match its checksum.
+            BetonError: closed, or cut while open.
         """
-        view = self._payload(i)
+        data = self._payload(i, verify)
         if self.modes[i] != fmt.MODE_JPEG:
             raise self.sample_error(i, "holds raw pixels, not a JPEG; use pixels()")
-        return view
+        return data.data.toreadonly()
 
-    def pixels(self, i: int) -> NDArray[np.uint8]:
-        """The raw pixels of sample `i`: uint8 (height, width, 3), RGB, a read-only view. Raises as `jpeg` does."""
-        view = self._payload(i)
+    def pixels(self, i: int, verify: bool = False) -> NDArray[np.uint8]:
+        """The raw pixels of sample `i`: uint8 (height, width, 3), RGB. `verify`, and what it raises, as for `jpeg`."""
+        data = self._payload(i, verify)
         if self.modes[i] != fmt.MODE_RAW:
             raise self.sample_error(i, "holds a JPEG, not raw pixels; use jpeg()")
-        return np.frombuffer(view, dtype=np.uint8).reshape(int(self.heights[i]), int(self.widths[i]), 3)
+        return data.reshape(int(self.heights[i]), int(self.widths[i]), 3)
 
     def verify(self, i: int) -> None:
         """Compare the bytes of sample `i` with their checksum; files of other makers have none and pass.
 
         Some 20 microseconds for 43 KB, without the GIL. Raises SampleError on a mismatch, else as `jpeg` does.
         """
-        view = self._payload(i)
-        if self.crcs is not None and zlib.crc32(view) != self.crcs[i]:
-            raise self.sample_error(i, "its bytes do not match their checksum; the file is damaged")
+        self._payload(i, verify=True)
 
-    def _payload(self, i: int) -> memoryview:
+    def _payload(self, i: int, verify: bool) -> NDArray[np.uint8]:
         i = operator.index(i)
         if not 0 <= i < len(self.labels):
             raise IndexError(f"{self.path}: no sample {i} among {len(self)}")
-        view = self._view
-        if view is None:
+        file = self._file  # held while it is read: another thread may close()
+        if file is None:
             raise BetonError(f"{self.path}: already closed")
-        # Reading past the end of a file that was cut after mapping kills the process (SIGBUS): one fstat prevents it.
-        if self._map.size() < self._length:
-            raise BetonError(f"{self.path}: was cut while open")
-        start = int(self._pointers[i])
-        return view[start : start + int(self._sizes[i])]
+        try:
+            data = file.read(int(self._pointers[i]), int(self._sizes[i]))
+        except OSError as error:
+            raise self.sample_error(i, f"cannot be read: {error.strerror}") from None
+        if verify and self.crcs is not None and zlib.crc32(data.data) != self.crcs[i]:
+            raise self.sample_error(i, "its bytes do not match their checksum; the file is damaged")
+        return data
 
     # ---- life ----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Give the mapping back; it lives on for views handed out before, until they are gone. Twice is fine."""
-        if self._view is None:
-            return
-        self._view = None
-        try:
-            self._map.close()
-        except BufferError:
-            return  # views are alive: the last of them unmaps the file
+        """Close the file, once no thread reads from it any more. What was read before stays. Twice is fine."""
+        self._file = None
 
     def __enter__(self) -> Self:
         return self
@@ -335,20 +356,11 @@ def _reopen(kind: type[Beton], path: str, positions: NDArray[np.int64] | None) -
     return kind(path) if positions is None else kind(path).select(positions)
 
 
-def _map(path: Path) -> mmap.mmap:
-    """A read-only map of a regular file. O_NONBLOCK: a FIFO must not hang the open."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise BetonError(
-                    f"{path}: {'a folder' if stat.S_ISDIR(status.st_mode) else 'not a file'}, where a .beton is expected"
-                )
-            if status.st_size == 0:
-                raise BetonError(f"{path}: empty file")
-            return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-        finally:
-            os.close(descriptor)
-    except (OSError, ValueError) as error:
-        raise BetonError(f"{path}: cannot open it: {getattr(error, 'strerror', None) or error}") from None
+def _columns(*views: NDArray[Any]) -> list[NDArray[Any]]:
+    """Contiguous copies of columns of one table, made block by block: its rows come from memory once, not once a column."""
+    copies = [np.empty(len(view), view.dtype) for view in views]
+    for begin in range(0, len(views[0]), _BLOCK):
+        block = slice(begin, begin + _BLOCK)
+        for column, view in zip(copies, views, strict=True):
+            column[block] = view[block]
+    return copies

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
+from fastretina.distractors import NO_DISTRACTORS, DistractorSettings, cross_lens, paint_on_retina
 from fastretina.lesions import LesionSettings, Range, View, paint_lesions
 from fastretina.retina import CENTRE, RADIUS, Image, healthy_retina
 
@@ -57,9 +58,11 @@ class Eye:
         return f"{self.patient}_{self.side}"
 
 
-def photograph(eye: Eye, lesions: LesionSettings, camera: CameraSettings) -> bytes:
+def photograph(
+    eye: Eye, lesions: LesionSettings, camera: CameraSettings, distractors: DistractorSettings = NO_DISTRACTORS
+) -> bytes:
     """The eye's baseline JPEG, 512 x 512, 4:2:0, of 20,000 to 60,000 bytes as far as qualities 50-99 reach."""
-    rgb = render(eye, lesions, camera)
+    rgb = render(eye, lesions, camera, distractors)
     quality = int(_stream(eye, "jpeg").integers(*camera.quality, endpoint=True))
     while True:
         encoded: bytes = simplejpeg.encode_jpeg(rgb, quality=quality, colorspace="RGB", colorsubsampling="420")
@@ -68,7 +71,7 @@ def photograph(eye: Eye, lesions: LesionSettings, camera: CameraSettings) -> byt
         quality += 2 if len(encoded) < SMALLEST else -2
 
 
-def render(eye: Eye, lesions: LesionSettings, camera: CameraSettings) -> Image:
+def render(eye: Eye, lesions: LesionSettings, camera: CameraSettings, distractors: DistractorSettings = NO_DISTRACTORS) -> Image:
     """The eye's photograph, uint8 RGB (512, 512, 3). Eyes that differ in grade alone differ in their lesions alone."""
     person = np.random.default_rng((eye.seed, eye.patient))
     pigment = _pigment(person, camera)
@@ -78,7 +81,8 @@ def render(eye: Eye, lesions: LesionSettings, camera: CameraSettings) -> Image:
     heading, distance = shot.uniform(0, math.tau), RADIUS * (1 - 1 / zoom) * shot.random()
     view = View(CENTRE + distance * math.cos(heading), CENTRE + distance * math.sin(heading), RADIUS / zoom)
 
-    canvas = healthy_retina()
+    ungraded = _stream(eye, "distractors")
+    canvas = paint_on_retina(healthy_retina(), view, ungraded, distractors)
     if eye.grade > 0:
         canvas = paint_lesions(canvas, eye.grade, view, _stream(eye, "lesions"), lesions)
     x, y = _warp(shot, view, view.radius / radius, eye.side == "right", camera)
@@ -87,12 +91,13 @@ def render(eye: Eye, lesions: LesionSettings, camera: CameraSettings) -> Image:
         rgb = cv2.GaussianBlur(rgb, (0, 0), sigma)
     rgb = cv2.LUT(rgb, _tone_curves(pigment * shot.uniform(0.9, 1.1), shot.uniform(*camera.highlight)))
     rgb = cv2.multiply(rgb, _light(shot, radius, camera), dtype=cv2.CV_32F)
+    rgb = cross_lens(rgb, radius, ungraded, distractors)
     grain = shot.standard_normal((SIDE, SIDE), np.float32) * np.float32(shot.uniform(*camera.noise))
     rgb = cv2.add(rgb, cv2.merge([grain] * 3), dtype=cv2.CV_8U)
     return cv2.multiply(rgb, cv2.merge([_aperture(shot, radius, camera)] * 3), scale=1 / 255)
 
 
-_STREAMS = {"shot": 1, "lesions": 2, "jpeg": 3}
+_STREAMS = {"shot": 1, "lesions": 2, "jpeg": 3, "distractors": 4}
 
 
 def _stream(eye: Eye, name: str) -> np.random.Generator:

@@ -22,6 +22,7 @@ from fastretina import __version__
 from fastretina.errors import CheckpointError
 from fastretina.heads import HEADS, Decision, Head, HeadName
 from fastretina.models import ARCHS, build_model, load_safely, load_trunk, refuse_inflating
+from fastretina.preparation import UNPREPARED, Preparation
 from fastretina.runs import RunFolder, sync_folder, write_atomically
 from fastretina.seal import UNSEALED, is_intact, seal
 
@@ -36,6 +37,7 @@ class Grader:
         resolution: side of the square input in pixels. mean, std: what inputs in 0-1 were normalised by. epoch: from 1.
         amp_dtype: the number format of its training. metric, selected_on: how and on what data its epoch was chosen.
         head, decision: what the last layer means.
+        preparation: what was done to the photographs that it learned from, and is to be done to those that it grades.
     """
 
     arch: str
@@ -49,6 +51,7 @@ class Grader:
     selected_on: str
     head: HeadName = "softmax"
     decision: Decision | None = None
+    preparation: Preparation = UNPREPARED
 
     @property
     def grading(self) -> Head:
@@ -86,6 +89,7 @@ def read_grader(path: Path) -> Grader:
         # Checkpoints from before a field was there mean its default.
         names = [field.name for field in fields(Grader) if field.name in stored or field.default is MISSING]
         values = {name: json.loads(stored[name]) for name in names}
+        values["preparation"] = Preparation(**values.get("preparation", {}))
         if values.get("decision") is not None:
             values["decision"] = _decision(values["decision"], values["num_classes"])
         grader = Grader(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})

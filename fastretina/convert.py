@@ -6,16 +6,15 @@ results in the order of the table, so that the output's bytes do not depend on h
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import time
 import zlib
 from collections import Counter, deque
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -28,11 +27,15 @@ from fastretina.errors import ConvertError, LabelError, UsageError
 from fastretina.image_counter import ImageCounter
 from fastretina.jpeg import MAX_SIDE
 from fastretina.labels import LabelTable, patients_in_both, read_kaggle, read_lab, read_lab_names
+from fastretina.preparation import Contrast, Crop, Preparation
 from fastretina.reencode import QUALITY, SUBSAMPLING, ReencodePool, WorkerDied
+from fastretina.shards import MAX_SHARDS, parse_shard, shard_path, shard_rows
+from fastretina.skipped import skipped_csv, skipped_path
 from fastretina.source import Source, inspect
 
 _CHUNK = 32  # images a thread reads at a time
 _AHEAD = 4  # chunks in flight for each worker
+WHOLE_FRAME = ", whole frame"  # the end of a reason for re-encoding: the disc's rim is out of sight, there was nothing to crop to
 _OTHER_SPLIT = {"train": "test", "test": "train"}
 
 
@@ -65,6 +68,19 @@ class PackConfig:
     verify: bool = False
     """Also decode every JPEG that passes through. Off by default: packing takes several times as long, and few damages are found,
     because most flipped bits decode without complaint; the checksums that the .beton carries find all later ones."""
+    crop: Crop = "none"
+    """fundus: find the retina's disc and crop to its square, so that it fills every image whatever the camera. Re-encodes all."""
+    contrast: Contrast = "none"
+    """local: subtract the local average colour, so that no light or pigment but the detail is left. Re-encodes all."""
+    shards: int | None = None
+    """Pack into N files instead of one, named like train-00000-of-00064.beton for --out train.beton; each appears when complete."""
+    shard: str | None = None
+    """K/N: pack only shard K (0 to N - 1) of N, the same bytes as --shards N gives, so that many machines can share the work."""
+
+    @property
+    def preparation(self) -> Preparation:
+        """What --crop and --contrast ask for."""
+        return Preparation(self.crop, self.contrast)
 
 
 @dataclass(frozen=True)
@@ -104,11 +120,6 @@ class PackSummary:
         return "\n".join([*lines, f"  {self.seconds:.2f} s, {self.rows / max(self.seconds, 1e-9):,.0f} images/s"])
 
 
-def skipped_path(out: Path) -> Path:
-    """Where the rows that were left out are listed."""
-    return out.with_name(out.name + ".skipped.csv")
-
-
 def write_beton(
     out: str | os.PathLike[str],
     *,
@@ -121,6 +132,10 @@ def write_beton(
     on_bad: Literal["error", "skip"] = "error",
     max_bad: str = "0.5%",
     verify: bool = False,
+    crop: Crop = "none",
+    contrast: Contrast = "none",
+    shards: int | None = None,
+    shard: str | None = None,
     progress: bool = False,
 ) -> PackSummary:
     """Pack images and grades into `out`; the arguments are the fields of `PackConfig`. `progress` reports on stderr.
@@ -131,7 +146,7 @@ def write_beton(
     """
     paths = (None if path is None else Path(path) for path in (root, images, labels))
     top, folder, table = paths
-    config = PackConfig(Path(out), top, split, folder, table, size, workers, on_bad, max_bad, verify)
+    config = PackConfig(Path(out), top, split, folder, table, size, workers, on_bad, max_bad, verify, crop, contrast, shards, shard)
     return pack(config, progress=progress)
 
 
@@ -142,45 +157,100 @@ def pack(config: PackConfig, *, progress: bool = False) -> PackSummary:
     table = _labels(config)
     allowed = _allowed_bad(config.max_bad, len(table))
     shared, notes = _overlap(config, table)
-    reencoded: Counter[str] = Counter()
-    grades = [0] * 5
-    skipped: list[tuple[int, str, str]] = []
-    with BetonWriter(config.out, len(table)) as writer:
-        # closing: an error here must end the worker processes now, not when its traceback is forgotten.
-        with ImageCounter(len(table), "packing", enabled=progress) as bar, closing(_images(config, table)) as images:
-            for row, (payload, crc, reason) in enumerate(images):
-                if payload is None:
-                    _bad(config, table, row, reason, skipped, allowed)
-                else:
-                    reencoded[reason] += 1
-                    grade = int(table.grades[row])
-                    grades[grade] += 1
-                    writer.add(payload, crc, name=table.names[row], label=grade, id=row, width=config.size, height=config.size)
-                bar.advance()
-        passed = reencoded.pop("", 0)
-        by_reason = dict(sorted(reencoded.items()))
-        provenance = _provenance(config, table, passed, by_reason, len(skipped), grades)
-        with ExitStack() as stack:
-            if skipped:  # on the disk before the .beton appears, under its name only after that: a full disk leaves neither
-                listed = stack.enter_context(AtomicFile(skipped_path(config.out)))
-                listed.write(_skipped_csv(skipped), 0)
-            size = writer.finish(provenance)
-            if skipped:
-                listed.publish()
-    if not skipped:
-        skipped_path(config.out).unlink(missing_ok=True)  # of an earlier run: it would lie about this file
+    files = _files(config, len(table))
+    rows = range(files[0].rows.start, files[-1].rows.stop)
+    total, size = _Tally(), 0
+    # closing: an error here must end the worker processes now, not when its traceback is forgotten.
+    with ImageCounter(len(rows), "packing", enabled=progress) as bar, closing(_images(config, table, rows)) as images:
+        for file in files:
+            tally, written = _write(config, table, file, islice(images, len(file.rows)), allowed - len(total.skipped), bar)
+            total.add(tally)
+            size += written
     return PackSummary(
-        out=config.out,
-        rows=len(table),
-        passed=passed,
-        reencoded=by_reason,
-        skipped=len(skipped),
-        grades=tuple(grades),
+        out=files[0].path if len(files) == 1 else shard_path(config.out, "*", len(files)),
+        rows=len(rows),
+        passed=total.passed,
+        reencoded=dict(sorted(total.reencoded.items())),
+        skipped=len(total.skipped),
+        grades=tuple(total.grades),
         shared_patients=shared,
         bytes=size,
         seconds=time.perf_counter() - started,
         notes=notes,
     )
+
+
+@dataclass(frozen=True)
+class _File:
+    """One file to write: some rows of the label table. place: its number among how many shards; None for a whole."""
+
+    path: Path
+    rows: range
+    place: tuple[int, int] | None = None
+
+
+@dataclass
+class _Tally:
+    """What became of some rows; skipped: (line of the label file, name, reason)."""
+
+    passed: int = 0
+    reencoded: Counter[str] = field(default_factory=Counter)
+    grades: list[int] = field(default_factory=lambda: [0] * 5)
+    skipped: list[tuple[int, str, str]] = field(default_factory=list)
+
+    def add(self, other: _Tally) -> None:
+        self.passed += other.passed
+        self.reencoded += other.reencoded
+        self.grades = [a + b for a, b in zip(self.grades, other.grades, strict=True)]
+        self.skipped += other.skipped
+
+
+def _files(config: PackConfig, rows: int) -> list[_File]:
+    if config.shard is not None:
+        places = [parse_shard(config.shard)]
+    elif config.shards is not None:
+        places = [(number, config.shards) for number in range(config.shards)]
+    else:
+        return [_File(config.out, range(rows))]
+    if places[0][1] > rows:
+        raise UsageError(f"{places[0][1]} shards of {rows} images: some would be empty; ask for fewer")
+    return [_File(shard_path(config.out, *place), shard_rows(rows, *place), place) for place in places]
+
+
+def _write(
+    config: PackConfig,
+    table: LabelTable,
+    file: _File,
+    images: Iterable[tuple[bytes | None, int, str]],
+    allowed: int,
+    bar: ImageCounter,
+) -> tuple[_Tally, int]:
+    """Write one file from the images of its rows; what became of them, and its size in bytes."""
+    tally = _Tally()
+    with BetonWriter(file.path, len(file.rows)) as writer:
+        for row, (payload, crc, reason) in zip(file.rows, images, strict=True):
+            if payload is None:
+                _bad(config, table, row, reason, tally.skipped, allowed)
+            else:
+                tally.reencoded[reason] += 1
+                grade = int(table.grades[row])
+                tally.grades[grade] += 1
+                writer.add(payload, crc, name=table.names[row], label=grade, id=row, width=config.size, height=config.size)
+            bar.advance()
+        tally.passed = tally.reencoded.pop("", 0)
+        provenance = _provenance(config, table, tally)
+        if file.place is not None:
+            provenance["shard"] = {"number": file.place[0], "of": file.place[1]}
+        with ExitStack() as stack:
+            if tally.skipped:  # on the disk before the .beton appears, under its name only after that: a full disk leaves neither
+                listed = stack.enter_context(AtomicFile(skipped_path(file.path)))
+                listed.write(skipped_csv(tally.skipped), 0)
+            size = writer.finish(provenance)
+            if tally.skipped:
+                listed.publish()
+    if not tally.skipped:
+        skipped_path(file.path).unlink(missing_ok=True)  # of an earlier run: it would lie about this file
+    return tally, size
 
 
 def _check(config: PackConfig) -> None:
@@ -199,7 +269,15 @@ def _check(config: PackConfig) -> None:
         raise UsageError(f"--workers {config.workers}: from 1 to 1024")
     if config.on_bad not in ("error", "skip"):
         raise UsageError(f"--on-bad {config.on_bad}: error or skip")
+    if config.shards is not None and (config.shard is not None or not 1 <= config.shards <= MAX_SHARDS):
+        raise UsageError(f"--shards {config.shards}: from 1 to {MAX_SHARDS}, and not together with --shard")
+    if config.shard is not None:
+        parse_shard(config.shard)
     _allowed_bad(config.max_bad, 1)
+    try:
+        _ = config.preparation
+    except ValueError as error:
+        raise UsageError(f"--{error}") from None
 
 
 def _allowed_bad(text: str, rows: int) -> int:
@@ -214,7 +292,8 @@ def _allowed_bad(text: str, rows: int) -> int:
 
 
 def _labels(config: PackConfig) -> LabelTable:
-    missing_ok = config.on_bad == "skip"
+    # A machine that packs one shard needs only the images of that one; those missing from its own rows stop it later.
+    missing_ok = config.on_bad == "skip" or config.shard is not None
     if config.root is not None and config.split is not None:
         return read_lab(config.root, config.split, config.images, missing_ok=missing_ok)
     if config.labels is not None and config.images is not None:
@@ -232,25 +311,24 @@ def _overlap(config: PackConfig, table: LabelTable) -> tuple[int | None, tuple[s
         return None, (f"patients in both train and test: unknown ({error})",)
 
 
-def _images(config: PackConfig, table: LabelTable) -> Generator[tuple[bytes | None, int, str]]:
-    """For each row in order: payload, its CRC-32, and "" or why it was re-encoded; or None, 0 and what is wrong."""
+def _images(config: PackConfig, table: LabelTable, rows: range) -> Generator[tuple[bytes | None, int, str]]:
+    """For each of these rows in order: payload, its CRC-32, and "" or why it was re-encoded; or None, 0 and what is wrong."""
     workers = config.workers or len(os.sched_getaffinity(0))
 
     def read(start: int) -> list[Source]:
-        rows = range(start, min(start + _CHUNK, len(table)))
         return [
             Source(None, 0, table.problems[row], bad=True)
             if row in table.problems
-            else inspect(table.paths[row], config.size, config.verify)
-            for row in rows
+            else inspect(table.paths[row], config.size, config.verify, config.preparation)
+            for row in rows[start - rows.start :][:_CHUNK]
         ]
 
-    starts = iter(range(0, len(table), _CHUNK))
+    starts = iter(rows[::_CHUNK])
     pending: deque[tuple[int, Future[list[Source]]]] = deque()
     submitted = 0  # rows whose re-encoding, if needed, has been asked for
     threads = ThreadPoolExecutor(workers, thread_name_prefix="fastretina-pack")
     try:
-        with ReencodePool(workers, config.size) as pool:
+        with ReencodePool(workers, config.size, config.preparation) as pool:
             while True:
                 while len(pending) < _AHEAD * workers and (start := next(starts, None)) is not None:
                     pending.append((start, threads.submit(read, start)))
@@ -281,7 +359,9 @@ def _finished(row: int, source: Source, pool: ReencodePool, table: LabelTable) -
     except WorkerDied as error:
         at = error.key if isinstance(error.key, int) else row
         raise ConvertError(f"{table.where(at)}: {table.paths[at]}: {error}") from None
-    return (None, 0, answer) if isinstance(answer, str) else (answer, zlib.crc32(answer), source.reason)
+    if isinstance(answer, str):
+        return None, 0, answer
+    return answer.jpeg, zlib.crc32(answer.jpeg), source.reason + (WHOLE_FRAME if answer.whole_frame else "")
 
 
 def _bad(config: PackConfig, table: LabelTable, row: int, reason: str, skipped: list[tuple[int, str, str]], allowed: int) -> None:
@@ -293,23 +373,7 @@ def _bad(config: PackConfig, table: LabelTable, row: int, reason: str, skipped: 
         raise ConvertError(f"more than --max-bad {config.max_bad} of {len(table)} images are bad; the last one: {where}")
 
 
-def _skipped_csv(skipped: list[tuple[int, str, str]]) -> bytes:
-    """Columns row (1-based line of the label file), name, reason; no cell that a spreadsheet would take for a formula."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("row", "name", "reason"))
-    for line, name, reason in skipped:
-        writer.writerow((line, _plain(name), _plain(reason)))
-    return out.getvalue().encode("utf-8", "replace")
-
-
-def _plain(cell: str) -> str:
-    return "'" + cell if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else cell
-
-
-def _provenance(
-    config: PackConfig, table: LabelTable, passed: int, reencoded: Mapping[str, int], skipped: int, grades: list[int]
-) -> dict[str, object]:
+def _provenance(config: PackConfig, table: LabelTable, tally: _Tally) -> dict[str, object]:
     """What the file says about its making. The same for the same input: no times, no paths."""
     made: dict[str, object] = {
         "fastretina": __version__,
@@ -317,12 +381,14 @@ def _provenance(
         "split": config.split,
         "labels": dict(table.digests),
         "size": config.size,
-        "passed_through": passed,
-        "reencoded": dict(reencoded),
-        "skipped": skipped,
-        "grades": grades,
+        "passed_through": tally.passed,
+        "reencoded": dict(sorted(tally.reencoded.items())),
+        "skipped": len(tally.skipped),
+        "grades": tally.grades,
     }
-    if reencoded:
+    if config.preparation:
+        made["preparation"] = asdict(config.preparation)
+    if tally.reencoded:
         encoder = f"Pillow {PIL.__version__}, libjpeg-turbo {features.version_feature('libjpeg_turbo')}"
         made["encoder"] = {"quality": QUALITY, "subsampling": SUBSAMPLING, "library": encoder}
     return made

@@ -104,7 +104,7 @@ class DeviceStage:
         assert self._backend is not None
         feed, (widths, heights) = self._feed, job.sizes
         sizes = [(int(heights[row]), int(widths[row])) for row in fresh]
-        decoded = self._backend.decode([feed.beton.jpeg(int(job.indices[row])) for row in fresh], sizes)
+        decoded = self._backend.decode([job.jpegs[row] for row in fresh], sizes)
         images: dict[int, Tensor] = {}
         for row, size, image in zip(fresh, sizes, decoded.images, strict=True):
             if image is not None:

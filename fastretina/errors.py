@@ -61,3 +61,22 @@ class SampleError(FastretinaError):
             f"{self.path}: sample {self.index} ({self.name}): {self.reason}. "
             f"List all bad samples with: python tools/verify_beton.py {self.path}"
         )
+
+
+class CacheError(FastretinaError):
+    """A cache folder that cannot be used, or has no room: its limit is too low, its disk is full, or all its files are in use."""
+
+
+class RemoteError(FastretinaError):
+    """A file that cannot be had from its server, after all attempts.
+
+    Attributes:
+        url: of the file. reason: what is wrong, in words.
+    """
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(url, reason)
+        self.url, self.reason = url, reason
+
+    def __str__(self) -> str:
+        return f"{self.url}: {self.reason}"

@@ -27,6 +27,7 @@ from fastretina.heads import SMALLEST_PROBABILITY
 from fastretina.history import Scores
 from fastretina.loader import Loader
 from fastretina.precision import Precision, choose_device, choose_precision, device_name
+from fastretina.preparation import preparation_of
 from fastretina.runs import RunFolder, write_bytes, write_json, write_predictions
 
 AmpChoice = Literal["auto", "on", "off"]
@@ -37,7 +38,7 @@ class EvaluateConfig:
     """Grade a .beton file with a trained model and compare with its grades."""
 
     checkpoint: Path  # a run's best.safetensors
-    data: Path  # a .beton file
+    data: Path  # a .beton file, or a pattern for its shards
     tta: int = 1  # average over so many of the square's 8 symmetries (test-time augmentation)
     fuse_eyes: float = 0.0  # weight of the same patient's other eye (10_left, 10_right) in each answer, 0-0.5
     out: Path | None = None  # folder for metrics.json, predictions.csv, confusion.png; none: the table on the terminal is all
@@ -65,6 +66,11 @@ def main(config: EvaluateConfig) -> int:
         decode=config.decode,
     ) as loader:
         beton = loader.beton
+        if (found := preparation_of(beton)) != grader.preparation:
+            raise UsageError(
+                f"{config.data} was packed with {found.flags}, {config.checkpoint} learned from images packed with "
+                f"{grader.preparation.flags}; pack {config.data.name} again with these flags"
+            )
         if len(beton) == 0 or int(beton.labels.min()) < 0 or int(beton.labels.max()) >= grader.num_classes:
             raise RunError(f"{config.data}: needs at least one image, and grades in 0-{grader.num_classes - 1} only")
         started = time.perf_counter()

@@ -24,6 +24,7 @@ from fastretina.decode.cpu import decode, decoded_sizes
 from fastretina.errors import SampleError
 from fastretina.order import Order, Sampling, epoch_order, rank_places
 from fastretina.resident import Store
+from fastretina.shards import ShardedBeton
 
 # torch dtypes that a batch may have, and the numpy type under whose name the CPU warp writes them.
 KERNEL_DTYPES = {torch.float32: np.float32, torch.bfloat16: np.uint16, torch.float16: np.int16, torch.uint8: np.uint8}
@@ -68,14 +69,20 @@ class Feed:
     def order(self, epoch: int) -> Order:
         """The order of an epoch; the last one asked for is kept."""
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, epoch_order(self.beton.labels, self.settings.sampling, self.settings.seed, epoch)
+            settings, shards = self.settings, None
+            if settings.sampling == "shards" and isinstance(self.beton, ShardedBeton):
+                shards, _ = self.beton.shard_of(np.arange(len(self.beton)))
+            self._order = epoch, epoch_order(self.beton.labels, settings.sampling, settings.seed, epoch, shards)
         return self._order[1]
 
     def jobs(self, epoch: int, batch: int) -> Iterator[BatchJob]:
         """Jobs from one batch of one epoch onwards, without end: the next epoch begins while the last batches are in use."""
         for current in itertools.count(epoch):
             order = self.order(current)
-            for number in range(batch if current == epoch else 0, len(self)):
+            first = batch if current == epoch else 0
+            if isinstance(self.beton, ShardedBeton):
+                self.beton.expect(order.indices[first * self.settings.batch_size :])
+            for number in range(first, len(self)):
                 yield self.job(self, order, current, number)
 
     def decode(self, index: int, target: NDArray[np.uint8]) -> None:
@@ -161,8 +168,8 @@ def _thread_memory(size: int) -> NDArray[np.uint8]:
 class DeviceJob(BatchJob):
     """Decodes on CPU threads into pinned memory; the device does the rest (see fastretina.device).
 
-    pixels: the images one after the other, row r from byte offsets[r] on. fresh: (rows,) bool, the rows that were decoded (or
-    are to be decoded by the device): the others the device holds already.
+    pixels: the images one after the other, row r from byte offsets[r] on. jpegs: by row, where the device decodes them.
+    fresh: (rows,) bool, the rows that were decoded or are to be decoded: the others the device holds already.
     """
 
     def __init__(self, feed: Feed, order: Order, epoch: int, number: int) -> None:
@@ -170,6 +177,7 @@ class DeviceJob(BatchJob):
         widths, heights = self.sizes
         self.offsets = np.concatenate([[0], np.cumsum(widths * heights * 3)])
         self.pixels: NDArray[np.uint8] = feed.pool.take((0 if feed.device_decodes else int(self.offsets[-1]),), np.uint8)
+        self.jpegs: dict[int, memoryview] = {}
         self.fresh = np.zeros(self.rows, np.bool_)
         self.parameters = self.draw()
 
@@ -178,8 +186,7 @@ class DeviceJob(BatchJob):
         if feed.on_device is not None and feed.on_device[index]:
             return
         if feed.device_decodes:
-            if feed.settings.verify:
-                feed.beton.verify(index)
+            self.jpegs[row] = feed.beton.jpeg(index, feed.settings.verify)
         else:
             feed.decode(index, self.pixels_of(row))
         self.fresh[row] = True

@@ -22,9 +22,11 @@ from fastretina.feed import KERNEL_DTYPES, BatchJob, CpuJob, DeviceJob, Feed, Fe
 from fastretina.order import Sampling, rank_places
 from fastretina.pipeline import Pipeline
 from fastretina.resident import DeviceStore, Store, plan_residence
+from fastretina.shards import ShardedBeton, open_beton
 
 if TYPE_CHECKING:
     from fastretina.device import DeviceStage
+    from fastretina.remote import Cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +65,15 @@ class Loader:
         verify: bool = True,
         on_bad: Literal["error", "skip"] = "error",
         max_bad: float = 0.005,
+        cache: Cache | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         """
         Args:
-            path: of a .beton file; or one that is open already, or a selection of its samples, which stay the caller's to close.
+            path: of a .beton file, or a pattern for shards (`train-*.beton`), or either by URL; or what is open already, or a
+                selection of its samples, which stay the caller's to close.
+            cache: where shards from a server are kept (fastretina.remote.Cache).
             batch_size: images a step, over all ranks.
             train: shuffled and augmented; False: file order, resized only. `sampling` and `augment` override either.
             resolution: side R of the square images, px. Files are decoded at 1/2, 1/4 or 1/8 where that still serves it.
@@ -94,7 +99,8 @@ class Loader:
         self.device = torch.device(device)
         if decode == "gpu" and self.device.type != "cuda":
             raise UsageError(f"decode='gpu' needs device='cuda', not {self.device}: use decode='auto' or 'cpu'")
-        self.beton = path if isinstance(path, Beton) else Beton(path)
+        self.beton = open_beton(path, cache)
+        self._opened = not isinstance(path, Beton)
         self.max_bad = max_bad
         self.skipped: list[SampleError] = []
         workers = workers or len(os.sched_getaffinity(0))
@@ -105,6 +111,8 @@ class Loader:
             augment if augment is not None else (Augment() if train else Augment.none()),
             dtype, verify, on_bad == "skip", rank, world_size,
         )  # fmt: skip
+        if isinstance(self.beton, ShardedBeton):
+            self.beton.check_order(settings.sampling)
         rows = -(-batch_size // world_size)  # at most, of one batch
         # Enough batches ahead that every thread has rows to take while the consumer holds one.
         ahead = 2 + -(-2 * workers // rows)
@@ -192,8 +200,9 @@ class Loader:
         return Batch(images.permute(0, 3, 1, 2), labels, ids)
 
     def _record(self, errors: Any) -> None:
-        known = {error.index for error in self.skipped}
-        self.skipped += sorted((error for error in errors if error.index not in known), key=lambda error: error.index)
+        known = {(error.path, error.index) for error in self.skipped}
+        new = (error for error in errors if (error.path, error.index) not in known)
+        self.skipped += sorted(new, key=lambda error: (error.path, error.index))
         if len(self.skipped) > self.max_bad * len(self.beton):
             raise LoaderError(
                 f"{self.beton.path}: {len(self.skipped)} bad samples of {len(self.beton)}, more than max_bad = {self.max_bad:.2%}; "
@@ -214,6 +223,10 @@ class Loader:
                 raise LoaderError(f"{self.beton.path}: cannot resume: {key} is {mine!r} here and {state.get(key)!r} in the state")
         self._epoch, self._batch, self._resume = int(state["epoch"]), int(state["batch"]), True
 
+    @property
+    def _shards(self) -> int:
+        return len(self.beton.shards) if isinstance(self.beton, ShardedBeton) else 1
+
     def _identity(self) -> dict[str, Any]:
         settings = self._feed.settings
         return {
@@ -222,12 +235,14 @@ class Loader:
             "seed": settings.seed,
             "sampling": settings.sampling,
             "drop_last": settings.drop_last,
-        }
+        } | ({"shards": self._shards} if settings.sampling == "shards" else {})
 
     def close(self) -> None:
-        """End the threads and let go of the memory. Batches that were delivered stay valid."""
+        """End the threads and let go of the memory, and of the file if this loader opened it. Delivered batches stay valid."""
         self._finalizer()
         self._feed.store = self._stage = None
+        if self._opened:
+            self.beton.close()
 
     def __enter__(self) -> Loader:
         return self

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from fastretina.errors import UsageError
 
-Sampling = Literal["shuffle", "sequential", "balanced", "sqrt"]
+Sampling = Literal["shuffle", "shards", "sequential", "balanced", "sqrt"]
+
+WINDOW = 8  # shards that `sampling="shards"` draws from at a time
 
 
 class Order(NamedTuple):
@@ -20,10 +23,13 @@ class Order(NamedTuple):
     repeats: NDArray[np.uint32] | None
 
 
-def epoch_order(labels: NDArray[np.int64], sampling: Sampling, seed: int, epoch: int) -> Order:
-    """The order of one epoch over N samples with labels (N,).
+def epoch_order(
+    labels: NDArray[np.int64], sampling: Sampling, seed: int, epoch: int, shards: NDArray[np.int64] | None = None
+) -> Order:
+    """The order of one epoch over N samples with labels (N,); shards (N,): the number of the file that each lies in, from 0.
 
-    shuffle: every sample once, in random order. sequential: every sample once, in file order. balanced: N draws, each class
+    shuffle: every sample once, in random order. shards: the same, but only `WINDOW` files are in use at any time, and each is
+    done with when the window has left it. sequential: every sample once, in file order. balanced: N draws, each class
     equally often. sqrt: N draws, each class in proportion to the square root of its count, a compromise that repeats rare
     grades less. In both, a class is dealt like a deck: no sample comes a second time before all of its class have come once.
     """
@@ -33,7 +39,9 @@ def epoch_order(labels: NDArray[np.int64], sampling: Sampling, seed: int, epoch:
         return Order(np.arange(len(labels)), None)
     rng = np.random.Generator(np.random.Philox(key=[seed & 0xFFFFFFFFFFFFFFFF, epoch]))
     if sampling == "shuffle":
-        return Order(rng.permutation(len(labels)), None)
+        return Order(permutation(rng, len(labels)), None)
+    if sampling == "shards":
+        return Order(_within_window(rng, np.zeros(len(labels), np.int64) if shards is None else shards), None)
     members = [np.flatnonzero(labels == grade) for grade in np.unique(labels)]
     weights = np.array([len(m) ** (0.0 if sampling == "balanced" else 0.5) for m in members])
     indices, repeats = [], []
@@ -52,6 +60,59 @@ def rank_places(batch: int, samples: int, batch_size: int, rank: int, world_size
     samples than ranks some are empty.
     """
     return range(batch * batch_size + rank, min((batch + 1) * batch_size, samples), world_size)
+
+
+def _within_window(rng: np.random.Generator, shards: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A shuffle (N,) through a window that slides over the files, themselves in random order.
+
+    The file of rank r gives a WINDOW-th of its samples to each of the slots r to r + WINDOW - 1; slots follow each other, each
+    of them shuffled. Only the first and the last WINDOW - 1 slots draw from fewer files.
+    """
+    order = permutation(rng, len(shards))
+    rank = permutation(rng, int(shards.max()) + 1)
+    # 16 bits where they suffice: numpy sorts those by radix, in a tenth of the time.
+    bits: type[np.unsignedinteger[Any]] = np.uint16 if len(rank) < 1 << 15 else np.uint32
+    slot = rng.integers(0, WINDOW, len(order), dtype=bits)
+    slot += rank.astype(bits)[shards[order]]
+    return order[np.argsort(slot, kind="stable")]
+
+
+def permutation(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
+    """`rng.permutation(count)` of numpy 2, the same to the bit, in 9 ms of CPU instead of 24 for a million.
+
+    The generator's words are drawn in blocks of 512 KiB, and the whole number of them is used up.
+    """
+    order = np.arange(count)
+    left = count - 1
+    while left > 0:
+        left = _shuffle(order, left, rng.bit_generator.random_raw(min(left // 2 + 1, 1 << 16)).view(np.uint32))
+    return order
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _shuffle(order: NDArray[np.int64], last: int, words: NDArray[np.uint32]) -> int:
+    """Fisher-Yates from place `last` down, as numpy does it: the partner is the first word whose low bits are <= the place.
+
+    Partners are found first and swapped then, a thousand at a time: the rejection of every third word is then an addition and
+    no branch that nobody can predict, and the swaps' cache misses overlap. Returns the place that the words lasted to.
+    """
+    partners = np.empty(1025, np.uint32)
+    used = 0
+    while last > 0 and used < len(words):
+        mask = 1
+        while mask < last:
+            mask = 2 * mask + 1
+        most = min(1024, last - mask // 2)  # below that the mask is a narrower one
+        found = 0
+        while found < most and used < len(words):
+            partners[found] = words[used] & np.uint32(mask)
+            used += 1
+            found += partners[found] <= last - found
+        for k in range(found):
+            place, partner = last - k, partners[k]
+            order[place], order[partner] = order[partner], order[place]
+        last -= found
+    return last
 
 
 def _apportion(total: int, weights: NDArray[np.float64]) -> list[int]:

@@ -2,7 +2,8 @@
 
     python -m fastretina.predict --checkpoint runs/x/best.safetensors photos/ more/10_left.jpeg --csv grades.csv --explain overlays
 
-Each is prepared as the packer prepares the training images: upright, RGB, letterboxed to a square, scaled with Lanczos.
+Each is prepared as the packer prepared the training images: upright, RGB, letterboxed to a square or cropped to the retina's
+disc, scaled with Lanczos; with local contrast if they had it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from fastretina.jpeg import read_header, verdict
 from fastretina.labels import EXTENSIONS
 from fastretina.page import percent
 from fastretina.plots import grade_title
+from fastretina.preparation import UNPREPARED, Preparation
 from fastretina.reencode import square
 from fastretina.runs import REFERABLE_FROM, csv_line, write_atomically
 from fastretina.source import read_file
@@ -96,7 +98,8 @@ def main(config: PredictConfig) -> int:
     def write(file: BinaryIO) -> None:
         header = ["path", "grade", "referable", *(f"p{number}" for number in range(grader.num_classes))]
         file.write(csv_line(header).encode())
-        prepared = _prepared(_files(config.images, tally), grader.resolution, workers, config.batch_size + 2 * workers, tally)
+        ahead = config.batch_size + 2 * workers
+        prepared = _prepared(_files(config.images, tally), grader.resolution, workers, ahead, tally, grader.preparation)
         with torch.no_grad(), progress_bar("grading", None, 0, "image") as bar:
             for paths, images, probabilities in _graded(prepared, grader, config.batch_size, grade):
                 grades = probabilities.argmax(dim=1)
@@ -143,13 +146,15 @@ def _files(given: Iterable[Path], tally: Tally) -> Iterator[Path]:
             tally.reject(path, f"no image in this folder (looked for {', '.join(EXTENSIONS)})")
 
 
-def _prepared(files: Iterable[Path], size: int, workers: int, ahead: int, tally: Tally) -> Iterator[tuple[Path, Pixels]]:
+def _prepared(
+    files: Iterable[Path], size: int, workers: int, ahead: int, tally: Tally, preparation: Preparation = UNPREPARED
+) -> Iterator[tuple[Path, Pixels]]:
     """(size, size, 3) pixels of each good image, in order, at most `ahead` in memory. Bad ones are reported and left out."""
     waiting: deque[tuple[Path, Future[Pixels]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for path in files:
-                waiting.append((path, pool.submit(prepare, path, size)))
+                waiting.append((path, pool.submit(prepare, path, size, preparation)))
                 if len(waiting) >= ahead:
                     yield from _first(waiting, tally)
             while waiting:
@@ -166,14 +171,14 @@ def _first(waiting: deque[tuple[Path, Future[Pixels]]], tally: Tally) -> Iterato
         tally.reject(path, str(error) or "not enough memory to decode it")
 
 
-def prepare(path: Path, size: int) -> Pixels:
+def prepare(path: Path, size: int, preparation: Preparation = UNPREPARED) -> Pixels:
     """(size, size, 3) RGB pixels of an image file, as the packer would make them. JpegError for undecodable and hostile ones."""
     data = read_file(str(path))
     if data[:2] == b"\xff\xd8":
         found = verdict(read_header(data), size)
         if found.action == "reject":
             raise JpegError(found.reason)
-    return np.asarray(square(data, size))
+    return np.asarray(square(data, size, preparation))
 
 
 def _graded(

@@ -13,6 +13,7 @@ from fastretina.history import SelectionMetric
 from fastretina.models import ArchName
 from fastretina.optim import OptimizerName, ScheduleName
 from fastretina.precision import AmpDtype
+from fastretina.shards import files_of
 from fastretina.split import SplitBy
 from fastretina.tracking import require_tensorboard
 
@@ -30,7 +31,7 @@ AUGMENTATIONS: dict[AugmentName, Augment] = {
 class Recipe:
     """What the runs of a comparison have in common: data, training and machine."""
 
-    train: Path = Path("data/train.beton")  # training set, a .beton file
+    train: Path = Path("data/train.beton")  # training set: a .beton file, or a pattern for its shards ("data/train-*.beton")
     test: Path = Path("data/test.beton")  # test set
     val: Path | None = None  # validation set; the best epoch is chosen on it, without it on the test set
     val_fraction: float = 0.0  # instead of --val: share of the training set to validate on, 0-0.5
@@ -52,7 +53,8 @@ class Recipe:
     ema: float = 0.0  # decay of the exponential average of the weights that is evaluated and kept; 0: the weights themselves
     schedule: ScheduleName = "cosine"  # two-phase: --lr for half of the epochs, then a tenth of it from the best weights so far
     head: HeadName = "softmax"  # regression: the grade as a number, cut by thresholds fitted on validation data; ordinal: CORN
-    sampling: Literal["shuffle", "sqrt", "balanced"] = "shuffle"  # how often each grade is drawn: as it is, by the root, equally
+    # shuffle, or shards (a few files at a time): each image once an epoch; grades by the root of their number, or equally often
+    sampling: Literal["shuffle", "shards", "sqrt", "balanced"] = "shuffle"
     class_weights: ClassWeights = "none"  # on the loss of each image, by the number of its grade
     logit_adjustment: float = 0.0  # times the logarithm of each grade's share, on the logits while training; 1 favours none
     label_smoothing: float = 0.0  # share of the target that is spread over all grades, 0-1
@@ -119,7 +121,7 @@ def check(config: TrainConfig) -> None:
 def _check_data(config: TrainConfig) -> None:
     for name in ("train", "test"):
         path = getattr(config, name)
-        if not path.exists():
+        if not files_of(path):
             raise UsageError(
                 f"{path}: no such file. Make it from a folder of JPEGs and its CSVs:  python tools/write_beton.py --root DIR "
                 f"--split {name} --out {path}   or, for a sample data set and a run on it:  make demo"
@@ -128,9 +130,9 @@ def _check_data(config: TrainConfig) -> None:
         return
     if config.val_fraction:
         raise UsageError("--val and --val-fraction: give one of them")
-    if not config.val.exists():
+    if not files_of(config.val):
         raise UsageError(f"--val {config.val}: no such file")
-    if config.val.samefile(config.test):
+    if set(files_of(config.val)) & set(files_of(config.test)):
         raise UsageError(
             f"--val {config.val}: is the test set; leave --val away and the report says that the choice was made on it"
         )

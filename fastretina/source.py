@@ -11,6 +11,7 @@ import simplejpeg
 
 from fastretina.errors import JpegError
 from fastretina.jpeg import read_header, verdict
+from fastretina.preparation import UNPREPARED, Preparation
 
 MAX_FILE = 256 << 20  # bytes; the largest fundus photographs have 15 MB
 
@@ -35,9 +36,10 @@ class Source:
     bad: bool = False  # it cannot be packed at all
 
 
-def inspect(path: str, size: int, verify: bool = False) -> Source:
+def inspect(path: str, size: int, verify: bool = False, preparation: Preparation = UNPREPARED) -> Source:
     """Read the image at `path` for a .beton of `size` x `size` pixels; `verify` also decodes what would pass through.
 
+    With any `preparation` nothing passes through, and that is the reason of all.
     Never raises for a bad image: `bad` and `reason` say what is wrong with it.
     """
     try:
@@ -46,10 +48,12 @@ def inspect(path: str, size: int, verify: bool = False) -> Source:
             kind = next((kind for magic, kind in _MAGIC if data.startswith(magic)), None)
             if kind is None:
                 raise JpegError("not an image of a known kind" if data else "empty file (0 bytes)")
-            return Source(None, 0, kind)
+            return Source(None, 0, str(preparation) if preparation else kind)
         found = verdict(read_header(data), size)
         if found.action == "reject":
             raise JpegError(found.reason)
+        if preparation:
+            return Source(None, 0, str(preparation))
         if found.action == "convert":
             return Source(None, 0, found.reason)
         if verify:

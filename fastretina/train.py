@@ -32,8 +32,10 @@ from fastretina.loader import Loader
 from fastretina.models import build_model
 from fastretina.optim import ExponentialAverage, build_optimizer, build_schedule, second_phase_epoch
 from fastretina.precision import Precision, choose_precision, device_name
+from fastretina.preparation import common_preparation
 from fastretina.recipe import AUGMENTATIONS, REFERENCE_BATCH, TrainConfig, as_settings, check
 from fastretina.runs import RunFolder, write_json
+from fastretina.shards import open_beton
 from fastretina.split import validation_split
 from fastretina.sync_batchnorm import synchronise_batchnorm
 from fastretina.tracking import Tracker
@@ -67,6 +69,7 @@ def main(config: TrainConfig) -> int:
         if config.sync_batchnorm and world.size > 1:
             model = synchronise_batchnorm(model, world.device)
         data = _open_data(config, stack)
+        preparation = common_preparation(data)
         facts = {name: DataFacts.of(str(beton.path), beton.labels, beton.names, NUM_CLASSES) for name, beton in data.items()}
         loss = Loss(head, facts["train"].grades, config.class_weights, config.logit_adjustment, config.label_smoothing)
 
@@ -96,7 +99,7 @@ def main(config: TrainConfig) -> int:
         def grader(progress: Progress) -> Grader:
             shape = (config.arch, NUM_CLASSES, config.resolution, IMAGENET_MEAN, IMAGENET_STD)
             choice = (precision.name, config.select_by, about.selected_on)
-            return Grader(*shape, progress.history[-1].epoch, *choice, config.head, progress.decision)
+            return Grader(*shape, progress.history[-1].epoch, *choice, config.head, progress.decision, preparation)
 
         names = dict(zip((int(number) for number in data["test"].ids), data["test"].names, strict=True))
         tracker: Tracker | None = None
@@ -152,7 +155,7 @@ class Growth:
 def _open_data(config: TrainConfig, stack: ExitStack) -> dict[str, Beton]:
     """The data sets by name: train, test and, if there is one, val."""
     paths = {"train": config.train, "test": config.test} | ({"val": config.val} if config.val else {})
-    data = {name: stack.enter_context(Beton(path)) for name, path in paths.items()}
+    data = {name: stack.enter_context(open_beton(path)) for name, path in paths.items()}
     for beton in data.values():
         if int(beton.labels.min()) < 0 or int(beton.labels.max()) >= NUM_CLASSES:
             raise RunError(

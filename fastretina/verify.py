@@ -16,6 +16,7 @@ from fastretina.beton_format import MODE_RAW
 from fastretina.errors import JpegError, SampleError, UsageError
 from fastretina.image_counter import ImageCounter
 from fastretina.jpeg import read_header
+from fastretina.shards import open_beton
 
 _CHUNK = 16  # samples a thread checks at a time
 
@@ -40,7 +41,9 @@ class VerifyReport:
 
 
 def verify_beton(path: str | os.PathLike[str], *, workers: int | None = None, progress: bool = False) -> VerifyReport:
-    """Checksum and full strict decode of every sample, with `workers` threads (default: the usable cores).
+    """Checksum and full strict decode of every sample of a file, or of all shards that a pattern matches.
+
+    workers: threads; default: the usable cores.
 
     Raises:
         BetonError: the file's tables are damaged, so that there are no samples to name. UsageError: workers < 1.
@@ -50,10 +53,12 @@ def verify_beton(path: str | os.PathLike[str], *, workers: int | None = None, pr
     workers = workers or len(os.sched_getaffinity(0))
     started = time.perf_counter()
     bad: list[tuple[int, str, str]] = []
-    with Beton(path) as beton, ImageCounter(len(beton), "verifying", enabled=progress) as bar:
+    with open_beton(path) as beton, ImageCounter(len(beton), "verifying", enabled=progress) as bar:
         for index, reason in enumerate(_reasons(beton, workers)):
             if reason:
-                bad.append((index, beton.names[index], reason))
+                at = beton.sample_error(index, reason)
+                where = "" if at.path == beton.path else f" (sample {at.index} of {at.path})"
+                bad.append((index, beton.names[index], reason + where))
             bar.advance()
         return VerifyReport(beton.path, len(beton), beton.crcs is not None, tuple(bad), time.perf_counter() - started)
 
@@ -74,10 +79,10 @@ def _reasons(beton: Beton, workers: int) -> Iterator[str]:
 
 def _check(beton: Beton, i: int) -> str:
     try:
-        beton.verify(i)
         if beton.modes[i] == MODE_RAW:
+            beton.verify(i)
             return ""
-        data = beton.jpeg(i)
+        data = beton.jpeg(i, verify=True)
         header = read_header(data)
         if (header.width, header.height) != (beton.widths[i], beton.heights[i]):
             return f"is {header.width} x {header.height} pixels, the table says {beton.widths[i]} x {beton.heights[i]}"

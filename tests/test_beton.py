@@ -230,7 +230,7 @@ def test_marks_of_our_files_are_believed_only_together(tampered: Callable[[Calla
 
 def test_wrong_number_of_names_is_our_error(packed: Path) -> None:
     with Beton(packed) as beton:
-        beton.names._blob = b"one\ntwo\n"  # type: ignore[attr-defined]
+        beton.names._blob = np.frombuffer(b"one\ntwo\n", np.uint8)  # type: ignore[attr-defined]
         with pytest.raises(BetonError, match="2 names for 12 samples"):
             _ = beton.names[0]
 

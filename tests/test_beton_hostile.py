@@ -5,6 +5,7 @@ They are files of another maker (no block, no checksum), so that each check of t
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -116,3 +117,15 @@ def test_a_sample_across_pages_is_refused(tmp_path: Path) -> None:
     path.write_bytes(head.ljust(start + 300, b"\0") + parts["table"].tobytes())
     with pytest.raises(BetonError, match="straddles"):
         Beton(path)
+
+
+def test_a_sparse_file_of_tables_without_end_is_refused_before_they_are_read(tmp_path: Path) -> None:
+    parts, count = foreign(), 10**10
+    start = 24 + 2 * fmt.DESCRIPTOR.itemsize
+    parts["header"][0] = (2, 2, 1 << 21, count, start + 25 * count)
+    path = save(tmp_path / "sparse.beton", parts)
+    os.truncate(path, start + 49 * count)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BetonError, match=r"sparse\.beton: its tables of 480,000,002,106 bytes do not fit in memory"):
+        Beton(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10

@@ -220,7 +220,7 @@ def test_no_image_at_all_is_a_usage_error(run):
 def test_only_a_bounded_number_of_images_is_in_memory(monkeypatch, tmp_path):
     lock, alive, most = threading.Lock(), [0], [0]
 
-    def counted(path, size):
+    def counted(path, size, preparation):
         with lock:
             alive[0] += 1
             most[0] = max(most[0], alive[0])

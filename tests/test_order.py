@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastretina.errors import UsageError
-from fastretina.order import epoch_order
+from fastretina.order import WINDOW, epoch_order, permutation
 
 LABELS = np.repeat([0, 1, 2, 3, 4], [735, 70, 150, 25, 20])
 
@@ -17,6 +17,37 @@ def test_a_shuffled_epoch_has_every_sample_once_and_repeats_itself_only_for_the_
     assert np.array_equal(first, epoch_order(LABELS, "shuffle", 1, 0).indices)
     assert not np.array_equal(first, epoch_order(LABELS, "shuffle", 1, 1).indices)
     assert not np.array_equal(first, epoch_order(LABELS, "shuffle", 2, 0).indices)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 8, 9, 1023, 1025, 1 << 16, (1 << 16) + 1, 200_000])
+def test_the_permutation_is_numpys(count):
+    for key in range(3):
+        ours, theirs = (np.random.Generator(np.random.Philox(key=[key, 7])) for _ in range(2))
+        assert np.array_equal(permutation(ours, count), theirs.permutation(count))
+
+
+def test_a_shuffle_by_shards_has_every_sample_once_and_reads_each_file_in_one_stretch():
+    shards = np.repeat(np.arange(64), 200)
+    labels = np.zeros(len(shards), np.int64)
+    order = epoch_order(labels, "shards", 1, 0, shards).indices
+    assert np.array_equal(np.sort(order), np.arange(len(labels)))
+    assert np.array_equal(order, epoch_order(labels, "shards", 1, 0, shards).indices)
+    assert not np.array_equal(order, epoch_order(labels, "shards", 1, 1, shards).indices)
+    visited = shards[order]
+    first = np.array([np.argmax(visited == shard) for shard in range(64)])
+    last = np.array([len(visited) - 1 - np.argmax(visited[::-1] == shard) for shard in range(64)])
+    open_at_once = [int(((first <= place) & (last >= place)).sum()) for place in range(len(visited))]
+    assert max(open_at_once) == WINDOW
+    # In the middle a batch draws from all files of the window about equally: 8 files, 400 samples, 50 +- 5 standard deviations.
+    counts = np.unique_counts(visited[6000:6400]).counts
+    assert len(counts) in (WINDOW, WINDOW + 1, WINDOW + 2)
+    assert not np.array_equal(np.argsort(first), np.arange(64))
+
+
+def test_a_shuffle_by_shards_of_one_file_is_a_shuffle_of_it():
+    order = epoch_order(LABELS, "shards", 1, 0).indices
+    assert np.array_equal(np.sort(order), np.arange(len(LABELS)))
+    assert np.abs(np.corrcoef(order, np.arange(len(LABELS)))[0, 1]) < 0.1
 
 
 def test_sequential_is_file_order():

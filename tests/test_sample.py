@@ -1,4 +1,4 @@
-"""The sample data set: layout, proportions, determinism, plausible files, lesions that grow with the grade, refusals."""
+"""The sample data sets: layout, proportions, determinism, plausible files, lesions that grow with the grade, refusals."""
 
 from __future__ import annotations
 
@@ -15,16 +15,23 @@ import pytest
 import simplejpeg
 
 from fastretina.camera import CameraSettings, Eye, photograph, render
+from fastretina.distractors import NO_DISTRACTORS, DistractorSettings, cross_lens
 from fastretina.errors import UsageError
 from fastretina.lesions import LesionSettings
-from fastretina.sample import REAL_COUNTS, apportion, make_sample, plan_eyes
+from fastretina.sample import EASY, HARD, REAL_COUNTS, Difficulty, apportion, make_sample, plan_eyes
 
 TOOL = Path(__file__).parents[1] / "tools" / "make_sample.py"
 TRAIN, TEST = 30, 11
 
 
-def make(out: Path, *, train: int = TRAIN, test: int = TEST, seed: int = 0, workers: int = 1) -> bool:
-    return make_sample(out, train, test, seed, workers, lambda sizes, total: sizes)
+def make(
+    out: Path, *, train: int = TRAIN, test: int = TEST, seed: int = 0, workers: int = 1, difficulty: Difficulty = EASY
+) -> bool:
+    return make_sample(out, train, test, seed, workers, lambda sizes, total: sizes, difficulty)
+
+
+def paint(eye: Eye, difficulty: Difficulty) -> np.ndarray:
+    return np.asarray(render(eye, difficulty.lesions, difficulty.camera, difficulty.distractors), int)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -137,6 +144,97 @@ def test_settings_change_the_difficulty() -> None:
     assert photograph(eye, none, CameraSettings()) == healthy
 
 
+# Green at a 4 x 4 grid of five easy eyes, of grade 0-4, as of the first release.
+EASY_PIXELS = """
+63 45 49 33 91 88 80 53 93 81 80 64 56 70 71 60
+55 61 70 54 55 73 77 68 50 79 75 69 53 50 60 43
+74 72 72 57 87 84 75 56 83 78 88 31 91 75 68 69
+78 84 77 135 73 85 100 117 30 96 101 109 91 85 98 89
+75 79 24 58 112 94 86 58 125 92 91 25 107 79 45 71
+"""
+
+
+def test_easy_sample_stays_as_it_was() -> None:
+    """Who changes it on purpose changes EASY.recipe too, or old folders pass for new ones. One random number more or less
+    changes the sensor's noise of every pixel; a grey level is left to the rounding of another processor's instructions."""
+    eyes = [Eye(seed, 5 + grade, ("left", "right")[grade % 2], grade) for grade, seed in enumerate((0, 0, 1, 0, 2))]
+    pixels = np.concatenate([paint(eye, EASY)[106:500:100, 106:500:100, 1].ravel() for eye in eyes])
+    assert EASY.recipe == 1
+    assert np.abs(pixels - np.array(EASY_PIXELS.split(), int)).max() <= 1
+
+
+def test_hard_lesions_change_the_same_eye_less_than_easy_ones() -> None:
+    """Contrast alone: with the easy camera for both, and without distractors."""
+    plain = dataclasses.replace(HARD, camera=EASY.camera, distractors=NO_DISTRACTORS)
+    for grade in range(1, 5):
+        easy, hard = (
+            np.mean([np.abs(paint(eye, d) - paint(dataclasses.replace(eye, grade=0), d)).mean() for eye in eyes_of(grade)])
+            for d in (EASY, plain)
+        )
+        assert 0.03 * easy < hard < 0.6 * easy, grade
+
+
+def eyes_of(grade: int) -> list[Eye]:
+    return [Eye(0, patient, "left", grade) for patient in range(5)]
+
+
+def test_counts_of_neighbouring_hard_grades_overlap() -> None:
+    """No count of dark spots, or of bright ones, tells grade 1 from 2 or 2 from 3 in every eye; easy grades 2 and 3 differ so."""
+    lesions = HARD.lesions
+    for kinds in ((lesions.microaneurysms, lesions.haemorrhages), (lesions.exudates, lesions.cotton_wool)):
+        low, high = (np.sum([[counts[end] for counts in kind] for kind in kinds], axis=0) for end in (0, 1))
+        assert np.all(high[1:3] >= low[2:4])
+    easy = EASY.lesions.haemorrhages
+    assert easy[2][1] < easy[3][0]
+
+
+def test_distractors_are_the_same_in_every_grade() -> None:
+    """With lesions too faint to see, hard eyes of all grades are the same picture; and it differs from one without distractors."""
+    never = ((0, 0),) * 5
+    counts = ("microaneurysms", "haemorrhages", "flames", "exudates", "cotton_wool", "tufts", "preretinal")
+    bare = dataclasses.replace(HARD, lesions=dataclasses.replace(HARD.lesions, **dict.fromkeys(counts, never)))
+    clean = dataclasses.replace(bare, distractors=NO_DISTRACTORS)
+    for patient in range(4):
+        pictures = [paint(Eye(0, patient, "right", grade), bare) for grade in range(5)]
+        assert all(np.array_equal(picture, pictures[0]) for picture in pictures)
+        assert (np.abs(pictures[0] - paint(Eye(0, patient, "right", 0), clean)).max(axis=2) > 6).mean() > 0.0005
+
+
+@pytest.mark.parametrize("kind", ["drusen", "pigment", "naevi", "dust", "reflections"])
+def test_each_kind_of_distractor_changes_the_picture_its_own_way(kind: str) -> None:
+    """Drusen and reflections brighten, the others darken; all inside the lit disc."""
+    camera = CameraSettings(noise=(0, 0), overflow=0)
+    eyes = [Eye(0, patient, "left", 0) for patient in range(4)]
+    one = Difficulty("one kind", 1, 1, 10, LesionSettings(), camera, dataclasses.replace(NO_DISTRACTORS, **{kind: (8, 8)}))
+    none = dataclasses.replace(one, distractors=NO_DISTRACTORS)
+    change = np.stack([paint(eye, one) - paint(eye, none) for eye in eyes])[..., 1]
+    grey = np.stack([paint(eye, none) for eye in eyes]).max(axis=3)
+    sign = 1 if kind in ("drusen", "reflections") else -1
+    assert (sign * change).max() >= 5
+    assert (sign * change).min() >= -1
+    assert not change[grey == 0].any()
+
+
+def test_no_distractors_leave_light_and_canvas_alone() -> None:
+    light = np.full((64, 64, 3), 100, np.float32)
+    assert cross_lens(light, 30, np.random.default_rng(0), NO_DISTRACTORS) is light
+    assert not np.array_equal(cross_lens(light, 30, np.random.default_rng(0), DistractorSettings(dust=(3, 3))), light)
+
+
+def test_hard_sample_has_its_own_stamp_and_the_same_layout(tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    make(out, train=3, test=1, difficulty=HARD)
+    images = contents(out / "data").values()
+    assert all(20_000 <= len(encoded) <= 60_000 for encoded in images)
+    assert not make(out, train=3, test=1, difficulty=HARD)
+    with pytest.raises(UsageError, match="made otherwise"):
+        make(out, train=3, test=1)
+    make(tmp_path / "easy", train=3, test=1)
+    easy, hard = ({eye.patient for eye in plan_eyes(1200, 300, 0, each.first_patient)["train"]} for each in (EASY, HARD))
+    assert not easy & hard
+    assert json.loads((tmp_path / "easy" / "sample.json").read_text())["recipe"] == 1
+
+
 def test_complete_sample_is_left_alone_and_an_interrupted_one_is_finished(tmp_path: Path) -> None:
     out = tmp_path / "set"
     make(out, train=3, test=1)
@@ -186,6 +284,17 @@ def test_command_makes_a_sample_and_reports_it(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "set" / "sample.json").read_text())["train"] == 4
     second = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "nothing to do" in second.stdout
+
+
+def test_hard_command_makes_a_hard_sample_of_the_size_asked_for_or_of_its_own(tmp_path: Path) -> None:
+    command = [sys.executable, str(TOOL), "--hard", "--out", str(tmp_path / "set"), "--workers", "1"]
+    asked = subprocess.run([*command, "--train", "2", "--test", "1"], capture_output=True, text=True, check=True)
+    assert "2 train and 1 test images" in asked.stdout
+    assert json.loads((tmp_path / "set" / "sample.json").read_text())["recipe"] == HARD.recipe
+    # 2,000 images would take a minute: the refusal of the folder tells what would have been made.
+    default = subprocess.run(command, capture_output=True, text=True)
+    assert default.returncode == 2
+    assert "'train': 1600, 'test': 400" in default.stderr
 
 
 @pytest.mark.parametrize("arguments", [[], ["--out", "x", "--test", "0"], ["--out", "x", "--nonsense"]])

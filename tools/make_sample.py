@@ -1,6 +1,7 @@
 """Make a sample data set in the lab layout out of one real photograph.
 
 python tools/make_sample.py --out data/sample --train 1200 --test 300
+python tools/make_sample.py --out data/hard --hard                       # 1,600 + 400 images, harder to grade
 """
 
 from __future__ import annotations
@@ -15,22 +16,26 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fastretina.cli import run
-from fastretina.sample import make_sample
+from fastretina.sample import EASY, HARD, make_sample
 
 
 @dataclass(frozen=True)
 class Config:
     out: Path  # folder to make: four CSV files, and data/ with the images
-    train: int = 1200  # images
-    test: int = 300  # images
+    train: int | None = None  # images; none: 1200, with --hard 1600
+    test: int | None = None  # images; none: 300, with --hard 400
+    hard: bool = False  # fainter, blurred lesions, overlapping counts, and distractors in every grade
     seed: int = 0
     workers: int = os.cpu_count() or 1  # processes; the images do not depend on it
 
 
 def main(config: Config) -> None:
     """Make a sample data set in the lab layout: train_img.csv, train_label.csv, test_img.csv, test_label.csv, data/*.jpeg."""
-    if make_sample(config.out, config.train, config.test, config.seed, config.workers, show_progress):
-        print(f"{config.out}: {config.train} train and {config.test} test images")
+    difficulty = HARD if config.hard else EASY
+    train = difficulty.train if config.train is None else config.train
+    test = difficulty.test if config.test is None else config.test
+    if make_sample(config.out, train, test, config.seed, config.workers, show_progress, difficulty):
+        print(f"{config.out}: {train} train and {test} test images")
     else:
         print(f"{config.out}: already there, complete and made with the same arguments; nothing to do")
 

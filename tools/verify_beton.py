@@ -15,7 +15,7 @@ class VerifyConfig:
     """Check every sample of a .beton file: its checksum, and that it decodes to what the file says."""
 
     file: Annotated[Path, tyro.conf.Positional]
-    """The .beton file."""
+    """The .beton file, or a pattern in quotes for its shards, "data/train-*.beton"."""
     workers: int | None = None
     """Threads; default: the usable CPU cores."""
 

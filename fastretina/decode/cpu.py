@@ -41,20 +41,18 @@ def decode(beton: Beton, index: int, resolution: int, target: NDArray[np.uint8],
 
     Raises SampleError where the checksum (if `verify`) or the decoder finds the sample bad; target is then undefined.
     """
-    if verify:
-        beton.verify(index)
+    beton, index = beton.at(index)  # once, not for each question
     width, height = int(beton.widths[index]), int(beton.heights[index])
     factor = 1 if beton.modes[index] == _RAW else _dct_factor(width, height, resolution)
     scaled = (-(-height // factor), -(-width // factor))
     if beton.modes[index] == _RAW:
-        pixels = beton.pixels(index)
+        pixels = beton.pixels(index, verify)
     else:
+        data = beton.jpeg(index, verify)
         direct = scaled == target.shape[:2]
         pixels = target if direct else np.empty((*scaled, 3), np.uint8)
         try:
-            decoded = simplejpeg.decode_jpeg(
-                beton.jpeg(index), buffer=pixels, min_height=scaled[0], min_width=scaled[1], min_factor=1
-            )
+            decoded = simplejpeg.decode_jpeg(data, buffer=pixels, min_height=scaled[0], min_width=scaled[1], min_factor=1)
         except ValueError as error:
             raise beton.sample_error(index, f"cannot be decoded: {error}") from error
         if decoded.shape[:2] != scaled:

@@ -140,9 +140,9 @@ def test_a_worker_that_raises_is_an_error_that_names_the_row(place: int, tmp_pat
         "if sys.argv[0] == '-c':\n"  # a worker
         "    from fastretina import reencode\n"
         "    real = reencode.reencode\n"
-        "    def striking(data, size):\n"
+        "    def striking(data, *how):\n"
         "        if data.endswith(b'struck'): raise RuntimeError('unforeseen')\n"
-        "        return real(data, size)\n"
+        "        return real(data, *how)\n"
         "    reencode.reencode = striking\n"
     )
     started = time.monotonic()

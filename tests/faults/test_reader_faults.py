@@ -5,14 +5,19 @@ The exhaustive tests of the format itself are in tests/test_beton.py and tests/t
 
 from __future__ import annotations
 
+import errno
 import gc
+import json
 import os
 import random
 import resource
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from test_beton_hostile import HOSTILE, edit, foreign, save
@@ -25,6 +30,7 @@ from fastretina.loader import Loader
 from fastretina.verify import verify_beton
 
 SAMPLES = 100
+PROMPT = 5  # seconds until an error must have reached the user
 SLOWEST = 0.1  # seconds to refuse a file; one of a kind is allowed to be slower, on a machine that has other things to do
 
 
@@ -128,26 +134,102 @@ def test_hostile_headers_together_take_no_memory(tmp_path: Path, tried) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
 
 
-def test_a_file_cut_or_replaced_under_the_loader_is_an_error_or_the_old_file(copy: Path, packed: Path, tried) -> None:
-    settings = {"batch_size": 4, "resolution": SIZE, "workers": 2, "train": False}
-    with Loader(copy, **settings) as loader:
+def test_a_file_replaced_under_the_loader_goes_on_as_the_old_one(copy: Path, tried) -> None:
+    with Loader(copy, batch_size=4, resolution=SIZE, workers=2, train=False) as loader:
         batches = iter(loader)
         next(batches)
         copy.with_suffix(".new").write_bytes(b"another file")
         copy.with_suffix(".new").rename(copy)
         assert sum(len(batch.ids) for batch in batches) == SAMPLES - 4
-    copy.write_bytes(packed.read_bytes())
-    with Loader(copy, **settings) as loader:
-        batches = iter(loader)
-        next(batches)
-        # Between reads: a thread that is reading when the file is cut ends the process by SIGBUS (docs/reliability.md).
-        shared = loader._pipeline._shared
-        while len(shared.running) < shared.ahead or not all(job.finished for job in list(shared.running)):
-            time.sleep(0.01)
-        os.truncate(copy, 5_000)
-        with pytest.raises(BetonError, match="was cut while open"):
-            list(batches)
-    tried("reader: file replaced or cut while open", 2)
+    tried("reader: file replaced by renaming while open")
+
+
+@pytest.mark.tries(9, 60)
+def test_a_file_changed_in_place_under_its_readers_is_an_error_that_names_it(
+    packed: Path, tmp_path: Path, tries: int, tried
+) -> None:
+    """Cut, overwritten with zeros or with another file, at random moments: an error, never a signal and never a hang."""
+    size, chosen = packed.stat().st_size, random.Random(3)
+    with Beton(packed) as beton:
+        samples = range(int(beton._pointers[0]), int(beton._pointers[-1]))  # at its end one is lost at least
+    other = tmp_path / "other.beton"
+    write_beton(other, root=folder(tmp_path / "in", dict(list(plain(SAMPLES).items())[::-1])), split="train", size=SIZE, workers=1)
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__).parent / "fork_readers.py"), str(packed)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert server.stdin is not None
+    assert server.stdout is not None
+    try:
+        for number in range(tries):
+            path = tmp_path / "struck.beton"
+            path.write_bytes(packed.read_bytes())
+            job = {
+                "path": str(path), "other": str(other), "after": chosen.uniform(0, 0.3),
+                "change": ("cut", "zero", "copy")[number % 3],
+                "at": chosen.choice([0, 4096, chosen.randrange(size // 2), chosen.choice(samples)]),
+                "reader": chosen.choice(["loader", "loader", "verify"]),
+            }  # fmt: skip
+            server.stdin.write(json.dumps(job) + "\n")
+            server.stdin.flush()
+            ended = json.loads(server.stdout.readline())
+            assert ended["code"] == 1, (job, ended)
+            assert str(path) in ended["error"], (job, ended)
+            assert ended["seconds"] < PROMPT, (job, ended)
+            tried(f"reader: file changed in place under its readers ({job['change']})")
+    finally:
+        server.stdin.close()
+        server.wait(30)
+        server.stdout.close()
+
+
+@pytest.mark.tries(40, 200)
+def test_a_file_cut_while_it_is_opened_is_refused(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tries: int, tried
+) -> None:
+    """After its length was looked at, or after any of the reads that follow."""
+    path, whole, chosen = tmp_path / "cut.beton", packed.read_bytes(), random.Random(4)
+    real, reads, strike, length = os.preadv, 0, len(whole), 0
+
+    def preadv(descriptor: int, buffers: list[np.ndarray], place: int) -> int:
+        nonlocal reads
+        if reads == strike:
+            os.truncate(path, length)
+        reads += 1
+        return real(descriptor, buffers, place)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    with Beton(packed) as beton:
+        samples = int(beton._pointers[-1])  # what lies behind them is read last
+    for _ in range(tries):
+        path.write_bytes(whole)
+        reads, strike, length = 0, chosen.randrange(5), chosen.randrange(samples)
+        with pytest.raises(BetonError, match=rf"^{path}: was cut while open"):
+            Beton(path)
+        assert reads > strike
+    tried("reader: file cut while it is opened", tries)
+
+
+def test_a_disk_that_cannot_read_a_sample_is_a_bad_sample_and_one_that_cannot_read_the_tables_a_bad_file(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, tried
+) -> None:
+    real, broken = os.preadv, range(0)
+
+    def preadv(descriptor: int, buffers: list[np.ndarray], place: int) -> int:
+        if place in broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(descriptor, buffers, place)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    with Loader(copy, batch_size=16, resolution=SIZE, workers=2, train=False, on_bad="skip", max_bad=1.0) as loader:
+        start = int(loader.beton._pointers[7])
+        broken = range(start, start + 1)
+        assert sum(len(batch.ids) for batch in loader) == SAMPLES - 1
+        assert [(error.index, error.reason) for error in loader.skipped] == [(7, "cannot be read: Input/output error")]
+    broken = range(1)
+    with pytest.raises(BetonError, match=rf"{copy.name}: cannot be read: Input/output error"):
+        Beton(copy)
+    tried("reader: disk errors", 2)
 
 
 @pytest.mark.tries(3, 10)

@@ -1,0 +1,335 @@
+"""One logical data set over many files: the names of shards, which rows go where, and all shards as one Beton.
+
+Rows are dealt in runs, not in turns: sample i of the set is then sample i of the one file that the same table would give,
+so that order, batches and augmentation are the same to the bit, and shards read one after the other are in the table's order.
+"""
+
+from __future__ import annotations
+
+import bisect
+import copy
+import glob
+import itertools
+import os
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastretina.beton import Beton, Selected
+from fastretina.errors import BetonError, SampleError, UsageError
+
+if TYPE_CHECKING:
+    from fastretina.remote import Cache
+
+MAX_SHARDS = 99_999  # five digits in the name
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)")
+_GLOB = re.compile(r"[*?\[]")
+_OPENERS = 8  # threads; parsing tables is numpy and checksums, which release the GIL
+# What the provenance of two shards of one packing may differ in: the counts, and whether anything was re-encoded.
+_OWN = frozenset({"shard", "passed_through", "reencoded", "skipped", "grades", "encoder"})
+
+
+def shard_path(out: str | os.PathLike[str], number: int | str, of: int) -> Path:
+    """`train.beton` -> `train-00003-of-00064.beton`; with number "*" the pattern of all."""
+    out = Path(out)
+    return out.with_name(f"{out.stem}-{number if isinstance(number, str) else f'{number:05d}'}-of-{of:05d}{out.suffix}")
+
+
+def shard_rows(rows: int, number: int, of: int) -> range:
+    """The rows of a table of `rows` that belong to shard `number` (0 to of - 1): runs whose lengths differ by at most one."""
+    return range(number * rows // of, (number + 1) * rows // of)
+
+
+def open_beton(source: str | os.PathLike[str] | Beton, cache: Cache | None = None) -> Beton:
+    """A .beton file, or all shards that a pattern matches (`data/train-*.beton`) as one, or the same by a URL, through a cache
+    (see fastretina.remote). An open one is returned as it is.
+
+    Raises:
+        BetonError: naming the file that is damaged, missing from its set, doubled or of another packing.
+        RemoteError: naming the URL that cannot be read.
+    """
+    if isinstance(source, Beton):
+        return source
+    url = as_url(source)
+    if url is not None:
+        from fastretina.remote import open_remote
+
+        return open_remote(url, cache)
+    path = Path(source)
+    if not is_pattern(path):
+        return _open_one(path)
+    paths = files_of(path)
+    if not paths:
+        raise BetonError(f"{path}: no file matches. Make shards with tools/write_beton.py --shards N")
+    shards = open_all(paths, Beton)
+    try:
+        if len(shards) == 1 and "shard" not in shards[0].provenance:
+            return shards[0]
+        return ShardedBeton(path, in_order(path, shards))
+    except BaseException:
+        for shard in shards:
+            shard.close()
+        raise
+
+
+def as_url(source: str | os.PathLike[str]) -> str | None:
+    """The URL that this is, None for a path. `Path` folds the two slashes of a URL into one; here they come back."""
+    text = os.fspath(source)
+    match = _URL.match(text)
+    if match is None or "://" in text:
+        return text if match else None
+    return f"{match[1]}:{'///' if match[1] in ('file', 'local') else '//'}{match[2]}"
+
+
+def _open_one(path: Path) -> Beton:
+    shards = [] if path.exists() else files_of(path.with_name(f"{glob.escape(path.stem)}-[0-9]*-of-[0-9]*{path.suffix}"))
+    if shards:
+        raise BetonError(f"{path}: no such file, but there are shards of it; give '{_whole(shards[0]).with_suffix('')}-*.beton'")
+    return Beton(path)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file at this path, or all that match the pattern, sorted; symbolic links resolved; none where there is nothing. A URL is
+    taken to be one file that is there."""
+    if as_url(path) is not None:
+        return [path]
+    found = glob.glob(os.fspath(path)) if is_pattern(path) else [path] * path.exists()  # noqa: PTH207  # Path's is relative only
+    return sorted(Path(name).resolve() for name in found)
+
+
+def is_pattern(path: Path) -> bool:
+    """Whether a path stands for several files; one that exists under this very name does not."""
+    return _GLOB.search(os.fspath(path)) is not None and not path.exists()
+
+
+class Closable(Protocol):
+    """What can be closed."""
+
+    def close(self) -> None: ...
+
+
+_Source = TypeVar("_Source")
+_Opened = TypeVar("_Opened", bound=Closable)
+
+
+def open_all(sources: Sequence[_Source], opener: Callable[[_Source], _Opened]) -> list[_Opened]:
+    """All of them, opened by several threads; where one fails, the others are closed and its error raised."""
+    with ThreadPoolExecutor(min(_OPENERS, len(sources)), thread_name_prefix="fastretina-open") as threads:
+        futures = [threads.submit(opener, source) for source in sources]
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    if errors:
+        for future in futures:
+            if future.exception() is None:
+                future.result().close()
+        raise errors[0]
+    return [future.result() for future in futures]
+
+
+def in_order(path: Path, shards: Sequence[Beton]) -> list[Beton]:
+    """The shards by number, after a check that they are one packing, each once and none missing. BetonError names the culprit."""
+    places = [_place(shard) for shard in shards]
+    numbered = sorted(zip(places, shards, strict=True), key=lambda pair: pair[0])
+    (_, of), first = numbered[0]
+    for (number, count), shard in numbered[1:]:
+        if count != of or _packing(shard) != _packing(first):
+            raise BetonError(
+                f"{shard.path}: shard {number} of {count}, of another packing than {first.path}. Remove the older files, or give a "
+                f"pattern that leaves them out: {shard_path(_whole(first.path), '*', of)}"
+            )
+    found: dict[int, Beton] = {}
+    for (number, _), shard in numbered:
+        if number in found:
+            raise BetonError(f"{shard.path}: shard {number} of {of} is in the set twice, also as {found[number].path}. Remove one")
+        found[number] = shard
+    missing = [number for number in range(of) if number not in found]
+    if missing:
+        names = ", ".join(shard_path(_whole(first.path), number, of).name for number in missing[:3])
+        raise BetonError(
+            f"{path}: {len(missing)} of {of} shards missing: {names}{', ...' if len(missing) > 3 else ''}. "
+            f"Pack each with tools/write_beton.py --shard K/{of}"
+        )
+    ordered = [found[number] for number in range(of)]
+    for before, after in itertools.pairwise(ordered):
+        if before.ids[-1] >= after.ids[0]:
+            raise BetonError(f"{after.path}: its sample ids do not follow those of {before.path}. Pack both shards again")
+    return ordered
+
+
+def _place(shard: Beton) -> tuple[int, int]:
+    """(number, of) as the file itself says: names can be changed."""
+    place = shard.provenance.get("shard")
+    match place:
+        case {"number": int(number), "of": int(of)} if 0 <= number < of <= MAX_SHARDS:
+            return number, of
+    raise BetonError(
+        f"{shard.path}: is no shard, so that its sample ids may be another file's, too. Give files of one packing "
+        "(tools/write_beton.py --shards N), or one file"
+    )
+
+
+def _packing(shard: Beton) -> Mapping[str, Any]:
+    return {key: value for key, value in shard.provenance.items() if key not in _OWN}
+
+
+def _whole(path: Path) -> Path:
+    """`train-00003-of-00064.beton` -> `train.beton`."""
+    return path.with_name(re.sub(r"-\d{5}-of-\d{5}$", "", path.stem) + path.suffix)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """(K, N) of "K/N", as --shard takes it. Raises UsageError."""
+    match = re.fullmatch(r"(\d{1,5})/(\d{1,5})", text)
+    if match is None or not int(match[1]) < int(match[2]):
+        raise UsageError(f"--shard {text}: K/N with K from 0 to N - 1, like 3/64")
+    return int(match[1]), int(match[2])
+
+
+class _ShardNames(Sequence[str]):
+    """The names of all shards, one after the other."""
+
+    def __init__(self, shards: Sequence[Beton], starts: Sequence[int], count: int) -> None:
+        self._names, self._starts, self._count = [shard.names for shard in shards], starts, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._count))]
+        i = index + self._count if index < 0 else index
+        if not 0 <= i < self._count:
+            raise IndexError(f"no sample {index} among {self._count}")
+        shard = bisect.bisect_right(self._starts, i) - 1
+        return self._names[shard][i - self._starts[shard]]
+
+
+class ShardedBeton(Beton):
+    """The shards of one packing as one Beton, whose sample i lies in one of them.
+
+    All that Beton promises holds; `path` is the pattern, and a SampleError names the shard and the place in it. It pickles as
+    its pattern.
+
+    Attributes:
+        shards: the files, in order. Their tables are views of the set's.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], shards: Sequence[Beton]) -> None:
+        """shards: in order, as `in_order` gives them; they are the set's to close."""
+        self.path = Path(path)
+        self.shards = tuple(shards)
+        lengths = [len(shard) for shard in shards]
+        self._starts = [sum(lengths[:number]) for number in range(len(lengths))]
+        self._bounds = np.array(self._starts)
+        for column in ("labels", "ids", "crcs", "widths", "heights", "modes"):
+            whole = np.concatenate([getattr(shard, column) for shard in shards])
+            setattr(self, column, whole)
+            for shard, start in zip(shards, self._starts, strict=True):
+                setattr(shard, column, whole[start : start + len(shard)])  # once in memory, not twice
+        self.names = _ShardNames(shards, self._starts, len(self.labels))
+        self._closed = False
+        self._users = _Users()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r}: {len(self)} samples in {len(self.shards)} shards)"
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """What is the same in the provenance of all shards. Raises BetonError."""
+        return _packing(self.shards[0])
+
+    def shard_of(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where these samples (B,) lie: numbers of their shards and positions in those, int64 (B,) each."""
+        places = indices if self._positions is None else self._positions[indices]
+        numbers = np.searchsorted(self._bounds, places, side="right") - 1
+        return numbers, places - self._bounds[numbers]
+
+    def at(self, i: int) -> tuple[Beton, int]:
+        if self._closed:
+            raise BetonError(f"{self.path}: already closed")
+        if not 0 <= i < len(self.labels):
+            raise IndexError(f"{self.path}: no sample {i} among {len(self)}")
+        place = i if self._positions is None else int(self._positions[i])
+        number = bisect.bisect_right(self._starts, place) - 1
+        return self._shard(number), place - self._starts[number]
+
+    def _shard(self, number: int) -> Beton:
+        return self.shards[number]
+
+    def jpeg(self, i: int, verify: bool = False) -> memoryview:
+        shard, place = self.at(i)
+        return shard.jpeg(place, verify)
+
+    def pixels(self, i: int, verify: bool = False) -> NDArray[np.uint8]:
+        shard, place = self.at(i)
+        return shard.pixels(place, verify)
+
+    def verify(self, i: int) -> None:
+        shard, place = self.at(i)
+        shard.verify(place)
+
+    def sample_error(self, i: int, reason: str) -> SampleError:
+        shard, place = self.at(i)
+        return shard.sample_error(place, reason)
+
+    def check_order(self, sampling: str) -> None:
+        """UsageError where the set cannot be read in such an order; local files can be in any."""
+
+    def expect(self, indices: NDArray[np.int64]) -> None:
+        """A hint: these samples will be asked for, in this order."""
+
+    def select(self, positions: NDArray[np.int64]) -> Self:
+        """The samples at these positions (N,), in this order, as a set of its own over the same open files, which stay open until
+        the last of their sets is closed."""
+        chosen = copy.copy(self)
+        for column in ("labels", "ids", "crcs", "widths", "heights", "modes"):
+            setattr(chosen, column, getattr(self, column)[positions])
+        chosen.names = Selected(self.names, positions)
+        chosen._positions = positions if self._positions is None else self._positions[positions]
+        self._users.enter()
+        return chosen
+
+    def close(self) -> None:
+        """Let go of the files. Twice is fine."""
+        if not self._closed:
+            self._closed = True
+            if self._users.leave():
+                self._close_files()
+
+    def _close_files(self) -> None:
+        for shard in self.shards:
+            shard.close()
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return _reopen, (str(self.path), self._positions)
+
+
+class _Users:
+    """How many sets use the same files."""
+
+    def __init__(self) -> None:
+        self._count, self._lock = 1, threading.Lock()
+
+    def enter(self) -> None:
+        with self._lock:
+            self._count += 1
+
+    def leave(self) -> bool:
+        """Whether that was the last."""
+        with self._lock:
+            self._count -= 1
+            return self._count == 0
+
+
+def _reopen(path: str, positions: NDArray[np.int64] | None) -> Beton:
+    beton = open_beton(path)
+    return beton if positions is None else beton.select(positions)
