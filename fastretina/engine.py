@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
-from types import FrameType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from fastretina.cli import Terminated
+from fastretina.distributed import World, without_sum
 from fastretina.errors import RunError
 from fastretina.heads import Decision, Head, Loss
 from fastretina.history import EpochRecord, Outputs, Predictions, Progress, Scores, SelectionMetric, Tally, shown_ids
 from fastretina.models import freeze_trunk
 from fastretina.optim import ExponentialAverage
 from fastretina.precision import Precision
+from fastretina.signals import Signals, StopAsked
 
 if TYPE_CHECKING:
     from fastretina.loader import Batch, Loader
@@ -33,49 +33,8 @@ READ_EVERY = 25  # steps between two looks at the losses on CUDA, each of which 
 MAX_VIEWS = 8
 
 
-class StopAsked(Exception):
-    """A signal arrived, or the steps of this call are done, and this is a good place to stop."""
-
-
-class Signals:
-    """While entered, SIGINT and SIGTERM only make a note, for `stop_if_asked`; a second one stops at once, as if not entered.
-
-    In the middle of an optimizer step there is no state worth saving, so that a run must come to the end of one first.
-    """
-
-    def __init__(self) -> None:
-        self.arrived: int | None = None
-
-    def __enter__(self) -> Self:
-        # Python lets only the main thread set handlers; a run elsewhere is its caller's to stop.
-        self._main = threading.current_thread() is threading.main_thread()
-        if self._main:
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._main:
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.arrived is not None:
-            raise self.exception()
-        self.arrived = number
-        print("stopping after this step; once more to stop without saving", file=sys.stderr, flush=True)
-
-    def exception(self) -> BaseException:
-        """What the command should end with: Terminated (143) or KeyboardInterrupt (130)."""
-        return Terminated() if self.arrived == signal.SIGTERM else KeyboardInterrupt()
-
-    def stop_if_asked(self) -> None:
-        """Raise StopAsked where a signal has arrived."""
-        if self.arrived is not None:
-            raise StopAsked
-
-
 class Keeper(Protocol):
-    """What `fit` does not do itself: keep things. `fastretina.train` writes them to the run folder."""
+    """What `fit` does not do itself: keep things. `fastretina.train` writes them to the run folder, on rank 0."""
 
     def save(self) -> None:
         """Save the state of the run, in mid-epoch."""
@@ -95,15 +54,17 @@ class Training:
     """All parts of a run.
 
     Attributes:
-        forward: `model`, or what torch.compile made of it. average: of its weights; what is evaluated and kept, if there is one.
+        wrap: makes of `model` what is called in training: itself, of several ranks a DistributedDataParallel, or what torch.compile
+            makes of either. average: of its weights; what is evaluated and kept, if there is one.
         train_loader: gives the loader of an epoch, from 0; the same one until the resolution changes.
         epochs, patience: when the run is over, see `Progress.is_over`. stop_after: steps of this call, or None.
         second_phase: the epoch, from 0, that starts again from the best weights, or None. freeze_epochs: how many train the head
-            alone. clip_norm: the largest norm of all gradients together, or None.
+            alone. clip_norm: the largest norm of all gradients together, or None. accumulate: micro-batches that each rank's part
+            of a batch is divided into.
     """
 
     model: nn.Module
-    forward: Callable[[Tensor], Tensor]
+    wrap: Callable[[nn.Module], Callable[[Tensor], Tensor]]
     head: Head
     loss: Loss
     average: ExponentialAverage | None
@@ -111,7 +72,7 @@ class Training:
     schedule: LRScheduler
     scaler: torch.amp.GradScaler
     precision: Precision
-    device: torch.device
+    world: World
     train_loader: Callable[[int], Loader]
     test_loader: Loader
     val_loader: Loader | None
@@ -121,6 +82,7 @@ class Training:
     second_phase: int | None
     freeze_epochs: int
     clip_norm: float | None
+    accumulate: int
     stop_after: int | None
     progress: Progress
 
@@ -141,32 +103,36 @@ def fit(training: Training, keeper: Keeper) -> bool:
     SIGINT and SIGTERM save at the end of the step and leave with KeyboardInterrupt or cli.Terminated. RunError where the loss
     is not finite, or gradients stay infinite however small the scaler makes them; nothing is saved then.
     """
-    at = training.progress
+    at, world = training.progress, training.world
     optimizer, scaler, parameters = training.optimizer, training.scaler, list(training.model.parameters())
-    read_every = 1 if training.device.type == "cpu" else READ_EVERY
+    read_every = 1 if world.device.type == "cpu" else READ_EVERY
     last_step = None if training.stop_after is None else at.step + training.stop_after
-    with Signals() as signals:
+    forward, wrapped_frozen = None, False
+    with Signals(world) as signals:
         try:
             while not training.is_over:
                 if at.epoch == training.second_phase and at.batch == 0 and at.best_epoch is not None:
                     keeper.load_best()
+                    for module in (training.model, training.average):
+                        if module is not None:
+                            world.share(module)
                     optimizer.state.clear()  # the moments belong to other weights
 
                 loader = training.train_loader(at.epoch)
                 training.model.train()
+                frozen = at.epoch < training.freeze_epochs
                 if training.freeze_epochs:
-                    freeze_trunk(training.model, at.epoch < training.freeze_epochs)
+                    freeze_trunk(training.model, frozen)
+                if forward is None or frozen != wrapped_frozen:  # DistributedDataParallel sums what needs gradients as it is made
+                    forward, wrapped_frozen = training.wrap(training.model), frozen
                 tally, sample = at.tally, None
-                with progress_bar(f"epoch {at.epoch + 1}/{training.epochs}", len(loader), at.batch) as bar:
+                with progress_bar(f"epoch {at.epoch + 1}/{training.epochs}", len(loader), at.batch, shown=world.leads) as bar:
                     for batch in _timed(loader, tally) if at.batch < len(loader) else ():
                         started = time.perf_counter()
                         if at.step == 0:
                             sample = batch.images, batch.labels
-                        with training.precision.autocast():
-                            outputs = training.forward(batch.images)
-                        loss = training.loss(outputs, batch.labels)
                         optimizer.zero_grad(set_to_none=True)
-                        torch.autograd.backward(scaler.scale(loss))
+                        loss, outputs = _backward(training, forward, batch)
                         if training.clip_norm is not None:
                             scaler.unscale_(optimizer)
                             nn.utils.clip_grad_norm_(parameters, training.clip_norm)
@@ -176,11 +142,12 @@ def fit(training: Training, keeper: Keeper) -> bool:
                         if training.average is not None:
                             training.average.update_parameters(training.model)
                         at.step, at.batch = at.step + 1, at.batch + 1
-                        predicted = training.head.log_probabilities(outputs.detach()).argmax(dim=1)
+                        predicted = training.head.log_probabilities(outputs).argmax(dim=1)
                         tally.add(at.step, loss, predicted, batch.labels, batch.ids)
-                        if at.batch % read_every == 0 or at.batch == len(loader):
-                            tally.read(at.epoch)
-                            _check_scale(scaler, at, batch.ids)
+                        time_to_read = at.batch % read_every == 0 or at.batch == len(loader)
+                        if time_to_read:
+                            tally.read(at.epoch, world)
+                            _check_scale(training, batch.ids)
                             bar.set_postfix_str(
                                 f"loss {tally.loss:.3f}, {tally.images / max(1e-9, tally.seconds):.0f} img/s", refresh=False
                             )
@@ -188,10 +155,12 @@ def fit(training: Training, keeper: Keeper) -> bool:
                         bar.update()
                         # After the last batch the loader must be left to end its epoch first.
                         if at.batch < len(loader):
-                            signals.stop_if_asked()
+                            if time_to_read or world.size == 1:  # several ranks must wait for each other to agree
+                                signals.stop_if_asked()
                             if at.step == last_step:
                                 raise StopAsked
-                tally.read(at.epoch)
+                tally.read(at.epoch, world)
+                tally.gather(world)
                 at.batch = len(loader)
                 if sample is not None:
                     keeper.first_batch(*sample)
@@ -203,12 +172,36 @@ def fit(training: Training, keeper: Keeper) -> bool:
                 if not training.is_over:
                     signals.stop_if_asked()
         except StopAsked:
-            tally.read(at.epoch)
+            tally.read(at.epoch, world)
+            tally.gather(world)
             keeper.save()
-            if signals.arrived is None:
+            if not signals.agreed:
                 return False
             raise signals.exception() from None
     return True
+
+
+def _backward(training: Training, forward: Callable[[Tensor], Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+    """Add a batch's gradients up, micro-batch by micro-batch; between ranks they are summed with the last.
+
+    The loss is the mean over the global batch, however it is divided: each part counts with its share of the whole weight.
+    DistributedDataParallel takes the mean of the ranks' gradients where their sum is wanted: hence `size` times as much of each.
+
+    Returns the scalar loss, to be averaged over the ranks, and (B, outputs) of the last layer, both without gradients.
+    """
+    world = training.world
+    weight = world.sum(training.loss.weight(batch.labels))
+    losses, outputs = [], []
+    images, labels = (part.tensor_split(training.accumulate) for part in (batch.images, batch.labels))
+    for number in range(training.accumulate):
+        with nullcontext() if number + 1 == training.accumulate else without_sum(forward):
+            with training.precision.autocast():
+                found = forward(images[number])
+            loss = training.loss(found, labels[number], weight() / world.size)
+            torch.autograd.backward(training.scaler.scale(loss))
+        losses.append(loss.detach())
+        outputs.append(found.detach())
+    return torch.stack(losses).sum(), torch.cat(outputs)
 
 
 def run_model(
@@ -218,14 +211,16 @@ def run_model(
     title: str,
     views: int = 1,
     stop: Callable[[], None] = lambda: None,
+    shown: bool = True,
 ) -> Outputs:
     """One pass in evaluation mode. views: 1 to 8 of each image, see `view_outputs`. `stop` is called between batches and may raise.
+    shown: whether with a progress bar.
 
     RunError where the model gives anything but finite numbers, or the data set no sample.
     """
     model.eval()
     found: list[tuple[Tensor, Tensor, Tensor]] = []
-    with torch.no_grad(), progress_bar(title, len(loader), 0) as bar:
+    with torch.no_grad(), progress_bar(title, len(loader), 0, shown=shown) as bar:
         for batch in loader:
             # Views last, so that batches can be joined along the first dimension as labels and ids are.
             found.append((view_outputs(model, batch.images, precision, views).movedim(0, -1), batch.labels, batch.ids))
@@ -264,16 +259,19 @@ def turn_back(images: Tensor, view: int) -> Tensor:
     return torch.rot90(images.flip(3) if view >= 4 else images, -view % 4, dims=(2, 3))
 
 
-def progress_bar(title: str, total: int | None, done: int, unit: str = "batch") -> tqdm:
-    """A bar on a terminal, nothing elsewhere."""
-    return tqdm(total=total, initial=done, desc=title, unit=unit, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty())
+def progress_bar(title: str, total: int | None, done: int, unit: str = "batch", shown: bool = True) -> tqdm:
+    """A bar on a terminal, nothing elsewhere, or where it is not to be shown."""
+    disable = not (shown and sys.stderr.isatty())
+    return tqdm(total=total, initial=done, desc=title, unit=unit, leave=False, dynamic_ncols=True, disable=disable)
 
 
-def _check_scale(scaler: torch.amp.GradScaler, at: Progress, ids: Tensor) -> None:
-    """Called where the losses are read: asking for the scale waits for the device."""
+def _check_scale(training: Training, ids: Tensor) -> None:
+    """Called where the losses are read: asking for the scale waits for the device. All ranks have the same, as the gradients."""
+    at, scaler = training.progress, training.scaler
     if scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE:
+        shown = shown_ids(ids, training.world)
         raise RunError(
-            f"the gradients are infinite in epoch {at.epoch + 1} up to step {at.step}, sample ids {shown_ids(ids)}, and stay so "
+            f"the gradients are infinite in epoch {at.epoch + 1} up to step {at.step}, sample ids {shown}, and stay so "
             "however small the loss is scaled. Lower --lr, leave --amp away, or look at these samples. "
             "The last state saved stays as it was"
         )
@@ -295,17 +293,40 @@ def _timed(batches: Iterable[Batch], tally: Tally) -> Iterator[Batch]:
 
 def _evaluate(training: Training, stop: Callable[[], None]) -> bool:
     """End the epoch with its evaluation: validation first, from which alone the head's decision is fitted; then the test.
-    Returns whether this epoch is the best so far."""
-    # Without torch.compile: it would compile once more for a pass that takes a tenth of the time.
+    Returns whether this epoch is the best so far. All ranks run the model; rank 0 judges, and the others take it over."""
     started = time.perf_counter()
-    val, decision = None, None
-    if training.val_loader is not None:
-        outputs = run_model(training.graded, training.val_loader, training.precision, "validating", stop=stop)
-        decision = training.head.fit(outputs.values[0], outputs.labels)
-        val = outputs.answers(training.head, decision)
-    outputs = run_model(training.graded, training.test_loader, training.precision, "testing", stop=stop)
-    test = outputs.answers(training.head, decision)
-    return _note_epoch(training, test, val, decision, time.perf_counter() - started)
+    at, world = training.progress, training.world
+    world.share(training.graded)  # BatchNorm's statistics, unless synchronised, are of each rank's own images
+    validation = None if training.val_loader is None else _outputs(training, training.val_loader, "validating", stop)
+    tested = _outputs(training, training.test_loader, "testing", stop)
+
+    def judge() -> tuple[EpochRecord, int | None, Decision | None, bool]:
+        val, decision = None, None
+        if validation is not None:
+            decision = training.head.fit(validation.values[0], validation.labels)
+            val = validation.answers(training.head, decision)
+        test = tested.answers(training.head, decision)
+        improved = _note_epoch(training, test, val, decision, time.perf_counter() - started)
+        return at.history[-1], at.best_epoch, at.decision, improved
+
+    record, best_epoch, decision, improved = world.decided(judge)
+    if not world.leads:
+        at.history.append(record)
+        at.best_epoch, at.decision = best_epoch, decision
+        at.epoch, at.batch, at.tally = at.epoch + 1, 0, Tally()
+    return improved
+
+
+def _outputs(training: Training, loader: Loader, title: str, stop: Callable[[], None]) -> Outputs:
+    """The evaluated model's outputs for a data set: on rank 0 for all of it, in the file's order; on the others for their part."""
+    # Without torch.compile: it would compile once more for a pass that takes a tenth of the time.
+    outputs = run_model(training.graded, loader, training.precision, title, stop=stop, shown=training.world.leads)
+    parts = training.world.gather((outputs, loader.places))
+    if len(parts) < 2:
+        return outputs
+    order = torch.from_numpy(np.concatenate([places for _, places in parts]).argsort())
+    values, labels, ids = zip(*((part.values, part.labels, part.ids) for part, _ in parts), strict=True)
+    return Outputs(torch.cat(values, dim=1)[:, order], torch.cat(labels)[order], torch.cat(ids)[order])
 
 
 def _note_epoch(

@@ -23,7 +23,7 @@ from fastretina.beton_format import MODE_JPEG
 from fastretina.buffers import BufferPool
 from fastretina.decode.cpu import decode, decoded_sizes
 from fastretina.errors import SampleError
-from fastretina.order import Order, Sampling, epoch_order
+from fastretina.order import Order, Sampling, epoch_order, rank_places
 from fastretina.resident import Store
 from fastretina.shards import ShardedBeton
 
@@ -35,7 +35,7 @@ KERNEL_DTYPES = {torch.float32: np.float32, torch.bfloat16: np.uint16, torch.flo
 class FeedSettings:
     """What a batch depends on, apart from the data."""
 
-    batch_size: int
+    batch_size: int  # of the global batch
     resolution: int  # px
     seed: int
     sampling: Sampling
@@ -44,6 +44,8 @@ class FeedSettings:
     dtype: torch.dtype
     verify: bool  # check every sample's crc32
     skip_bad: bool  # leave bad samples out instead of raising
+    rank: int = 0  # which part of each global batch to make,
+    world_size: int = 1  # of so many
 
 
 class Feed:
@@ -83,7 +85,8 @@ class Feed:
             if isinstance(self.beton, ShardedBeton):
                 self.beton.expect(order.indices[first * size :])
             for number in range(first, len(self)):
-                yield self.job(self, order, current, slice(number * size, (number + 1) * size))
+                places = rank_places(number, len(self.beton), size, self.settings.rank, self.settings.world_size)
+                yield self.job(self, order, current, slice(places.start, places.stop, places.step))
 
     def filling(self, rows: int) -> Iterator[FillJob]:
         """Jobs that bring every sample once, in file order, so many at a time."""
@@ -97,7 +100,7 @@ class Feed:
 
 
 class BatchJob(ABC):
-    """One batch in the making, made of one piece of an order; see fastretina.pipeline.Job."""
+    """One batch in the making, or this rank's part of it, made of one piece of an order; see fastretina.pipeline.Job."""
 
     def __init__(self, feed: Feed, order: Order, epoch: int, place: slice) -> None:
         self._place = place

@@ -142,7 +142,7 @@ HEADS: dict[HeadName, type[Head]] = {"softmax": Softmax, "regression": Regressio
 
 
 class Loss:
-    """The training loss of a head: (B, outputs) and (B,) grades in, a scalar out."""
+    """The training loss of a head: the mean over images, weighted by `weight`."""
 
     def __init__(
         self,
@@ -179,15 +179,27 @@ class Loss:
         self.offsets = None if self.offsets is None else self.offsets.to(device)
         return self
 
-    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def weight(self, labels: Tensor) -> Tensor:
+        """What (B,) grades count in the mean, a scalar: images, or their class weights; CORN counts decisions, not images."""
+        weights = torch.ones_like(labels, dtype=torch.float32) if self.weights is None else self.weights[labels]
+        if isinstance(self.head, Ordinal):
+            weights = weights * (labels + 1).clamp_max(self.head.outputs)
+        return weights.sum()
+
+    def __call__(self, outputs: Tensor, labels: Tensor, total: Tensor | None = None) -> Tensor:
+        """The part that (B, outputs) of images with (B,) grades have in the mean loss, a scalar; B may be 0.
+
+        total: the `weight` of all images that the mean is taken over, where these are a part of them: the parts add up to it.
+        """
+        total = self.weight(labels) if total is None else total
         outputs = outputs.float()
         if isinstance(self.head, Softmax):
             logits = outputs if self.offsets is None else outputs + self.offsets
-            return cross_entropy(logits, labels, self.weights, label_smoothing=self.label_smoothing)
+            return cross_entropy(logits, labels, self.weights, reduction="sum", label_smoothing=self.label_smoothing) / total
         weights = torch.ones_like(labels, dtype=torch.float32) if self.weights is None else self.weights[labels]
         if isinstance(self.head, Regression):
-            return (weights * (outputs[:, 0] - labels).square()).sum() / weights.sum()
+            return (weights * (outputs[:, 0] - labels).square()).sum() / total
         steps = torch.arange(self.head.outputs, device=labels.device)
         asked = (labels[:, None] >= steps) * weights[:, None]
         wrong = binary_cross_entropy_with_logits(outputs, (labels[:, None] > steps).float(), reduction="none")
-        return (wrong * asked).sum() / asked.sum()
+        return (wrong * asked).sum() / total

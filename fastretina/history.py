@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fastretina.distributed import ALONE, World
 from fastretina.errors import RunError
 from fastretina.heads import Decision, Head
 from fastretina.metrics import GradeMetrics, grade_metrics
@@ -17,9 +18,11 @@ SHOWN_IDS = 64
 SelectionMetric = Literal["qwk", "accuracy", "balanced_accuracy", "macro_f1", "loss"]
 
 
-def shown_ids(ids: Tensor) -> str:
-    """(B,) sample ids for an error message: the first 64 of them."""
-    return ", ".join(str(number) for number in ids[:SHOWN_IDS].tolist()) + (", ..." if len(ids) > SHOWN_IDS else "")
+def shown_ids(ids: Tensor, world: World = ALONE) -> str:
+    """A step's sample ids for an error message, of all ranks' (B,) together the first 64."""
+    parts = world.gather(ids.tolist())
+    found = world.decided(lambda: [number for part in parts for number in part])
+    return ", ".join(str(number) for number in found[:SHOWN_IDS]) + (", ..." if len(found) > SHOWN_IDS else "")
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,10 @@ class EpochRecord:
 
 
 class Tally:
-    """What the current epoch's training pass has given so far. `add` leaves tensors on their device; only `read` waits for it."""
+    """What the current epoch's training pass has given so far. `add` leaves tensors on their device; only `read` waits for it.
+
+    Of several ranks each notes its part of every step. What is read is of all of them; the grades come together in `gather`.
+    """
 
     def __init__(self) -> None:
         self.loss_sum = 0.0
@@ -154,24 +160,28 @@ class Tally:
         self._unread: list[tuple[int, Tensor, Tensor]] = []
 
     def add(self, step: int, loss: Tensor, predicted: Tensor, labels: Tensor, ids: Tensor) -> None:
-        """Note one step: its number, scalar mean loss, (B,) predicted and true grades and sample ids, all on the device."""
+        """Note one step: its number, scalar mean loss (of several ranks: the mean of theirs is the step's), (B,) predicted and true
+        grades and sample ids, all on the device."""
         self._unread.append((step, loss.detach(), ids))
         self._predicted.append(predicted)
         self._labels.append(labels)
 
-    def read(self, epoch: int) -> None:
+    def read(self, epoch: int, world: World = ALONE) -> None:
         """Fetch the losses noted since the last read, in one transfer. RunError (epoch, step, samples) where one is not finite."""
         if not self._unread:
             return
-        losses = torch.stack([loss for _, loss, _ in self._unread]).double().tolist()
-        for value, (step, _, ids) in zip(losses, self._unread, strict=True):
+        losses = torch.stack([loss for _, loss, _ in self._unread]).double().cpu() / world.size
+        images = torch.tensor([len(ids) for _, _, ids in self._unread], dtype=torch.float64)
+        summed = world.sum(torch.stack([losses, images], dim=1))().tolist()
+        for (value, count), (step, _, ids) in zip(summed, self._unread, strict=True):
             if not math.isfinite(value):
+                shown = shown_ids(ids, world)
                 raise RunError(
-                    f"the loss is {value} in epoch {epoch + 1} at step {step}, sample ids {shown_ids(ids)}. Lower --lr, leave "
+                    f"the loss is {value} in epoch {epoch + 1} at step {step}, sample ids {shown}. Lower --lr, leave "
                     "--amp away, or look at these samples. The last state saved stays as it was"
                 )
-            self.loss_sum += value * len(ids)
-            self.images += len(ids)
+            self.loss_sum += value * count
+            self.images += int(count)
         self._unread.clear()
 
     @property
@@ -179,8 +189,15 @@ class Tally:
         """Mean training loss of the images read so far, nats; 0 before the first."""
         return self.loss_sum / max(1, self.images)
 
+    def gather(self, world: World) -> None:
+        """Bring the grades that all ranks noted together on rank 0."""
+        if world.size > 1:
+            none = torch.empty(0, dtype=torch.int64)
+            parts = world.gather([torch.cat(noted).cpu() if noted else none for noted in (self._predicted, self._labels)])
+            self._predicted, self._labels = ([part[column] for part in parts] for column in (0, 1))
+
     def scores(self, num_classes: int) -> Scores:
-        """Loss and figures of the pass so far; everything added must have been read."""
+        """Loss and figures of the pass so far; everything added must have been read, and gathered."""
         return Scores(self.loss, grade_metrics(torch.cat(self._predicted), torch.cat(self._labels), num_classes))
 
     def state_dict(self) -> dict[str, Any]:
@@ -190,12 +207,12 @@ class Tally:
             state |= {"predicted": torch.cat(self._predicted).cpu(), "labels": torch.cat(self._labels).cpu()}
         return state
 
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Take over a state_dict()."""
+    def load_state_dict(self, state: dict[str, Any], world: World) -> None:
+        """Take over a state_dict(); the grades in it rank 0 alone, which had gathered them."""
         for key in ("loss_sum", "images", "seconds", "wait_seconds"):
             setattr(self, key, state[key])
-        if "labels" in state:
-            self._predicted, self._labels = [state["predicted"].to(device)], [state["labels"].to(device)]
+        if "labels" in state and world.leads:
+            self._predicted, self._labels = [state["predicted"].to(world.device)], [state["labels"].to(world.device)]
 
 
 @dataclass
@@ -244,11 +261,11 @@ class Progress:
             "tally": self.tally.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+    def load_state_dict(self, state: dict[str, Any], world: World = ALONE) -> None:
         """Take over a state_dict()."""
         self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
         self.history = [EpochRecord.from_dict(record) for record in state["history"]]
         self.best_epoch = state["best_epoch"]
         self.best_test = None if state["best_test"] is None else Predictions(**state["best_test"])
         self.decision = None if state["decision"] is None else Decision(**state["decision"])
-        self.tally.load_state_dict(state["tally"], device)
+        self.tally.load_state_dict(state["tally"], world)

@@ -73,6 +73,36 @@ def _has_state(run: RunFolder) -> bool:
     return run.last.is_file() or run.previous.is_file()
 
 
+def restore(training: Training, state: dict[str, Any], source: Path) -> None:
+    """Put a state that `RunKeeper.save` wrote to `source` into the training. The number of ranks may be another."""
+    try:
+        training.progress.load_state_dict(state["progress"], training.world)
+        training.model.load_state_dict(state["model"])
+        if training.average is not None:
+            training.average.load_state_dict(state["average"])
+        training.optimizer.load_state_dict(state["optimizer"])
+        training.schedule.load_state_dict(state["schedule"])
+        training.scaler.load_state_dict(state["scaler"])
+        training.train_loader(training.progress.epoch).load_state_dict(state["loader"])
+        torch.set_rng_state(state["rng_cpu"])
+        if state["rng_cuda"]:
+            torch.cuda.set_rng_state(state["rng_cuda"][0])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{source}: does not fit this run: {error}; begin anew in another --out") from error
+
+
+class NoKeeper:
+    """The keeper of the ranks that do not lead: it keeps nothing."""
+
+    def save(self) -> None: ...
+
+    def end_epoch(self, improved: bool) -> None: ...
+
+    def load_best(self) -> None: ...
+
+    def first_batch(self, images: Tensor, labels: Tensor) -> None: ...
+
+
 class RunKeeper:
     """Writes the run folder as `engine.fit` goes. `show` gets each epoch's record when it is on disk, for the terminal."""
 
@@ -112,29 +142,14 @@ class RunKeeper:
             "scaler": training.scaler.state_dict(),
             "loader": training.train_loader(training.progress.epoch).state_dict(),
             "rng_cpu": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state_all() if training.device.type == "cuda" else [],
+            "rng_cuda": [torch.cuda.get_rng_state()] if training.world.device.type == "cuda" else [],
         }
         save_state(self.run.last, state, older=self.run.previous)
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Put a state that `save` wrote into the training."""
-        training = self.training
-        try:
-            training.progress.load_state_dict(state["progress"], training.device)
-            training.model.load_state_dict(state["model"])
-            if training.average is not None:
-                training.average.load_state_dict(state["average"])
-            training.optimizer.load_state_dict(state["optimizer"])
-            training.schedule.load_state_dict(state["schedule"])
-            training.scaler.load_state_dict(state["scaler"])
-            training.train_loader(training.progress.epoch).load_state_dict(state["loader"])
-            torch.set_rng_state(state["rng_cpu"])
-            if state["rng_cuda"]:
-                torch.cuda.set_rng_state_all(state["rng_cuda"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{self.run.last}: does not fit this run: {error}; begin anew in another --out") from error
-        if training.progress.history:
-            self._write_tables(predictions=True)  # the run may have been killed after the state and before these
+    def catch_up(self) -> None:
+        """Write what a run may have left undone that was killed after it had saved the state that this one goes on from."""
+        if self.training.progress.history:
+            self._write_tables(predictions=True)
 
     def first_batch(self, images: Tensor, labels: Tensor) -> None:
         """Draw batch.png."""

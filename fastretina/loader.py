@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import weakref
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fastretina.augment import Augment
@@ -20,7 +22,7 @@ from fastretina.decode.choice import choose_decode, cpu_threads
 from fastretina.decode.cpu import decoded_sizes
 from fastretina.errors import LoaderError, SampleError, UsageError
 from fastretina.feed import KERNEL_DTYPES, BatchJob, CpuJob, DeviceJob, Feed, FeedSettings
-from fastretina.order import Sampling
+from fastretina.order import Sampling, rank_places
 from fastretina.pipeline import Pipeline
 from fastretina.resident import DeviceStore, Store, make_store, plan_residence
 from fastretina.shards import ShardedBeton, open_beton
@@ -72,15 +74,18 @@ class Loader:
         cache: Cache | None = None,
         decoder: str | None = None,
         reserve: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         """
         Args:
             path: of a .beton file, or a pattern for shards (`train-*.beton`), or either by URL; or what is open already, or a
                 selection of its samples, which stay the caller's to close.
             cache: where shards from a server are kept (fastretina.remote.Cache).
+            batch_size: images a step, over all ranks.
             train: shuffled and augmented; False: file order, resized only. `sampling` and `augment` override either.
             resolution: side R of the square images, px. Files are decoded at 1/2, 1/4 or 1/8 where that still serves it.
-            workers: threads; None takes every core that this process may use.
+            workers: threads; None takes every core that this process may use, which several ranks on one machine must share.
             decode: "auto" on a CUDA device tries CPU and GPU on this file for a moment and takes the faster (their pixels differ
                 by a few grey levels: name one where a run must repeat exactly); "gpu" raises LoaderError where that cannot be.
             resident: keep the decoded data set in memory: "on" (LoaderError where it does not fit), "auto" (where it fits well).
@@ -90,12 +95,17 @@ class Loader:
                 `max_bad` (a fraction) of the file.
             decoder: which one decodes on the GPU, a key of decode.gpu.DECODERS; None: the best that is there.
             reserve: bytes of memory that resident="auto" leaves to the model; see memory.training_bytes.
+            rank, world_size: make this rank's part of each batch, every world_size-th of its samples. The order is the same for
+                every world size, every rank gets the same number of batches, and each sample still comes once an epoch: in a
+                last batch of fewer samples than ranks some parts are empty, images (0, 3, R, R).
 
         Raises UsageError for settings that cannot work and BetonError for a file that cannot be used; iteration raises
         SampleError for a bad sample, in place of its batch.
         """
         if batch_size < 1 or resolution < 1 or (workers is not None and workers < 1):
             raise UsageError(f"batch_size, resolution and workers must be at least 1 (got {batch_size}, {resolution}, {workers})")
+        if not 0 <= rank < world_size <= batch_size:
+            raise UsageError(f"rank {rank} of {world_size} with batch_size {batch_size}: each rank needs an image of every batch")
         if dtype not in KERNEL_DTYPES:
             raise UsageError(f"dtype must be one of {', '.join(map(str, KERNEL_DTYPES))}, not {dtype}")
         self.device = torch.device(device)
@@ -111,24 +121,25 @@ class Loader:
             sampling or ("shuffle" if train else "sequential"),
             drop_last,
             augment if augment is not None else (Augment() if train else Augment.none()),
-            dtype, verify, on_bad == "skip",
+            dtype, verify, on_bad == "skip", rank, world_size,
         )  # fmt: skip
         if isinstance(self.beton, ShardedBeton):
             self.beton.check_order(settings.sampling)
+        rows = -(-batch_size // world_size)  # at most, of one batch
         # Enough batches ahead that every thread has rows to take while the consumer holds one.
-        ahead = 2 + -(-2 * workers // batch_size)
-        residence, kept = plan_residence(self.beton, resolution, resident, self.device, reserve)
+        ahead = 2 + -(-2 * workers // rows)
+        residence, kept = plan_residence(self.beton, resolution, resident, self.device, reserve, world_size)
         self._stage: DeviceStage | None = None
         if self._makes_on_device:
             pixels = int(np.prod(decoded_sizes(self.beton, resolution).largest))
-            pool = BufferPool(batch_size * pixels * 3, keep=ahead + 2, pinned=self.device.type == "cuda")
+            pool = BufferPool(rows * pixels * 3, keep=ahead + 2, pinned=self.device.type == "cuda")
             self._feed = Feed(self.beton, settings, pool, DeviceJob)
             choice = choose_decode(self._feed, self.device, decode, decoder, workers)
             store, kept = make_store(len(self.beton), residence, kept, self.device, resident)
             self._stage = _make_stage(self._feed, self.device, store, choice.backend)
             where = choice.note
         else:
-            nbytes = batch_size * resolution * resolution * 3 * dtype.itemsize
+            nbytes = rows * resolution * resolution * 3 * dtype.itemsize
             self._feed = Feed(self.beton, settings, BufferPool(nbytes, keep=ahead + 2), CpuJob)
             self._feed.store = Store(len(self.beton), *residence) if residence else None
             where = cpu_threads(workers)
@@ -149,6 +160,13 @@ class Loader:
     def __len__(self) -> int:
         """Batches in an epoch."""
         return len(self._feed)
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """(n,) where in an epoch's order the samples stand that this rank gives, in the order in which it gives them."""
+        settings = self._feed.settings
+        sizes = len(self.beton), settings.batch_size, settings.rank, settings.world_size
+        return np.fromiter(itertools.chain.from_iterable(rank_places(batch, *sizes) for batch in range(len(self))), np.int64)
 
     @property
     def epoch(self) -> int:
@@ -201,7 +219,8 @@ class Loader:
             self._next_job = self._epoch, self._batch
             batch = self._finish(job)
             del job  # its memory belongs to the batch alone
-            if len(batch.ids):
+            # Of several ranks each takes every step, or the others would wait for it for ever.
+            if len(batch.ids) or self._feed.settings.world_size > 1:
                 yield batch
 
     def _finish(self, job: BatchJob) -> Batch:
@@ -235,7 +254,7 @@ class Loader:
         return {"epoch": self._epoch, "batch": self._batch} | self._identity()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the very next batch after state_dict(); workers, resolution and device may differ.
+        """Go on with the very next batch after state_dict(); workers, resolution, device, rank and world size may differ.
 
         Raises LoaderError where the order of samples would not be the same.
         """

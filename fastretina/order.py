@@ -53,6 +53,15 @@ def epoch_order(
     return Order(np.concatenate(indices)[mix], np.concatenate(repeats)[mix])
 
 
+def rank_places(batch: int, samples: int, batch_size: int, rank: int, world_size: int) -> range:
+    """The places in an epoch's order of `samples` that one rank makes of one global batch: every world_size-th of the batch.
+
+    The parts of all ranks are the batch, whatever their number; their sizes differ by one at most, and in a last batch of fewer
+    samples than ranks some are empty.
+    """
+    return range(batch * batch_size + rank, min((batch + 1) * batch_size, samples), world_size)
+
+
 def _within_window(rng: np.random.Generator, shards: NDArray[np.int64]) -> NDArray[np.int64]:
     """A shuffle (N,) through a window that slides over the files, themselves in random order.
 

@@ -15,7 +15,7 @@ from fastretina.errors import LoaderError
 
 
 class Job(Protocol):
-    """A batch in the making: `rows` independent pieces of work."""
+    """A batch in the making: `rows` independent pieces of work, 0 or more."""
 
     rows: int
 
@@ -56,8 +56,14 @@ class _Shared:
             if running.job is not None and running.error is None and running.claimed < running.job.rows:
                 running.claimed += 1
                 return running, running.claimed - 1
-        if self.exhausted or len(self.running) >= self.ahead:
-            return None
+        while not self.exhausted and len(self.running) < self.ahead:
+            claim = self._begin()
+            if claim is not None:
+                return claim
+        return None
+
+    def _begin(self) -> tuple[_Running, int] | None:
+        """Take the next job of the stream: its first row, or None where it has none."""
         try:
             job = next(self.jobs)
         except StopIteration:
@@ -70,8 +76,11 @@ class _Shared:
             self.ready.notify_all()
             return None
         running = _Running(job)
-        running.claimed = 1
         self.running.append(running)
+        if job.rows == 0:
+            self.ready.notify_all()
+            return None
+        running.claimed = 1
         if job.rows > 1:
             self.work.notify_all()
         return running, 0

@@ -17,6 +17,7 @@ from fastretina.shards import files_of
 from fastretina.split import SplitBy
 from fastretina.tracking import require_tensorboard
 
+REFERENCE_BATCH = 256  # what --lr is meant for with --scale-lr
 AugmentName = Literal["off", "flips", "on", "full"]
 AUGMENTATIONS: dict[AugmentName, Augment] = {
     "off": Augment.none(),
@@ -38,10 +39,12 @@ class Recipe:
     select_by: SelectionMetric = "qwk"  # the figure that the best epoch is chosen by
     epochs: int = 10  # passes over the training set
     patience: int | None = None  # stop after so many epochs without a better one; none: never
-    batch_size: int = 32  # images a step
+    batch_size: int = 32  # images a step, over all ranks
+    accumulate: int = 1  # micro-batches that a step is computed in, one after the other: less memory for the same step
     resolution: int = 512  # side of the square that the network sees, px
     grow_from: int | None = None  # px; the first half of the epochs see squares of this side, which takes less time
     lr: float = 1e-3  # highest learning rate
+    scale_lr: bool = False  # multiply --lr by --batch-size / 256, the linear scaling rule
     trunk_lr: float = 1.0  # factor on --lr for all layers but the last
     freeze_epochs: int = 0  # so many epochs train the last layer alone; needs --weights
     optimizer: OptimizerName = "adamw"
@@ -61,10 +64,16 @@ class Recipe:
     amp_dtype: AmpDtype = "auto"  # with --amp; float16 scales its gradients, and is for CUDA
     tensorboard: bool = False  # also write the epochs' figures for TensorBoard; needs the extra of that name
     compile: bool = False  # torch.compile the training step
+    sync_batchnorm: bool = False  # under torchrun: BatchNorm's statistics over all ranks' images instead of each rank's own
     device: Literal["auto", "cpu", "cuda"] = "auto"
     decode: Literal["auto", "cpu", "gpu"] = "auto"  # where JPEGs are decoded
     resident: Literal["auto", "on", "off"] = "auto"  # keep the decoded data set in memory
-    workers: int | None = None  # decoding threads; none: as many as suit this machine
+    workers: int | None = None  # decoding threads of each rank; none: as many as suit this machine
+
+    @property
+    def learning_rate(self) -> float:
+        """The highest learning rate, scaled if it is to be: Goyal et al., Accurate, large minibatch SGD, 2017."""
+        return self.lr * self.batch_size / REFERENCE_BATCH if self.scale_lr else self.lr
 
 
 @dataclass(frozen=True)
@@ -85,10 +94,12 @@ def as_settings(config: Recipe) -> dict[str, Any]:
 
 def check(config: TrainConfig) -> None:
     """UsageError where the settings cannot work: numbers out of range, missing data, the test set given for validation."""
-    for name in ("epochs", "batch_size", "resolution", "grow_from", "patience", "stop_after_steps"):
+    for name in ("epochs", "batch_size", "accumulate", "resolution", "grow_from", "patience", "stop_after_steps"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be 1 or more, got {value}")
+    if config.accumulate > config.batch_size:
+        raise UsageError(f"--accumulate {config.accumulate}: is more than --batch-size {config.batch_size}")
     if not config.lr > 0 or config.weight_decay < 0:
         raise UsageError(f"--lr must be above 0 and --weight-decay not below, got {config.lr} and {config.weight_decay}")
     for name, low, high in (("val_fraction", 0, 0.5), ("ema", 0, 0.99999), ("label_smoothing", 0, 0.99), ("trunk_lr", 0, 1e6)):

@@ -59,12 +59,14 @@ class DeviceStore:
 
 
 def plan_residence(
-    beton: Beton, resolution: int, resident: str, device: torch.device, reserve: int | None = None
+    beton: Beton, resolution: int, resident: str, device: torch.device, reserve: int | None = None, world_size: int = 1
 ) -> tuple[tuple[int, int] | None, str]:
     """(width, height) of the images to keep, or None; and the decision in words.
 
     resident: "on", "off", or "auto": where they take at most 95 % of what is free after `reserve`, in bytes, the memory that the
     model will need (see memory.training_bytes); None: at most 40 % of what is free. Raises LoaderError where "on" cannot be.
+    world_size: ranks, each of which comes to keep all images, since every epoch deals them anew: RAM is reckoned for all of them
+    on one machine, device memory is each rank's own.
     """
     if resident == "off":
         return None, "streaming"
@@ -74,7 +76,7 @@ def plan_residence(
             raise LoaderError(f"{beton.path}: resident mode needs images of one size; pack them with tools/write_beton.py --size")
         return None, "streaming (images of several sizes)"
     where = "RAM" if device.type == "cpu" else "device memory"
-    needed = len(beton) * only[0] * only[1] * 3
+    needed = len(beton) * only[0] * only[1] * 3 * (world_size if device.type == "cpu" else 1)
     free = available_bytes() if device.type == "cpu" else device_available_bytes(device)
     if resident == "on" and needed > free:
         raise LoaderError(

@@ -2,38 +2,42 @@
 
     python -m fastretina.train --amp                                  # data/train.beton, data/test.beton, the defaults below
     python -m fastretina.train --train train.beton --test test.beton --arch resnet50 --epochs 25 --out runs/r50
+    torchrun --nproc-per-node 8 -m fastretina.train --amp --batch-size 256 --scale-lr --sync-batchnorm
 
 Ctrl-C and SIGTERM save first; the same command then goes on where it stopped.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastretina import __version__, cli
 from fastretina.augment import IMAGENET_MEAN, IMAGENET_STD, Augment
 from fastretina.beton import Beton
 from fastretina.checkpoint import Grader
+from fastretina.distributed import World, joined
 from fastretina.engine import Training, fit
 from fastretina.errors import RunError
 from fastretina.facts import DataFacts, RunFacts
 from fastretina.heads import HEADS, Head, Loss
 from fastretina.history import EpochRecord, Progress
-from fastretina.keeper import RunKeeper, resume_state
+from fastretina.keeper import NoKeeper, RunKeeper, restore, resume_state
 from fastretina.loader import Loader
 from fastretina.models import build_model
 from fastretina.optim import ExponentialAverage, build_optimizer, build_schedule, second_phase_epoch
-from fastretina.precision import Precision, choose_device, choose_precision, device_name
+from fastretina.precision import Precision, choose_precision, device_name
 from fastretina.preparation import common_preparation
-from fastretina.recipe import AUGMENTATIONS, TrainConfig, as_settings, check
+from fastretina.recipe import AUGMENTATIONS, REFERENCE_BATCH, TrainConfig, as_settings, check
 from fastretina.runs import RunFolder, write_json
 from fastretina.shards import open_beton
 from fastretina.split import validation_split
+from fastretina.sync_batchnorm import synchronise_batchnorm
 from fastretina.tracking import Tracker
 
 NUM_CLASSES = 5
@@ -42,39 +46,48 @@ SET_NAMES = {"test": "test", "val": "validation"}
 
 def main(config: TrainConfig) -> int:
     """Train a ResNet to grade fundus photographs; the run folder gets weights, figures, plots and report.html."""
-    check(config)
-    device = choose_device(config.device)
-    precision = choose_precision(config.amp, device, config.amp_dtype)
     run = RunFolder(config.out or f"runs/{config.arch}-{config.resolution}px-seed{config.seed}")
     settings = as_settings(config) | {"out": str(run.path)}
-    with run.locked(), ExitStack() as stack:
-        state = resume_state(run, config.resume, settings)
-        if state is not None and run.report.is_file() and _is_over(config, state):
-            print(
-                f"{run.path}: this run of {state['progress']['epoch']} epochs is finished; see {run.report}. "
-                "More --epochs go on, another --out begins anew."
-            )
+    with joined(config.device, config.compile) as world, ExitStack() as stack:
+        check(config)
+        precision = choose_precision(config.amp, world.device, config.amp_dtype)
+        if world.leads:
+            stack.enter_context(run.locked())
+        state, report_there = world.decided(lambda: (resume_state(run, config.resume, settings), run.report.is_file()))
+        if state is not None and report_there and _is_over(config, state):
+            if world.leads:
+                print(
+                    f"{run.path}: this run of {state['progress']['epoch']} epochs is finished; see {run.report}. "
+                    "More --epochs go on, another --out begins anew."
+                )
             return 0
         torch.manual_seed(config.seed)
         torch.backends.cudnn.benchmark = True
         head = HEADS[config.head](NUM_CLASSES)
         # Made before the data is opened: weights that cannot be had should not cost a decoding of the data set.
-        model = build_model(config.arch, head.outputs, config.weights).to(device)
+        model = build_model(config.arch, head.outputs, config.weights).to(world.device)
+        if config.sync_batchnorm and world.size > 1:
+            model = synchronise_batchnorm(model, world.device)
         data = _open_data(config, stack)
         preparation = common_preparation(data)
         facts = {name: DataFacts.of(str(beton.path), beton.labels, beton.names, NUM_CLASSES) for name, beton in data.items()}
-        loss = Loss(head, facts["train"].grades, config.class_weights, config.logit_adjustment, config.label_smoothing).to(device)
+        loss = Loss(head, facts["train"].grades, config.class_weights, config.logit_adjustment, config.label_smoothing)
 
         def loader(name: str, resolution: int = config.resolution) -> Loader:
-            return _loader(config, name, data[name], resolution, device, precision)
+            return _loader(config, name, data[name], resolution, world, precision)
 
         growth = stack.enter_context(closing(Growth(config, lambda resolution: loader("train", resolution))))
         evaluated = {name: stack.enter_context(loader(name)) for name in data if name != "train"}
-        training = _training(config, model, head, loss, device, precision, growth, evaluated)
+        training = _training(config, model, head, loss.to(world.device), world, precision, growth, evaluated)
+        if state is not None:
+            restore(training, state, run.last)
+        if not world.leads:
+            fit(training, NoKeeper())
+            return 0
         about = RunFacts(
             settings=settings,
             data=facts,
-            device=device_name(device),
+            device=f"{world.size} x {device_name(world.device)}" if world.size > 1 else device_name(world.device),
             amp_dtype=precision.name,
             precision_note=precision.note,
             loader=growth(0).description,
@@ -97,12 +110,11 @@ def main(config: TrainConfig) -> int:
                 tracker.epoch(record)
 
         keeper = RunKeeper(run, about, training, grader, names, show)
-        if state is not None:
-            keeper.restore(state)
+        keeper.catch_up()
         if config.tensorboard:
             tracker = stack.enter_context(Tracker(run.path, training.progress.epoch + 1))
         write_json(run.config, settings)
-        print("\n".join(_header(config, about, run, training.progress)), flush=True)
+        print("\n".join(_header(config, about, run, training)), flush=True)
         finished = fit(training, keeper)
         keeper.finish()
         print(_last_lines(training.progress, about, run, finished), flush=True)
@@ -156,7 +168,8 @@ def _open_data(config: TrainConfig, stack: ExitStack) -> dict[str, Beton]:
     return data
 
 
-def _loader(config: TrainConfig, name: str, beton: Beton, resolution: int, device: torch.device, precision: Precision) -> Loader:
+def _loader(config: TrainConfig, name: str, beton: Beton, resolution: int, world: World, precision: Precision) -> Loader:
+    device = world.device
     return Loader(
         beton,
         batch_size=config.batch_size,
@@ -164,13 +177,15 @@ def _loader(config: TrainConfig, name: str, beton: Beton, resolution: int, devic
         resolution=resolution,
         device=str(device),
         seed=config.seed,
-        workers=config.workers,
+        workers=config.workers or max(1, len(os.sched_getaffinity(0)) // world.local_size),
         decode=config.decode,
         resident=config.resident,
         # On a GPU half the bytes to write and read; autocast would convert at the first convolution anyway.
         dtype=precision.dtype or torch.float32 if device.type == "cuda" else torch.float32,
         sampling=config.sampling if name == "train" else None,
         augment=AUGMENTATIONS[config.augment] if name == "train" else Augment.none(),
+        rank=world.rank,
+        world_size=world.size,
     )
 
 
@@ -179,15 +194,20 @@ def _training(
     model: nn.Module,
     head: Head,
     loss: Loss,
-    device: torch.device,
+    world: World,
     precision: Precision,
     growth: Growth,
     loaders: dict[str, Loader],
 ) -> Training:
-    optimizer = build_optimizer(model, config.optimizer, config.lr, config.weight_decay, config.trunk_lr)
+    optimizer = build_optimizer(model, config.optimizer, config.learning_rate, config.weight_decay, config.trunk_lr)
+
+    def wrap(model: nn.Module) -> Callable[[Tensor], Tensor]:
+        forward = world.wrap(model)
+        return torch.compile(forward) if config.compile else forward
+
     return Training(
         model=model,
-        forward=torch.compile(model) if config.compile else model,
+        wrap=wrap,
         head=head,
         loss=loss,
         average=ExponentialAverage(model, config.ema) if config.ema else None,
@@ -195,7 +215,7 @@ def _training(
         schedule=build_schedule(optimizer, config.schedule, config.epochs, len(growth(0))),
         scaler=precision.scaler(),
         precision=precision,
-        device=device,
+        world=world,
         train_loader=growth,
         test_loader=loaders["test"],
         val_loader=loaders.get("val"),
@@ -205,16 +225,19 @@ def _training(
         second_phase=second_phase_epoch(config.schedule, config.epochs),
         freeze_epochs=config.freeze_epochs,
         clip_norm=config.clip_norm,
+        accumulate=config.accumulate,
         stop_after=config.stop_after_steps,
         progress=Progress(),
     )
 
 
-def _header(config: TrainConfig, facts: RunFacts, run: RunFolder, progress: Progress) -> list[str]:
+def _header(config: TrainConfig, facts: RunFacts, run: RunFolder, training: Training) -> list[str]:
+    progress = training.progress
     start = f"weights {config.weights}" if config.weights else "from scratch"
     lines = [
         f"fastretina {__version__}: {config.arch} ({facts.parameters / 1e6:.1f} M parameters), {start}, {config.resolution} px, "
-        f"{config.optimizer} {config.lr:g} {config.schedule}, batch {config.batch_size}, seed {config.seed}",
+        f"{config.optimizer} {config.learning_rate:g} {config.schedule}, batch {config.batch_size}, seed {config.seed}",
+        *_batch_lines(config, training.world),
         f"device     {facts.device}",
         f"precision  {facts.precision_note}",
     ]
@@ -226,6 +249,20 @@ def _header(config: TrainConfig, facts: RunFacts, run: RunFolder, progress: Prog
     lines += [f"loader     {facts.loader}", f"selection  {facts.selection_note}", f"run folder {run.path}"]
     if progress.step:
         lines.append(f"resuming   epoch {progress.epoch + 1}, after step {progress.step:,}")
+    return lines
+
+
+def _batch_lines(config: TrainConfig, world: World) -> list[str]:
+    """How a step is divided and what it makes of the learning rate, where that is not plain."""
+    lines = []
+    if world.size > 1 or config.accumulate > 1:
+        largest = -(-config.batch_size // world.size)
+        batchnorm = "over all ranks" if config.sync_batchnorm else "of each rank's own images"
+        ranks = f"{world.size} ranks of {largest} images, BatchNorm {batchnorm}" if world.size > 1 else "1 rank"
+        parts = f", in {config.accumulate} micro-batches of {-(-largest // config.accumulate)}" if config.accumulate > 1 else ""
+        lines.append(f"step       {config.batch_size} images: {ranks}{parts}")
+    if config.scale_lr:
+        lines.append(f"rate       {config.learning_rate:g} = --lr {config.lr:g} x {config.batch_size} / {REFERENCE_BATCH}")
     return lines
 
 

@@ -20,11 +20,11 @@ import torch
 from fastretina import engine, heads, train
 from fastretina.checkpoint import load_grader, load_state, read_grader
 from fastretina.cli import Terminated
-from fastretina.engine import Signals, StopAsked
 from fastretina.errors import RunError, UsageError
 from fastretina.heads import Softmax
 from fastretina.history import Predictions, Progress
 from fastretina.recipe import TrainConfig
+from fastretina.signals import Signals, StopAsked
 from fastretina.train import main
 
 TIMINGS = {"images_per_second", "data_wait_seconds", "train_seconds", "epoch_seconds"}
@@ -217,7 +217,7 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_samples(tiny_betons
     before = (settings.out / "last.pt").read_bytes()
     steps = []
 
-    def spoilt(loss, logits, labels):
+    def spoilt(loss, logits, labels, total):
         steps.append(labels)
         value = torch.nn.functional.cross_entropy(logits, labels)
         return value * float("nan") if len(steps) == 2 else value

@@ -33,8 +33,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float], None]:
         count = [0]
         real = heads.Loss.__call__
 
-        def spoilt(self: heads.Loss, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            loss = real(self, logits, labels)
+        def spoilt(self: heads.Loss, logits: torch.Tensor, labels: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+            loss = real(self, logits, labels, total)
             count[0] += 1
             if not FIRST <= count[0] < FIRST + steps:
                 return loss
