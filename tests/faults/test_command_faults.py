@@ -23,6 +23,7 @@ from test_convert import jpeg, listing, picture
 from fastretina.beton_writer import BetonWriter
 from fastretina.checkpoint import load_state, save_grader
 from fastretina.models import build_model
+from fastretina.runs import RunFolder
 
 TOOLS = Path(__file__).parents[2] / "tools"
 PROMPT = 5  # seconds until an error must have reached the user
@@ -193,21 +194,44 @@ def test_signals_end_predict_without_half_a_table(
         tried("predict: SIGINT or SIGTERM")
 
 
+def tiny_run(command: str, tiny_betons, out: Path) -> list[object]:
+    """`train` or `compare`, with a network that costs no time, for more epochs than anybody waits for."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from fork_runs import Tiny\n"
+        f"from fastretina import {command}, train\ntrain.build_model = lambda *_: Tiny()\n{command}.run_command(sys.argv[1:])"
+    )
+    line: list[object] = ["-c", code, "--train", tiny_betons.train, "--test", tiny_betons.test, "--out", out, "--resolution", 32]
+    return [*line, "--batch-size", 8, "--workers", 2, "--epochs", 100_000]
+
+
+@pytest.mark.tries(1, 5)
+def test_a_killed_training_run_leaves_no_process_and_no_shared_memory(
+    start: Start, tiny_betons, tmp_path: Path, tries: int, tried
+) -> None:
+    for number, seconds in enumerate(moments(tries)):
+        run = tmp_path / str(number)
+        process = start(tiny_run("train", tiny_betons, run), lambda _, run=run: (run / "last.pt").exists(), seconds)
+        assert process.others() == []
+        # tqdm maps a semaphore that has no name any more.
+        shared = [Path(place.path) for place in psutil.Process(process.pid).memory_maps() if place.path.startswith("/dev/shm/")]
+        assert not [path for path in shared if path.exists()]
+        process.kill()
+        assert process.ended() == -signal.SIGKILL
+        with RunFolder(run).locked():  # free for the next run
+            pass
+        tried("training: the consumer of the loader's batches killed by kill -9")
+
+
 @pytest.mark.tries(1, 3)
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_signals_end_compare_which_then_goes_on(
     number: signal.Signals, code: int, start: Start, tiny_betons, tmp_path: Path, tries: int, tried
 ) -> None:
-    code_of_it = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from fork_runs import Tiny\n"
-        "from fastretina import compare, train\ntrain.build_model = lambda *_: Tiny()\ncompare.run_command(sys.argv[1:])"
-    )
-    line = ["-c", code_of_it, "--train", tiny_betons.train, "--test", tiny_betons.test, "--out", tmp_path / "out"]
-    line += ["--archs", "resnet18", "--resolution", 32, "--batch-size", 8, "--workers", 1, "--epochs", 100_000]
+    line = [*tiny_run("compare", tiny_betons, tmp_path / "out"), "--archs", "resnet18"]
     last = tmp_path / "out" / "resnet18-scratch" / "last.pt"
     steps = 0
-    for number_of_it, seconds in enumerate(moments(tries)):
-        word = "resuming" if number_of_it else "device"
+    for seconds in moments(tries):
+        word = "resuming" if steps else "device"
         process = start(line, lambda process, word=word: word in process.said and last.exists(), seconds)
         process.send_signal(number)
         assert process.ended() == code, process.said
