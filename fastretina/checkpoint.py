@@ -23,7 +23,7 @@ from fastretina.errors import CheckpointError
 from fastretina.heads import HEADS, Decision, Head, HeadName
 from fastretina.models import ARCHS, build_model, load_safely, load_trunk, refuse_inflating
 from fastretina.preparation import UNPREPARED, Preparation
-from fastretina.runs import RunFolder, sync_folder, write_atomically
+from fastretina.runs import RunFolder, sync_folder, unfinished, write_atomically, write_bytes
 from fastretina.seal import UNSEALED, is_intact, seal
 
 STATE_FORMAT = 2  # last.pt's layout; one more whenever an older program could misread it
@@ -229,10 +229,25 @@ def settle(run: RunFolder, best: Path | None, fell_back: bool) -> None:
     elif best != run.best:
         promote_best(run)
     staged_best(run).unlink(missing_ok=True)
+    unfinished(run.previous_best).unlink(missing_ok=True)
     if fell_back:
         run.previous.replace(run.last)
         run.previous_best.unlink(missing_ok=True)
     sync_folder(run.path)
+
+
+def keep_best_twice(run: RunFolder, best_epoch: int | None) -> None:
+    """Where both states speak of the same best checkpoint, let there be two of it, for the day when one is damaged.
+
+    CheckpointError where it is damaged by now.
+    """
+    try:
+        if read_grader(run.previous_best).epoch == best_epoch:
+            return
+    except CheckpointError:
+        pass
+    if best_epoch is not None:
+        write_bytes(run.previous_best, _sealed(run.best))
 
 
 def promote_best(run: RunFolder) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import inspect
 import signal
 import sys
@@ -42,6 +44,8 @@ def run(config: type[Config], main: Callable[[Config], int | None], argv: Sequen
     standard error; 130 on SIGINT; 143 on SIGTERM.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    # As it exits Python looks for garbage among all that torch, numba and matplotlib hold: 5.3 s on a busy machine, and 0.8 s so.
+    atexit.register(gc.freeze)
     parsed = tyro.cli(config, description=inspect.getdoc(main) or config.__doc__, args=argv, prog=_program())
     try:
         code = main(parsed)

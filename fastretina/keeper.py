@@ -13,7 +13,17 @@ import torch
 from torch import Tensor
 
 from fastretina import plots
-from fastretina.checkpoint import Grader, latest_state, promote_best, read_tensors, save_grader, save_state, settle, staged_best
+from fastretina.checkpoint import (
+    Grader,
+    keep_best_twice,
+    latest_state,
+    promote_best,
+    read_tensors,
+    save_grader,
+    save_state,
+    settle,
+    staged_best,
+)
 from fastretina.engine import Training
 from fastretina.errors import CheckpointError, RunError
 from fastretina.facts import RunFacts
@@ -122,7 +132,7 @@ class RunKeeper:
     def save(self) -> None:
         """Write last.pt, and keep the one before it. RunError where the weights are spoilt: nothing is written."""
         self._save()
-        self.run.previous_best.unlink(missing_ok=True)  # both states speak of the same best
+        keep_best_twice(self.run, self.training.progress.best_epoch)
 
     def _save(self) -> None:
         training = self.training

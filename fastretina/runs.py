@@ -38,7 +38,7 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.best = self.path / "best.safetensors"
         self.last = self.path / "last.pt"
-        # The save before that, for the day when last.pt is damaged; and the best checkpoint that it speaks of, if that is another.
+        # The save before that, for the day when last.pt is damaged; and the best checkpoint that it speaks of, if only as a copy.
         self.previous = self.path / "last.prev.pt"
         self.previous_best = self.path / "best.prev.safetensors"
 
@@ -63,12 +63,17 @@ class RunFolder:
             yield
 
 
+def unfinished(path: Path) -> Path:
+    """The name of a file while it is being written."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], older: Path | None = None) -> None:
     """Let `write` fill a file that gets its name only when it is complete and on disk. RunError with the system's reason.
 
     older: a name for what `path` held until now.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = unfinished(path)
     try:
         try:
             with temporary.open("wb") as file:
@@ -88,7 +93,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], older: Pat
 
 def _name_as_well(path: Path, other: Path) -> None:
     """Let `other` name the file at `path`, in one step, so that neither name is ever missing."""
-    spare = other.with_name(f".{other.name}.tmp")
+    spare = unfinished(other)
     spare.unlink(missing_ok=True)
     try:
         spare.hardlink_to(path)

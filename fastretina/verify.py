@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -66,14 +67,17 @@ def verify_beton(path: str | os.PathLike[str], *, workers: int | None = None, pr
 def _reasons(beton: Beton, workers: int) -> Iterator[str]:
     """What is wrong with each sample in order; "" for a good one."""
 
+    left = threading.Event()
+
     def check(start: int) -> list[str]:
-        return [_check(beton, i) for i in range(start, min(start + _CHUNK, len(beton)))]
+        return [_check(beton, i) for i in range(start, min(start + _CHUNK, len(beton))) if not left.is_set()]
 
     with ThreadPoolExecutor(workers, thread_name_prefix="fastretina-verify") as threads:
         try:
             for reasons in threads.map(check, range(0, len(beton), _CHUNK)):
                 yield from reasons
         finally:
+            left.set()  # whoever pressed Ctrl-C need not wait for sixteen of the largest images
             threads.shutdown(wait=True, cancel_futures=True)
 
 

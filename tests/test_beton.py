@@ -246,14 +246,6 @@ def test_what_is_no_file_is_our_error_and_names_the_path(tmp_path: Path) -> None
         assert str(tmp_path / name) in str(caught.value)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_an_unreadable_file_is_our_error(tmp_path: Path) -> None:
-    path = pack(tmp_path / "a.beton")
-    path.chmod(0)
-    with pytest.raises(BetonError, match="Permission denied"):
-        Beton(path)
-
-
 def test_a_file_cut_while_open_is_an_error_and_not_a_crash(tmp_path: Path) -> None:
     path = pack(tmp_path / "a.beton")
     with Beton(path) as beton:

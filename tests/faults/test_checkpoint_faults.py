@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import pickle
@@ -20,7 +21,16 @@ import safetensors.torch
 import torch
 from test_checkpoint import grader
 
-from fastretina.checkpoint import load_grader, load_state, promote_best, read_tensors, save_state, staged_best, write_grader
+from fastretina.checkpoint import (
+    keep_best_twice,
+    load_grader,
+    load_state,
+    promote_best,
+    read_tensors,
+    save_state,
+    staged_best,
+    write_grader,
+)
 from fastretina.errors import CheckpointError
 from fastretina.keeper import resume_state
 from fastretina.models import read_weights
@@ -39,7 +49,7 @@ def save(run: RunFolder, epoch: int, best: int | None, improved: bool) -> None:
     if improved:
         promote_best(run)
     else:
-        run.previous_best.unlink(missing_ok=True)
+        keep_best_twice(run, best)
 
 
 @pytest.fixture(params=["improved", "not improved"])
@@ -105,7 +115,7 @@ def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(
 @pytest.mark.tries(30, 100)
 def test_a_damaged_best_checkpoint_is_never_graded_with(run: RunFolder, tmp_path: Path, tries: int, tried) -> None:
     chosen, whole = random.Random(4), run.best.read_bytes()
-    improved = run.previous_best.exists()
+    improved = load_state(run.last)["progress"]["best_epoch"] == 4
     for _ in range(tries):
         struck = RunFolder(tmp_path / "struck")
         shutil.copytree(run.path, struck.path)
@@ -119,15 +129,29 @@ def test_a_damaged_best_checkpoint_is_never_graded_with(run: RunFolder, tmp_path
             assert is_intact(struck.best.read_bytes()) is None
         except CheckpointError:
             pass
-        if improved:  # the state before speaks of another best checkpoint, which is still there
-            assert resume_state(struck, "auto", SETTINGS)["progress"]["epoch"] == 3
-            assert torch.equal(read_tensors(struck.best)["w"], torch.full((50,), 2.0))
-        else:
-            with pytest.raises(CheckpointError, match="missing, damaged or not of epoch 2"):
-                resume_state(struck, "auto", SETTINGS)
-            assert struck.last.exists()
+        state = resume_state(struck, "auto", SETTINGS)
+        assert state is not None
+        # The state before speaks of another best checkpoint, or there is a copy of the one that both speak of.
+        assert (state["progress"]["epoch"], state["progress"]["best_epoch"]) == ((3, 2) if improved else (4, 2))
+        assert torch.equal(read_tensors(struck.best)["w"], torch.full((50,), 2.0))
+        assert resume_state(struck, "auto", SETTINGS)["progress"] == state["progress"]
         shutil.rmtree(struck.path)
-        tried("training: best.safetensors cut or flipped, refused")
+        tried("training: best.safetensors cut or flipped: refused, and at a resume the copy or the state before steps in")
+
+
+def test_where_both_copies_of_the_best_are_damaged_the_run_is_not_taken_up(run: RunFolder) -> None:
+    for path in (run.best, run.previous_best):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="missing, damaged or not of epoch"):
+        resume_state(run, "auto", SETTINGS)
+    assert run.last.exists()
+
+
+def test_a_best_checkpoint_that_was_damaged_during_the_run_is_named_at_the_next_save(run: RunFolder) -> None:
+    run.best.write_bytes(run.best.read_bytes()[:-1])
+    run.previous_best.unlink()
+    with pytest.raises(CheckpointError, match=r"best\.safetensors: damaged"):
+        keep_best_twice(run, 4)
 
 
 def test_where_both_states_are_damaged_the_newer_one_is_named(run: RunFolder) -> None:
@@ -160,6 +184,7 @@ def test_a_run_taken_up_elsewhere_falls_back_without_touching_the_source(run: Ru
     assert {entry.name: entry.read_bytes() for entry in run.path.iterdir()} == before
 
 
+@functools.cache
 def zip_bomb() -> bytes:
     """A gigabyte of zeros in a megabyte."""
     out = io.BytesIO()
