@@ -6,13 +6,16 @@ import math
 import os
 import platform
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Self
 
 PACKAGES = ("fastretina", "torch", "torchvision", "numpy", "numba", "pillow", "simplejpeg", "opencv-python-headless", "ffcv")
-PEERS = ("nvidia-dali-cuda130", "webdataset")
+PEERS = ("nvidia-dali-cuda130", "webdataset", "nvidia-nvimgcodec-cu13", "nvidia-nvjpeg", "triton")
+FULL_TRAIN_SET = 28_100  # images in the training set that this project exists for
 
 
 def versions() -> dict[str, str]:
@@ -39,8 +42,45 @@ def hardware() -> dict[str, object]:
     except ImportError:
         return found
     if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
+        properties = torch.cuda.get_device_properties(0)
+        found |= {"gpu": properties.name, "gpu_memory_gb": round(properties.total_memory / 1e9, 1), "cuda": torch.version.cuda}
     return found
+
+
+class Utilisation:
+    """While entered, asks a CUDA device 20 times a second how busy it is.
+
+    Attributes:
+        mean: per cent of the time in which a kernel ran, or None; why: the reason for None.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.mean: float | None = None
+        self.why = "" if device == "cuda" else f"{device} is no CUDA device"
+        self._found: list[float] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        if not self.why:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        if self._found:
+            self.mean = statistics.fmean(self._found)
+
+    def _watch(self) -> None:
+        import torch
+
+        try:
+            while not self._over.wait(0.05):
+                self._found.append(float(torch.cuda.utilization()))
+        except Exception as error:  # NVML's binding is not installed, or its driver does not tell
+            self.why = f"torch.cuda.utilization: {str(error).splitlines()[0]}"
 
 
 def private_bytes(pid: int) -> int:

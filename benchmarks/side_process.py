@@ -18,37 +18,52 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measure import Utilisation
 from sides import IMPORTS, SIDES, Epoch, Task, cpu_seconds, private_mb
 
 _MARK = "\x1e"  # starts our lines; whatever a peer prints is passed over
 
 
-def measure_epoch(epoch: Epoch) -> dict[str, float]:
-    """One epoch: images, wall and CPU seconds, seconds to the first batch, median seconds between batches."""
-    cpu, start = cpu_seconds(), time.perf_counter()
-    images, times = 0, [start]
-    for size in epoch():
-        images += size
-        times.append(time.perf_counter())
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()  # what was only queued has not been done
-        times[-1] = time.perf_counter()
-    return {
-        "images": images,
-        "wall": times[-1] - start,
-        "cpu": cpu_seconds() - cpu,
-        "first": times[1] - times[0],
-        "interval": statistics.median(b - a for a, b in itertools.pairwise(times[1:])) if len(times) > 2 else 0.0,
-        "private_mb": private_mb(),
-    } | getattr(epoch, "extra", {})
+def measure_epoch(epoch: Epoch, device: str) -> dict[str, Any]:
+    """One epoch: images, wall and CPU seconds, seconds to the first batch, median seconds between batches.
+
+    On a GPU also its utilisation in per cent (None, and why, where it cannot be asked) and the memory in use at the end, in GB,
+    which holds what torch's allocator has at its peak and what decoder libraries have of their own.
+    """
+    with Utilisation(device) as busy:
+        cpu, start = cpu_seconds(), time.perf_counter()
+        images, times = 0, [start]
+        for size in epoch():
+            images += size
+            times.append(time.perf_counter())
+        if device == "cuda":
+            torch.cuda.synchronize()  # what was only queued has not been done
+            times[-1] = time.perf_counter()
+        used = cpu_seconds() - cpu
+    on_gpu: dict[str, Any] = {}
+    if device == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        on_gpu = {"gpu_utilisation": busy.mean, "gpu_utilisation_why": busy.why, "device_memory_gb": (total - free) / 1e9}
+    return (
+        on_gpu
+        | {
+            "images": images,
+            "wall": times[-1] - start,
+            "cpu": used,
+            "first": times[1] - times[0],
+            "interval": statistics.median(b - a for a, b in itertools.pairwise(times[1:])) if len(times) > 2 else 0.0,
+            "private_mb": private_mb(),
+        }
+        | getattr(epoch, "extra", {})
+    )
 
 
-def measure_gap(epoch: Epoch) -> dict[str, float]:
+def measure_gap(epoch: Epoch, device: str) -> dict[str, float]:
     """The wait in s for the first batch of an epoch, for a consumer whose step takes twice as long as the loader needs.
 
     Such a consumer never waits inside an epoch; what it waits at the seam is the loader's doing. Longest of three seams.
     """
-    step = 2 * measure_epoch(epoch)["interval"]
+    step = 2 * measure_epoch(epoch, device)["interval"]
     gaps = []
     ended: float | None = None
     for _ in range(4):
@@ -69,20 +84,24 @@ class SideProcess:
         command = [sys.executable, str(Path(__file__).resolve()), side, json.dumps(asdict(task))]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.name = side
-        self.ready = self._answer()
+        try:
+            self.ready = self._answer()
+        except RuntimeError:
+            self.close()
+            raise
 
-    def ask(self, question: str) -> dict[str, float]:
+    def ask(self, question: str) -> dict[str, Any]:
         """ "epoch" or "gap": see measure_epoch, measure_gap."""
         assert self._process.stdin is not None
         self._process.stdin.write(question + "\n")
         self._process.stdin.flush()
         return self._answer()
 
-    def _answer(self) -> dict[str, float]:
+    def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith(_MARK):
-                answer: dict[str, float] = json.loads(line[1:])
+                answer: dict[str, Any] = json.loads(line[1:])
                 return answer
         assert self._process.stderr is not None
         raise RuntimeError(f"{self.name} ended: {self._process.stderr.read()[-1500:]}")
@@ -100,6 +119,8 @@ def main() -> None:
     side, task = sys.argv[1], Task(**json.loads(sys.argv[2]))
     importlib.import_module(IMPORTS.get(side, "fastretina.loader"))  # imports aside
     start = time.perf_counter()
+    if task.device == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # the context, as an import, is not the loader's
     epoch = SIDES[side](task)
     iterator = iter(epoch())
     next(iterator)
@@ -107,7 +128,7 @@ def main() -> None:
     for _ in iterator:
         pass
     for question in sys.stdin:
-        _say(measure_gap(epoch) if question.strip() == "gap" else measure_epoch(epoch))
+        _say(measure_gap(epoch, task.device) if question.strip() == "gap" else measure_epoch(epoch, task.device))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,13 @@ class Task:
     scratch: str = ""  # a folder for files that a side needs; the parent removes it
 
 
+def element_type(task: Task) -> Any:
+    """torch.bfloat16 on a GPU, torch.float32 on a CPU."""
+    import torch
+
+    return torch.bfloat16 if task.device == "cuda" else torch.float32
+
+
 def fastretina(task: Task, **changes: Any) -> Epoch:
     import torch
 
@@ -47,7 +54,7 @@ def fastretina(task: Task, **changes: Any) -> Epoch:
         "resolution": task.resolution,
         "workers": task.workers,
         "device": task.device,
-        "dtype": torch.uint8 if decode_only else torch.float32,
+        "dtype": torch.uint8 if decode_only else element_type(task),
         "augment": Augment.none() if decode_only else Augment.full(),
     }
     loader = Loader(task.data, **(settings | changes))
@@ -62,16 +69,22 @@ def fastretina_resident(task: Task) -> Epoch:
     return fastretina(task, resident="on")
 
 
+def fastretina_cpu_decode(task: Task) -> Epoch:
+    return fastretina(task, decode="cpu")
+
+
 def fastretina_gpu_decode(task: Task) -> Epoch:
-    return fastretina(task, decode="gpu")
+    """With two threads of its own, for the checksums: the GPU has the rest of the work."""
+    return fastretina(task, decode="gpu", workers=2)
 
 
 def ffcv(task: Task) -> Epoch:
     """Stock FFCV. It has no rotation: its augmented side is decode, flip and normalise only."""
+    import torch
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
-    from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, Squeeze, ToTensor, ToTorchImage
+    from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, Squeeze, ToDevice, ToTensor, ToTorchImage
 
     from fastretina.beton import Beton
 
@@ -81,8 +94,9 @@ def ffcv(task: Task) -> Epoch:
     ]
     if task.work == "augment":
         image += [RandomHorizontalFlip(), NormalizeImage(np.array(MEAN_255), np.array(STD_255), np.float32)]
-    image += [ToTensor(), ToTorchImage(convert_back_int16=False)]
-    pipelines = {"image": image, "label": [IntDecoder(), ToTensor(), Squeeze()], "id": None, "crc32": None}
+    to_device: list[Any] = [ToDevice(torch.device(task.device))] if task.device != "cpu" else []
+    image += [ToTensor(), *to_device, ToTorchImage(convert_back_int16=False)]
+    pipelines = {"image": image, "label": [IntDecoder(), ToTensor(), *to_device, Squeeze()], "id": None, "crc32": None}
     loader = Loader(
         task.data, batch_size=task.batch_size, num_workers=task.workers, order=OrderOption.RANDOM, os_cache=True,
         drop_last=False, pipelines=pipelines,
@@ -187,7 +201,7 @@ def webdataset(task: Task) -> Epoch:
 
 
 def dali(task: Task) -> Epoch:
-    """NVIDIA DALI's CPU operators: decode, and for the augmented side rotate (bilinear), flip and normalise."""
+    """NVIDIA DALI: decode, and for the augmented side rotate (bilinear), flip and normalise. On a GPU, decoding too is there."""
     from nvidia.dali import fn, pipeline_def, types
     from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
 
@@ -203,10 +217,12 @@ def dali(task: Task) -> Epoch:
         index = int(order[info.idx_in_epoch])
         return np.frombuffer(beton.jpeg(index), np.uint8), np.array([beton.labels[index]])
 
-    @pipeline_def(batch_size=task.batch_size, num_threads=task.workers, device_id=None)  # type: ignore[untyped-decorator]
+    cuda = task.device == "cuda"
+
+    @pipeline_def(batch_size=task.batch_size, num_threads=task.workers, device_id=0 if cuda else None)  # type: ignore[untyped-decorator]
     def pipeline() -> Any:
         jpegs, labels = fn.external_source(source=sample, num_outputs=2, batch=False, dtype=[types.UINT8, types.INT64])
-        images = fn.decoders.image(jpegs, device="cpu", output_type=types.RGB)
+        images = fn.decoders.image(jpegs, device="mixed" if cuda else "cpu", output_type=types.RGB)
         if task.resolution != 512:
             images = fn.resize(images, size=task.resolution)
         if task.work == "augment":
@@ -224,69 +240,123 @@ def dali(task: Task) -> Epoch:
 
 
 class Training:
-    """Training steps on one loader: float32 on a CPU, bfloat16 on a GPU. `extra` holds the seconds that the last epoch waited."""
+    """Training steps on one loader: float32 on a CPU, compiled bfloat16 on a GPU.
 
-    def __init__(self, task: Task, batches: Callable[[], Iterator[tuple[Any, Any]]]) -> None:
+    `extra` holds what the last epoch found: seconds that it waited for data, seconds of compilation before it, peak memory.
+    """
+
+    def __init__(self, task: Task, batches: Callable[[], Iterator[tuple[Any, Any]]], mode: str | None = "default") -> None:
         import torch
 
+        from fastretina.compile import StepForward, training_flops
         from fastretina.models import build_model
 
         torch.manual_seed(0)
+        torch.backends.cudnn.benchmark = True
+        cuda = task.device == "cuda"
         self.model = build_model(task.arch).to(task.device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9, fused=True)
         self.batches, self.device = batches, task.device
-        self.steps = 100 if task.device == "cuda" else 16
-        self.extra: dict[str, float] = {}
+        # Of the size of the GPU's 28,100 images divided by seven, and enough of a CPU's.
+        self.steps = max(1, 4000 // task.batch_size) if cuda else 16
+        flops = float(training_flops(self.model, task.resolution))
+        self.forward = StepForward(self.model, mode if cuda else None, task.batch_size)
+        shape = (task.batch_size, 3, task.resolution, task.resolution)
+        device = torch.device(task.device)
+        self.extra = {"compile": self.forward.warm_up(shape, element_type(task), device, self._autocast), "flops": flops}
+
+    def _autocast(self) -> Any:
+        import torch
+
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda")
 
     def __call__(self) -> Iterator[int]:
         import torch
 
+        from fastretina.profiling import span
+
         batches, wait = self.batches(), 0.0
         for _ in range(self.steps):
             asked = time.perf_counter()
-            images, labels = next(batches)
+            with span("wait"):
+                images, labels = next(batches)
             wait += time.perf_counter() - asked
             self.optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
-                loss = torch.nn.functional.cross_entropy(self.model(images), labels)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            self.extra = {"wait": wait}
+            with span("forward"), self._autocast():
+                loss = torch.nn.functional.cross_entropy(self.forward(images), labels)
+            with span("backward"):
+                loss.backward()  # type: ignore[no-untyped-call]
+            with span("optimizer"):
+                self.optimizer.step()
+            self.extra["wait"] = wait
             yield len(labels)
 
 
 def train_fastretina(task: Task, **changes: Any) -> Epoch:
     """Training from the streaming loader, rotation and flips on."""
-    import torch
-
     from fastretina.loader import Loader
 
-    settings: dict[str, Any] = {"dtype": torch.bfloat16 if task.device == "cuda" else torch.float32, "workers": task.workers}
+    settings: dict[str, Any] = {"dtype": element_type(task), "workers": task.workers}
     loader = Loader(task.data, task.batch_size, resolution=task.resolution, device=task.device, **(settings | changes))
     endless = ((batch.images, batch.labels) for _ in itertools.count() for batch in loader)
     return Training(task, lambda: endless)
+
+
+def train_cpu_decode(task: Task) -> Epoch:
+    return train_fastretina(task, decode="cpu")
+
+
+def train_gpu_decode(task: Task) -> Epoch:
+    return train_fastretina(task, decode="gpu")
 
 
 def train_resident(task: Task) -> Epoch:
     return train_fastretina(task, resident="on")
 
 
-def train_synthetic(task: Task) -> Epoch:
+def train_synthetic(task: Task, mode: str | None = "default") -> Epoch:
     """The same steps on one batch that is there already: the model's own limit."""
     import torch
 
-    dtype = torch.bfloat16 if task.device == "cuda" else torch.float32
-    images = torch.randn(task.batch_size, 3, task.resolution, task.resolution, device=task.device, dtype=dtype)
+    images = torch.randn(task.batch_size, 3, task.resolution, task.resolution, device=task.device, dtype=element_type(task))
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(task.batch_size, dtype=torch.int64, device=task.device)
-    return Training(task, lambda: itertools.repeat((images, labels)))
+    return Training(task, lambda: itertools.repeat((images, labels)), mode)
+
+
+def train_synthetic_eager(task: Task) -> Epoch:
+    return train_synthetic(task, None)
+
+
+def train_synthetic_graphs(task: Task) -> Epoch:
+    return train_synthetic(task, "reduce-overhead")
+
+
+def train_synthetic_autotune(task: Task) -> Epoch:
+    return train_synthetic(task, "max-autotune-no-cudagraphs")
+
+
+def ffcv_on_device(task: Task) -> Epoch:
+    """FFCV's Loader with the device's decoder and warp (fastretina.interop.ffcv_device)."""
+    from ffcv.loader import Loader, OrderOption
+
+    from fastretina.augment import Augment
+    from fastretina.interop.ffcv_device import device_pipelines
+
+    pipes, _, _ = device_pipelines(task.data, task.resolution, augment=Augment.full(), device=task.device, dtype=element_type(task))
+    loader = Loader(
+        task.data, batch_size=task.batch_size, num_workers=2, order=OrderOption.RANDOM, os_cache=True, drop_last=False,
+        pipelines=pipes,
+    )  # fmt: skip
+    return lambda: (len(labels) for _, labels in loader)
 
 
 SIDES: dict[str, Callable[[Task], Epoch]] = {
     side.__name__: side
     for side in (
-        fastretina, fastretina_without_checksum, fastretina_resident, fastretina_gpu_decode, ffcv, ffcv_with_our_warp, pillow,
-        torchvision, webdataset, dali, train_fastretina, train_resident, train_synthetic,
+        fastretina, fastretina_without_checksum, fastretina_resident, fastretina_cpu_decode, fastretina_gpu_decode, ffcv,
+        ffcv_with_our_warp, ffcv_on_device, pillow, torchvision, webdataset, dali, train_fastretina, train_cpu_decode,
+        train_gpu_decode, train_resident, train_synthetic, train_synthetic_eager, train_synthetic_graphs, train_synthetic_autotune,
     )
 }  # fmt: skip
 
@@ -294,6 +364,7 @@ SIDES: dict[str, Callable[[Task], Epoch]] = {
 IMPORTS = {
     "ffcv": "ffcv.loader",
     "ffcv_with_our_warp": "fastretina.interop.ffcv",
+    "ffcv_on_device": "fastretina.interop.ffcv_device",
     "pillow": "torchvision.transforms.v2",
     "torchvision": "torchvision.transforms.v2",
     "webdataset": "webdataset",

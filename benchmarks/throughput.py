@@ -2,7 +2,8 @@
 
     python benchmarks/throughput.py --data data/train.beton --json out.json --chart out.png
 
-Each round lets every side run one epoch, in alternating order; an untimed epoch comes first. Rates are medians over the
+Each round lets every side run one epoch, in alternating order; an untimed epoch comes first. (On a GPU, --device cuda, sides run
+one after the other, for want of memory; there is no busy neighbour there.) Rates are medians over the
 rounds with an interval (see measure.summary), per second of wall time and per second of CPU time; ratios are taken within
 rounds, so that a busy neighbour, who slows both, does not enter them.
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chart import draw_chart
-from measure import hardware, interleave, summary, versions
+from measure import FULL_TRAIN_SET, hardware, interleave, summary, versions
 from side_process import SideProcess
 from sides import IMPORTS, Task
 
@@ -29,10 +30,9 @@ from fastretina.cli import run
 from fastretina.errors import RunError, UsageError
 from fastretina.precision import choose_device
 
-FULL_TRAIN_SET = 28_100  # images in the training set that this project exists for
 OLD_EPOCH = 2088.0  # seconds that one epoch of it took with a Pillow __getitem__
 
-Group = Literal["loader", "train", "pack", "resident"]
+Group = Literal["loader", "train", "pack", "resident", "compile"]
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,24 @@ COMPARISONS = (
 )  # fmt: skip
 
 
-# On a GPU: the loader alone, and training in bfloat16 at full size beside the model's own limit (synthetic input).
+# On a GPU: the loader alone, training in compiled bfloat16 at full size beside the model's own limit (synthetic input), and the
+# modes of torch.compile. One side after the other, because several of them do not fit the memory together.
+TRAINING = ("train_synthetic", "train_resident", "train_cpu_decode", "train_gpu_decode")
 CUDA_COMPARISONS = (
-    Comparison("loader, decode on the CPU or the GPU", "loader", "augment", 512, ("fastretina", "fastretina_gpu_decode"), 256),
-    Comparison("loader, resident", "resident", "augment", 512, ("fastretina_resident", "fastretina"), 256),
     Comparison(
-        "training ResNet18, bfloat16", "train", "train", 512, ("train_fastretina", "train_resident", "train_synthetic"), 128
+        "loader, augmented", "loader", "augment", 512,
+        ("fastretina_cpu_decode", "fastretina_gpu_decode", "ffcv_on_device", "ffcv", "dali"), 256,
+    ),
+    Comparison("loader, resident", "resident", "augment", 512, ("fastretina_resident",), 256),
+    Comparison("training ResNet18, bfloat16", "train", "train", 512, TRAINING, 128),
+    Comparison("training ResNet50, bfloat16", "train", "train", 512, TRAINING, 64, "resnet50"),
+    Comparison(
+        "torch.compile, ResNet18", "compile", "train", 512,
+        ("train_synthetic", "train_synthetic_eager", "train_synthetic_graphs", "train_synthetic_autotune"), 128,
     ),
     Comparison(
-        "training ResNet50, bfloat16", "train", "train", 512, ("train_fastretina", "train_resident", "train_synthetic"), 128,
-        "resnet50",
+        "torch.compile, ResNet50", "compile", "train", 512,
+        ("train_synthetic", "train_synthetic_eager", "train_synthetic_graphs"), 64, "resnet50",
     ),
 )  # fmt: skip
 
@@ -92,6 +100,8 @@ class ThroughputBenchmark:
     """Where fastretina's batches end up."""
     rounds: int = 5
     """Timed rounds, after an untimed one."""
+    arch: Literal["resnet18", "resnet50"] | None = None
+    """Train this model only; default: all."""
     workers: int = 0
     """Threads or processes of every side; 0: one for each core."""
     cold_starts: int = 5
@@ -108,34 +118,47 @@ def installed(side: str) -> bool:
         return False
 
 
-def compare(comparison: Comparison, config: ThroughputBenchmark, workers: int, scratch: str) -> dict[str, Any]:
-    """All rounds of one comparison; sides that are not installed are left out, sides that fail are reported as such."""
+def compare(
+    comparison: Comparison, config: ThroughputBenchmark, workers: int, scratch: str, limit: float | None = None, alone: bool = False
+) -> dict[str, Any]:
+    """All rounds of one comparison; sides that are not installed are left out, sides that fail are reported as such.
+
+    limit: TFLOP/s that the device reaches in a matrix product, if measured. alone: one side after the other.
+    """
     task = Task(
         str(config.data), comparison.work, comparison.resolution, comparison.batch_size, workers, config.device, comparison.arch,
         scratch,
     )  # fmt: skip
     processes: dict[str, SideProcess] = {}
     failed: dict[str, str] = {}
-    epochs: dict[str, list[dict[str, float]]] = {}
+    epochs: dict[str, list[dict[str, Any]]] = {}
+    gaps: dict[str, float] = {}
+    ready: dict[str, dict[str, Any]] = {}
+
+    def epoch(side: str) -> float:
+        epochs.setdefault(side, []).append(processes[side].ask("epoch"))
+        return 0.0
+
     try:
         for side in filter(installed, comparison.sides):
             try:
                 processes[side] = SideProcess(side, task)
+                ready[side] = processes[side].ready
+                if alone:
+                    interleave({side: lambda side=side: epoch(side)}, config.rounds)  # type: ignore[misc]
             except RuntimeError as error:
                 failed[side] = str(error)
-
-        def epoch(side: str) -> float:
-            epochs.setdefault(side, []).append(processes[side].ask("epoch"))
-            return 0.0
-
-        interleave({side: lambda side=side: epoch(side) for side in processes}, config.rounds)  # type: ignore[misc]
-        seams = [side for side in processes if comparison.work == "augment" and side in ("fastretina", "ffcv")]
-        gaps: dict[str, float] = {side: processes[side].ask("gap")["gap"] for side in seams}
-        sides = {side: digest(rounds[1:], processes[side].ready, gaps.get(side)) for side, rounds in epochs.items()}
+            if side in processes and (alone or side in failed):
+                processes.pop(side).close()
+        interleave({side: lambda side=side: epoch(side) for side in processes}, config.rounds if processes else 0)  # type: ignore[misc]
+        for side in processes:
+            if comparison.work == "augment" and side in ("fastretina", "ffcv"):
+                gaps[side] = processes[side].ask("gap")["gap"]
     finally:
         for process in processes.values():
             process.close()
-    first = comparison.sides[0]
+    sides = {side: digest(rounds[1:], ready[side], gaps.get(side), limit) for side, rounds in epochs.items() if side not in failed}
+    first = next((side for side in comparison.sides if side in sides), "")
     ratios = {
         f"{first} / {side}": {
             unit: summary([a / b for a, b in zip(sides[first][unit]["rounds"], sides[side][unit]["rounds"], strict=True)])
@@ -148,13 +171,14 @@ def compare(comparison: Comparison, config: ThroughputBenchmark, workers: int, s
     return result | {"ratios": ratios, "failed": failed, "batch_size": comparison.batch_size}
 
 
-def digest(rounds: list[dict[str, float]], ready: dict[str, float], gap: float | None) -> dict[str, Any]:
+def digest(rounds: list[dict[str, Any]], ready: dict[str, Any], gap: float | None, limit: float | None = None) -> dict[str, Any]:
     """One side's rounds as medians with intervals."""
     wall = [r["images"] / r["wall"] for r in rounds]
-    cpu = [r["images"] / r["cpu"] for r in rounds]
+    cpu = [r["images"] / max(r["cpu"], 1e-3) for r in rounds]  # where the device works, the CPU's clock may not have ticked
     result: dict[str, Any] = {
         "per_second": summary(wall) | {"rounds": wall},
         "per_cpu_second": summary(cpu) | {"rounds": cpu},
+        "cpu_cores": summary([r["cpu"] / r["wall"] for r in rounds]),
         "private_mb": max(r["private_mb"] for r in rounds),
         "first_batch_after_import_s": ready["cold_first_batch"],
         "epoch_gap_s": gap,
@@ -162,7 +186,28 @@ def digest(rounds: list[dict[str, float]], ready: dict[str, float], gap: float |
     result["full_epoch_s"] = FULL_TRAIN_SET / result["per_second"]["median"]
     if "wait" in rounds[0]:
         result["wait_share"] = summary([r["wait"] / r["wall"] for r in rounds])
+        result["compile_s"] = rounds[0]["compile"]
+        result["gflop_per_image"] = rounds[0]["flops"] / 1e9
+        result["tflops"] = summary([rate * rounds[0]["flops"] / 1e12 for rate in wall])
+        if limit is not None:
+            result["share_of_matmul_roof"] = result["tflops"]["median"] / limit
+    if "device_memory_gb" in rounds[0]:
+        result["device_memory_gb"] = max(r["device_memory_gb"] for r in rounds)
+        asked = [r["gpu_utilisation"] for r in rounds if r["gpu_utilisation"] is not None]
+        result["gpu_utilisation"] = summary(asked) if asked else None
+        result["gpu_utilisation_why"] = rounds[0]["gpu_utilisation_why"]
     return result
+
+
+def matmul_roof() -> float:
+    """TFLOP/s of a matrix product on the GPU, by benchmarks/device.py in a process that gives the memory back."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "roof.json"
+        command = [sys.executable, str(Path(__file__).with_name("device.py")), "--only", "roof", "--json", str(out)]
+        done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise RunError(f"benchmarks/device.py failed: {done.stderr[-1000:]}")
+        return float(json.loads(out.read_text())["roof"]["matmul_tflops"]["median"])
 
 
 def cold_starts(config: ThroughputBenchmark, workers: int) -> dict[str, float]:
@@ -201,8 +246,19 @@ def table(comparison: dict[str, Any]) -> str:
             f"  {side:<40}{rate['median']:8,.0f}  {rate['low']:7,.0f}-{rate['high']:7,.0f}{cpu['median']:11,.0f}"
             f"{result['full_epoch_s']:9,.1f} s{result['private_mb']:7,.0f} MB" + (f"{ratio:7.2f}x" if ratio else "")
         )
+        details = [f"{result['cpu_cores']['median']:.1f} CPU cores"]
         if "wait_share" in result:
-            lines.append(f"  {'':<40}waits for data {result['wait_share']['median']:.2%} of the time")
+            details.append(f"waits for data {result['wait_share']['median']:.2%} of the time")
+        if "device_memory_gb" in result:
+            details.append(f"{result['device_memory_gb']:.1f} GB on the device")
+            busy = result["gpu_utilisation"]
+            details.append(
+                f"GPU {busy['median']:.0f} % busy" if busy else f"GPU utilisation unknown ({result['gpu_utilisation_why']})"
+            )
+        if "share_of_matmul_roof" in result:
+            details.append(f"{result['tflops']['median']:.1f} TFLOP/s, {result['share_of_matmul_roof']:.1%} of a matrix product's")
+            details.append(f"compiled in {result['compile_s']:.0f} s")
+        lines.append(f"  {'':<4}{', '.join(details)}")
     return "\n".join([*lines, *(f"  {side:<40}failed: {reason.splitlines()[-1]}" for side, reason in comparison["failed"].items())])
 
 
@@ -220,10 +276,11 @@ def main(config: ThroughputBenchmark) -> None:
         sizes = [len(beton.jpeg(i)) for i in range(len(beton))]
         result["data"] = {"samples": len(beton), "mean_kb": round(sum(sizes) / len(sizes) / 1e3, 1)}
         print(f"{config.data}: {len(beton):,} images, {result['data']['mean_kb']} KB each")
+    limit = matmul_roof() if config.device == "cuda" and config.only in (None, "train", "compile") else None
     for comparison in CUDA_COMPARISONS if config.device == "cuda" else COMPARISONS:
-        if config.only in (None, comparison.group):
+        if config.only in (None, comparison.group) and (comparison.work != "train" or config.arch in (None, comparison.arch)):
             with tempfile.TemporaryDirectory(prefix="fastretina-bench-") as scratch:
-                result["comparisons"].append(compare(comparison, config, workers, scratch))
+                result["comparisons"].append(compare(comparison, config, workers, scratch, limit, config.device == "cuda"))
             print(table(result["comparisons"][-1]), flush=True)
     if config.only in (None, "loader") and config.device == "cpu":
         result["cold_first_batch_s"] = cold_starts(config, workers)
@@ -240,7 +297,7 @@ def main(config: ThroughputBenchmark) -> None:
         result["pack"] = pack(config.rounds)
         for side in ("fastretina", "ffcv"):
             print(f"packing, {side}: {result['pack'][side]['median']:,.0f} img/s")
-    result |= {"versions": versions(), "hardware": hard, "workers": workers}
+    result |= {"matmul_tflops": limit, "versions": versions(), "hardware": hard, "workers": workers}
     if config.json is not None:
         config.json.parent.mkdir(parents=True, exist_ok=True)
         config.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fastretina.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, WarpParameters, cpu, draw
 from fastretina.beton import Beton
+from fastretina.beton_format import MODE_JPEG
 from fastretina.buffers import BufferPool
 from fastretina.decode.cpu import decode, decoded_sizes
 from fastretina.errors import SampleError
@@ -77,13 +78,21 @@ class Feed:
 
     def jobs(self, epoch: int, batch: int) -> Iterator[BatchJob]:
         """Jobs from one batch of one epoch onwards, without end: the next epoch begins while the last batches are in use."""
+        settings = self.settings
         for current in itertools.count(epoch):
             order = self.order(current)
             first = batch if current == epoch else 0
             if isinstance(self.beton, ShardedBeton):
-                self.beton.expect(order.indices[first * self.settings.batch_size :])
+                self.beton.expect(order.indices[first * settings.batch_size :])
             for number in range(first, len(self)):
-                yield self.job(self, order, current, number)
+                places = rank_places(number, len(self.beton), settings.batch_size, settings.rank, settings.world_size)
+                yield self.job(self, order, current, slice(places.start, places.stop, places.step))
+
+    def filling(self, rows: int) -> Iterator[FillJob]:
+        """Jobs that bring every sample once, in file order, so many at a time."""
+        order = Order(np.arange(len(self.beton)), None)
+        for first in range(0, len(self.beton), rows):
+            yield FillJob(self, order, 0, slice(first, first + rows))
 
     def decode(self, index: int, target: NDArray[np.uint8]) -> None:
         """Decode a sample into target (h, w, 3) uint8 of its decoded size; SampleError where it is bad."""
@@ -91,12 +100,11 @@ class Feed:
 
 
 class BatchJob(ABC):
-    """One batch in the making, or this rank's part of it; see fastretina.pipeline.Job."""
+    """One batch in the making, or this rank's part of it, made of one piece of an order; see fastretina.pipeline.Job."""
 
-    def __init__(self, feed: Feed, order: Order, epoch: int, number: int) -> None:
-        settings = feed.settings
-        places = rank_places(number, len(feed.beton), settings.batch_size, settings.rank, settings.world_size)
-        self._place = slice(places.start, places.stop, places.step)
+    def __init__(self, feed: Feed, order: Order, epoch: int, place: slice) -> None:
+        self._place = place
+        self.skips_bad = feed.settings.skip_bad
         self.feed, self.order, self.epoch = feed, order, epoch
         self.indices = order.indices[self._place]
         self.ids = feed.beton.ids[self.indices]
@@ -115,7 +123,7 @@ class BatchJob(ABC):
         try:
             self.make(row, int(self.indices[row]))
         except SampleError as error:
-            if not self.feed.settings.skip_bad:
+            if not self.skips_bad:
                 raise
             # Without its traceback, which would keep this batch's memory alive for as long as the record of the skip.
             self.bad[row] = error.with_traceback(None)
@@ -131,8 +139,8 @@ _scratch = threading.local()
 class CpuJob(BatchJob):
     """Decodes and warps on CPU threads; `images` (rows, R, R, 3) is the finished batch."""
 
-    def __init__(self, feed: Feed, order: Order, epoch: int, number: int) -> None:
-        super().__init__(feed, order, epoch, number)
+    def __init__(self, feed: Feed, order: Order, epoch: int, place: slice) -> None:
+        super().__init__(feed, order, epoch, place)
         settings = feed.settings
         side = settings.resolution
         self.images: NDArray[Any] = feed.pool.take((self.rows, side, side, 3), KERNEL_DTYPES[settings.dtype])
@@ -172,11 +180,14 @@ class DeviceJob(BatchJob):
     fresh: (rows,) bool, the rows that were decoded or are to be decoded: the others the device holds already.
     """
 
-    def __init__(self, feed: Feed, order: Order, epoch: int, number: int) -> None:
-        super().__init__(feed, order, epoch, number)
+    def __init__(self, feed: Feed, order: Order, epoch: int, place: slice) -> None:
+        super().__init__(feed, order, epoch, place)
         widths, heights = self.sizes
         self.offsets = np.concatenate([[0], np.cumsum(widths * heights * 3)])
-        self.pixels: NDArray[np.uint8] = feed.pool.take((0 if feed.device_decodes else int(self.offsets[-1]),), np.uint8)
+        held = feed.on_device is not None and bool(feed.on_device[self.indices].all())
+        self.pixels: NDArray[np.uint8] = np.empty(0, np.uint8)
+        if not (held or feed.device_decodes):
+            self.pixels = feed.pool.take((int(self.offsets[-1]),), np.uint8)
         self.jpegs: dict[int, memoryview] = {}
         self.fresh = np.zeros(self.rows, np.bool_)
         self.parameters = self.draw()
@@ -186,7 +197,8 @@ class DeviceJob(BatchJob):
         if feed.on_device is not None and feed.on_device[index]:
             return
         if feed.device_decodes:
-            self.jpegs[row] = feed.beton.jpeg(index, feed.settings.verify)
+            if feed.beton.modes[index] == MODE_JPEG:  # raw pixels are the CPU's to copy
+                self.jpegs[row] = feed.beton.jpeg(index, feed.settings.verify)
         else:
             feed.decode(index, self.pixels_of(row))
         self.fresh[row] = True
@@ -195,3 +207,11 @@ class DeviceJob(BatchJob):
         """Row's place in `pixels`: (h, w, 3)."""
         width, height = (int(side[row]) for side in self.sizes)
         return self.pixels[self.offsets[row] : self.offsets[row + 1]].reshape(height, width, 3)
+
+
+class FillJob(DeviceJob):
+    """Brings samples for the device to keep. Bad ones are left out, to be an error or a skip in the epoch that asks for them."""
+
+    def __init__(self, feed: Feed, order: Order, epoch: int, place: slice) -> None:
+        super().__init__(feed, order, epoch, place)
+        self.skips_bad = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,21 +13,26 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from fastretina.augment import Augment
 from fastretina.beton import Beton
 from fastretina.buffers import BufferPool
+from fastretina.decode.choice import choose_decode, cpu_threads
 from fastretina.decode.cpu import decoded_sizes
 from fastretina.errors import LoaderError, SampleError, UsageError
 from fastretina.feed import KERNEL_DTYPES, BatchJob, CpuJob, DeviceJob, Feed, FeedSettings
 from fastretina.order import Sampling, rank_places
 from fastretina.pipeline import Pipeline
-from fastretina.resident import DeviceStore, Store, plan_residence
+from fastretina.resident import DeviceStore, Store, make_store, plan_residence
 from fastretina.shards import ShardedBeton, open_beton
 
 if TYPE_CHECKING:
+    from fastretina.decode.gpu import Backend
     from fastretina.device import DeviceStage
     from fastretina.remote import Cache
+
+FILL_BATCH = 256  # images that a device decoder gets at once when resident memory is filled
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,8 @@ class Loader:
         on_bad: Literal["error", "skip"] = "error",
         max_bad: float = 0.005,
         cache: Cache | None = None,
+        decoder: str | None = None,
+        reserve: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -78,11 +86,15 @@ class Loader:
             train: shuffled and augmented; False: file order, resized only. `sampling` and `augment` override either.
             resolution: side R of the square images, px. Files are decoded at 1/2, 1/4 or 1/8 where that still serves it.
             workers: threads; None takes every core that this process may use, which several ranks on one machine must share.
+            decode: "auto" on a CUDA device tries CPU and GPU on this file for a moment and takes the faster (their pixels differ
+                by a few grey levels: name one where a run must repeat exactly); "gpu" raises LoaderError where that cannot be.
             resident: keep the decoded data set in memory: "on" (LoaderError where it does not fit), "auto" (where it fits well).
             dtype: float32, bfloat16 or float16, normalised by ImageNet's mean and standard deviation; uint8: pixels as they are.
             verify: check every sample's crc32 as it is decoded.
             on_bad: "skip" leaves bad samples out, lists them in `skipped`, and stops with LoaderError when they are more than
                 `max_bad` (a fraction) of the file.
+            decoder: which one decodes on the GPU, a key of decode.gpu.DECODERS; None: the best that is there.
+            reserve: bytes of memory that resident="auto" leaves to the model; see memory.training_bytes.
             rank, world_size: make this rank's part of each batch, every world_size-th of its samples. The order is the same for
                 every world size, every rank gets the same number of batches, and each sample still comes once an epoch: in a
                 last batch of fewer samples than ranks some parts are empty, images (0, 3, R, R).
@@ -97,7 +109,7 @@ class Loader:
         if dtype not in KERNEL_DTYPES:
             raise UsageError(f"dtype must be one of {', '.join(map(str, KERNEL_DTYPES))}, not {dtype}")
         self.device = torch.device(device)
-        if decode == "gpu" and self.device.type != "cuda":
+        if decode == "gpu" and not self._makes_on_device:
             raise UsageError(f"decode='gpu' needs device='cuda', not {self.device}: use decode='auto' or 'cpu'")
         self.beton = open_beton(path, cache)
         self._opened = not isinstance(path, Beton)
@@ -116,25 +128,34 @@ class Loader:
         rows = -(-batch_size // world_size)  # at most, of one batch
         # Enough batches ahead that every thread has rows to take while the consumer holds one.
         ahead = 2 + -(-2 * workers // rows)
-        residence, kept = plan_residence(self.beton, resolution, resident, self.device, world_size)
+        residence, kept = plan_residence(self.beton, resolution, resident, self.device, reserve, world_size)
         self._stage: DeviceStage | None = None
-        if self.device.type == "cpu":
+        if self._makes_on_device:
+            pixels = int(np.prod(decoded_sizes(self.beton, resolution).largest))
+            pool = BufferPool(rows * pixels * 3, keep=ahead + 2, pinned=self.device.type == "cuda")
+            self._feed = Feed(self.beton, settings, pool, DeviceJob)
+            choice = choose_decode(self._feed, self.device, decode, decoder, workers)
+            store, kept = make_store(len(self.beton), residence, kept, self.device, resident)
+            self._stage = _make_stage(self._feed, self.device, store, choice.backend)
+            where = choice.note
+        else:
             nbytes = rows * resolution * resolution * 3 * dtype.itemsize
             self._feed = Feed(self.beton, settings, BufferPool(nbytes, keep=ahead + 2), CpuJob)
             self._feed.store = Store(len(self.beton), *residence) if residence else None
-        else:
-            widths, heights = decoded_sizes(self.beton, resolution).largest
-            pool = BufferPool(rows * widths * heights * 3, keep=ahead + 2, pinned=True)
-            self._feed = Feed(self.beton, settings, pool, DeviceJob)
-            self._stage = _make_stage(self._feed, self.device, residence, decode)
+            where = cpu_threads(workers)
+        self._filled = self._feed.on_device is None
         self._pipeline = Pipeline(workers, ahead)
         self._finalizer = weakref.finalize(self, self._pipeline.close)
         self._epoch, self._batch = 0, 0  # of the next batch to deliver
         self._resume = False
         self._next_job: tuple[int, int] | None = None  # what the pipeline will yield next; None: not started
         self._iteration = 0
-        where = "the GPU" if self._feed.device_decodes else f"{workers} CPU thread{'s' if workers > 1 else ''}"
         self.description = f"decode on {where}, {kept}"
+
+    @property
+    def _makes_on_device(self) -> bool:
+        """Whether the device makes the batches; tests say so of a CPU, whose kernel is Triton's interpreter."""
+        return self.device.type != "cpu"
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -160,7 +181,28 @@ class Loader:
         self._iteration += 1
         return self._deliver(self._iteration)
 
+    def fill(self) -> None:
+        """Bring to the device what resident mode keeps there, with a progress bar; the first iteration does it otherwise.
+
+        Bad samples stay out, and meet their fate in the epoch. In RAM, samples are decoded as the first epoch asks for them.
+        """
+        if self._filled or self._stage is None:
+            return
+        settings = self._feed.settings
+        size = -(-settings.batch_size // settings.world_size)
+        # A device decoder wants many at a time; the pinned memory that the CPU decodes into holds a rank's part of a batch.
+        self._pipeline.start(self._feed.filling(max(size, FILL_BATCH) if self._feed.device_decodes else size))
+        self._next_job = None  # whatever was under way has been dropped
+        hidden = not sys.stderr.isatty()
+        with tqdm(total=len(self.beton), desc="filling", unit="img", leave=False, dynamic_ncols=True, disable=hidden) as bar:
+            while (job := self._pipeline.get()) is not None:
+                assert isinstance(job, DeviceJob)
+                self._stage.keep(job)
+                bar.update(job.rows)
+        self._filled = True
+
     def _deliver(self, iteration: int) -> Iterator[Batch]:
+        self.fill()
         epoch = self._epoch
         while len(self):
             if self._iteration != iteration:
@@ -186,17 +228,16 @@ class Loader:
         """Turn a finished job into tensors; bad rows are recorded and cut out."""
         if isinstance(job, DeviceJob):
             assert self._stage is not None
-            images = self._stage.launch(job)  # without the bad rows, of which it may find more
+            images, labels, ids = self._stage.launch(job)  # without the bad rows, of which it may find more
         else:
             assert isinstance(job, CpuJob)
             images = torch.from_numpy(job.images).view(self._feed.settings.dtype)
-        ids, labels = torch.from_numpy(job.ids), torch.from_numpy(self.beton.labels[job.indices])
+            ids, labels = torch.from_numpy(job.ids), torch.from_numpy(self.beton.labels[job.indices])
+            if job.bad:
+                good = torch.tensor([row not in job.bad for row in range(job.rows)])
+                images, labels, ids = images[good], labels[good], ids[good]
         if job.bad:
             self._record(job.bad.values())
-            good = torch.tensor([row not in job.bad for row in range(job.rows)])
-            labels, ids = labels[good], ids[good]
-            images = images[good] if len(images) == job.rows else images
-        labels, ids = (values.to(self.device, non_blocking=True) for values in (labels, ids))
         return Batch(images.permute(0, 3, 1, 2), labels, ids)
 
     def _record(self, errors: Any) -> None:
@@ -251,18 +292,10 @@ class Loader:
         self.close()
 
 
-def _make_stage(feed: Feed, device: torch.device, residence: tuple[int, int] | None, decode: str) -> DeviceStage:
-    """The device half. Its modules are imported here: the CPU path needs neither Triton nor a decoder library."""
-    from fastretina.decode.gpu import make_backend
+def _make_stage(feed: Feed, device: torch.device, store: DeviceStore | None, backend: Backend | None) -> DeviceStage:
+    """The device half. Its module is imported here: the CPU path needs no Triton."""
     from fastretina.device import DeviceStage
 
-    full = int(feed.beton.widths.max()), int(feed.beton.heights.max())
-    if decode == "gpu" and feed.sizes.largest != full:
-        raise UsageError(
-            f"decode='gpu' decodes at full size, {full[0]} x {full[1]} px; for resolution {feed.settings.resolution} the CPU "
-            "decodes at a fraction of it: use decode='auto'"
-        )
-    store = DeviceStore(len(feed.beton), *residence, device) if residence else None
     feed.on_device = store.held if store else None
-    feed.device_decodes = decode == "gpu"
-    return DeviceStage(feed, device, store, make_backend(device) if feed.device_decodes else None)
+    feed.device_decodes = backend is not None
+    return DeviceStage(feed, device, store, backend)

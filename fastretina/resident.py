@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from fastretina.beton import Beton
 from fastretina.decode.cpu import decoded_sizes
 from fastretina.errors import LoaderError
-from fastretina.memory import available_bytes
+from fastretina.memory import available_bytes, device_available_bytes
 
 # `resident="auto"` takes at most this share of the free memory: a train and a test loader may each come to it unaware of
-# the other, since memory is only taken as a store fills; and on a GPU the model needs its part.
+# the other, since RAM is only taken as a store fills; and on a GPU the model needs its part, where nobody says how much.
 _AUTO_SHARE = 0.4
+# Where they do say: of what that leaves. A device store is taken at once, so the next one sees what is left.
+_RESERVED_SHARE = 0.95
 
 
 class Store:
@@ -43,11 +45,12 @@ class Store:
 
 
 class DeviceStore:
-    """The decoded data set in device memory, (N, H, W, 3) uint8; filled as the first epoch goes, too."""
+    """The decoded data set in device memory, (N, H, W, 3) uint8, taken at once. Loader.fill brings the samples."""
 
     def __init__(self, samples: int, width: int, height: int, device: torch.device) -> None:
+        """Raises torch.OutOfMemoryError."""
         self.images = torch.empty((samples, height, width, 3), dtype=torch.uint8, device=device)
-        # Set when the copy has been queued: whatever reads the sample is queued later on the same stream.
+        # Set when the copy has been queued: whatever reads the sample is queued later, behind the same event.
         self.held = np.zeros(samples, np.bool_)
 
     def addresses(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -56,11 +59,12 @@ class DeviceStore:
 
 
 def plan_residence(
-    beton: Beton, resolution: int, resident: str, device: torch.device, world_size: int = 1
+    beton: Beton, resolution: int, resident: str, device: torch.device, reserve: int | None = None, world_size: int = 1
 ) -> tuple[tuple[int, int] | None, str]:
     """(width, height) of the images to keep, or None; and the decision in words.
 
-    resident: "on", "off", or "auto" (where they take at most 40 % of what is free). Raises LoaderError where "on" cannot be.
+    resident: "on", "off", or "auto": where they take at most 95 % of what is free after `reserve`, in bytes, the memory that the
+    model will need (see memory.training_bytes); None: at most 40 % of what is free. Raises LoaderError where "on" cannot be.
     world_size: ranks, each of which comes to keep all images, since every epoch deals them anew: RAM is reckoned for all of them
     on one machine, device memory is each rank's own.
     """
@@ -73,12 +77,32 @@ def plan_residence(
         return None, "streaming (images of several sizes)"
     where = "RAM" if device.type == "cpu" else "device memory"
     needed = len(beton) * only[0] * only[1] * 3 * (world_size if device.type == "cpu" else 1)
-    free = available_bytes() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+    free = available_bytes() if device.type == "cpu" else device_available_bytes(device)
     if resident == "on" and needed > free:
         raise LoaderError(
             f"{beton.path}: resident mode needs {needed / 1e9:.2f} GB of {where} and {free / 1e9:.2f} GB are free; "
             "use resident='auto'"
         )
-    if resident == "auto" and needed > free * _AUTO_SHARE:
-        return None, f"streaming (resident would take {needed / 1e9:.1f} of {free / 1e9:.1f} GB of {where} free)"
+    allowed = free * _AUTO_SHARE if reserve is None else (free - reserve) * _RESERVED_SHARE
+    if resident == "auto" and needed > allowed:
+        kept = f", {reserve / 1e9:.1f} GB of it for the model" if reserve is not None else ""
+        return None, f"streaming (resident would take {needed / 1e9:.1f} of {free / 1e9:.1f} GB of {where} free{kept})"
     return only, f"resident in {where} ({needed / 1e6:,.0f} MB)"
+
+
+def make_store(
+    samples: int, size: tuple[int, int] | None, kept: str, device: torch.device, resident: str
+) -> tuple[DeviceStore | None, str]:
+    """The device store of a plan of `plan_residence`, and the decision in words.
+
+    Memory that was free in one piece less than in all makes "auto" stream after all; "on" is then a LoaderError.
+    """
+    if size is None:
+        return None, kept
+    try:
+        return DeviceStore(samples, *size, device), kept
+    except torch.OutOfMemoryError as error:
+        needed = f"{samples * size[0] * size[1] * 3 / 1e9:.1f} GB of device memory in one piece"
+        if resident == "on":
+            raise LoaderError(f"resident mode needs {needed}, which cannot be had; use resident='auto'") from error
+        return None, f"streaming (resident would take {needed}, which cannot be had)"

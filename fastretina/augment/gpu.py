@@ -6,14 +6,9 @@ array are all the same to it. Without a GPU, TRITON_INTERPRET=1 runs it on CPU t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from fastretina.augment.parameters import WarpParameters
 
 _BLOCK = 1024  # pixels; four warps with eight pixels a thread
 
@@ -91,38 +86,25 @@ def warp(
     addresses: Tensor,
     heights: Tensor,
     widths: Tensor,
-    parameters: WarpParameters,
+    affine: Tensor,
+    colour: Tensor,
     norm: Tensor,
     recolour: bool,
     output: Tensor,
     planar: bool = False,
 ) -> None:
-    """Warp B images on the device that `output` is on, in its current stream.
+    """Warp B images on the device that `output` is on, in its current stream. All tensors are on that device.
 
-    addresses: (B,) int64, of each image's first byte on that device: uint8 RGB rows without gaps; see `addresses_of`.
-    heights, widths: (B,) int32, px. parameters: as drawn, on the host. norm: (2, 3) float32 on the device, scale and bias per
-    channel. recolour: whether the colour matrices do anything. output: (B, R, R, 3) contiguous; float32, bfloat16, float16 or
-    uint8. planar: the sources are (3, H, W) and not (H, W, 3). The caller keeps the sources alive and unwritten until the
-    stream has passed this point.
+    addresses: (B,) int64, of each image's first byte: uint8 RGB rows without gaps, whether in a stacked batch, in buffers of
+    their own or in the resident array. heights, widths: (B,) int32, px. affine: (B, 2, 3) and colour: (B, 3, 4) float32, as
+    `augment.draw` gives them. norm: (2, 3) float32, scale and bias per channel. recolour: whether the colour matrices do
+    anything. output: (B, R, R, 3) contiguous; float32, bfloat16, float16 or uint8. planar: the sources are (3, H, W) and not
+    (H, W, 3). The caller keeps all of it alive and unwritten until the stream has passed this point.
     """
     count, resolution = output.shape[0], output.shape[1]
     if not output.is_contiguous() or output.shape != (count, resolution, resolution, 3):
         raise ValueError(f"output must be a contiguous (B, R, R, 3), not {tuple(output.shape)}")
-    device = output.device
-    affine = torch.from_numpy(parameters.affine).to(torch.float32).reshape(count, 6).to(device, non_blocking=True)
-    colour = torch.from_numpy(parameters.colour).reshape(count, 12).to(device, non_blocking=True)
     grid = (count, triton.cdiv(resolution * resolution, _BLOCK))
     _warp_kernel[grid](
         addresses, heights, widths, affine, colour, norm, output, resolution, recolour, planar, BLOCK=_BLOCK, num_warps=4
     )
-
-
-def addresses_of(images: Tensor | Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
-    """(B,) int64 addresses for `warp` on the images' device.
-
-    images: a (N, H, W, 3) uint8 tensor, of which `rows` (B,) int64 picks (None: all), or a sequence of (h, w, 3) tensors.
-    """
-    if isinstance(images, Tensor):
-        picked = torch.arange(len(images), device=images.device) if rows is None else rows
-        return images.data_ptr() + picked * images[0].numel()
-    return torch.tensor([image.data_ptr() for image in images], dtype=torch.int64, device=images[0].device)

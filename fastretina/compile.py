@@ -1,0 +1,157 @@
+"""Whether torch.compile pays, in which mode, and how long it took.
+
+choice = choose_compile(setting, device, arch, resolution, batch_size, steps)
+forward = StepForward(model, choice.mode, batch_size)
+compile_seconds = forward.warm_up((batch_size, 3, resolution, resolution), dtype, device, precision.autocast)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+CompileSetting = Literal["auto", "off", "default", "max-autotune-no-cudagraphs", "reduce-overhead"]
+
+CAPABILITY = (7, 0)  # Triton, which torch.compile writes its kernels in, needs a GPU of that generation
+# Estimates, all on the side of not compiling; benchmarks/gpu.py measures what they stand for.
+SAVING = 0.2  # share of an eager step's time; the memory traffic of normalisation and ReLU alone is more
+EAGER_TFLOPS = 100.0  # of a ResNet in bfloat16 on the fastest GPU there is: 2,500 img/s of a ResNet18 at 512 px are 139
+SECONDS_PER_CONVOLUTION = 1.0  # of compiling, forward and backward
+# Up to here an eager step's kernels take less time than launching them (about 600 launches of 5 us for a ResNet18), which
+# a CUDA graph saves; above it, a graph only costs the copy of its input.
+LAUNCH_BOUND_TFLOP = 0.3
+
+
+@dataclass(frozen=True)
+class CompileChoice:
+    """mode: torch.compile's, or None to run eagerly. note: one line that says why."""
+
+    mode: str | None
+    note: str
+
+
+def training_flops(model: nn.Module, resolution: int) -> int:
+    """Floating-point operations of training on one image, counted by torch over the forward and backward pass.
+
+    A multiply-add is 2. On the model's device, with a batch of one; nothing of the model changes but its gradients, which are
+    cleared.
+    """
+    parameter = next(model.parameters())
+    image = torch.zeros(1, 3, resolution, resolution, device=parameter.device, dtype=parameter.dtype)
+    training = model.training
+    model.eval()  # a batch of one has no variance for the statistics, and they stay as they are
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.backward(model(image).sum())
+    model.train(training)
+    model.zero_grad(set_to_none=True)
+    return int(counter.get_total_flops())
+
+
+def choose_compile(
+    setting: CompileSetting,
+    device: torch.device,
+    model: nn.Module,
+    flops: float,
+    batch_size: int,
+    steps: int,
+    capability: tuple[int, int] | None = None,
+) -> CompileChoice:
+    """Decide for `setting`: "auto", "off", or a mode of torch.compile by name, which is always obeyed.
+
+    flops: of training on one image (see training_flops). steps: left in this run. capability: of the CUDA device; None asks it.
+    """
+    if setting == "off":
+        return CompileChoice(None, "off")
+    if setting != "auto":
+        return CompileChoice(setting, f"{setting}, as asked")
+    if device.type != "cuda":
+        return CompileChoice(None, f"off: on {device.type} it is not worth its compile time (--compile default asks for it)")
+    capability = capability or torch.cuda.get_device_capability(device)
+    if capability < CAPABILITY:
+        return CompileChoice(
+            None, f"off: needs compute capability {CAPABILITY[0]}.{CAPABILITY[1]}, this GPU has {capability[0]}.{capability[1]}"
+        )
+    per_step = flops * batch_size / 1e12
+    eager = steps * per_step / EAGER_TFLOPS
+    costs = SECONDS_PER_CONVOLUTION * sum(isinstance(module, nn.Conv2d) for module in model.modules())
+    estimate = f"may save {SAVING * eager:.0f} s of {steps:,} steps and costs about {costs:.0f} s"
+    if SAVING * eager <= costs:
+        return CompileChoice(None, f"off: {estimate}")
+    if per_step <= LAUNCH_BOUND_TFLOP:
+        return CompileChoice(
+            "reduce-overhead", f"reduce-overhead (CUDA graphs: steps of {per_step:.2f} TFLOP wait for launches): {estimate}"
+        )
+    return CompileChoice("default", f"default: {estimate}")
+
+
+class StepForward:
+    """The forward pass of the training step: compiled for batches of one size, eager for the shorter last one.
+
+    An epoch's remainder would otherwise compile all again, for one step an epoch, or make torch compile for sizes that vary,
+    whose kernels are slower in every step.
+    """
+
+    def __init__(self, model: nn.Module, mode: str | None, batch_size: int, backend: str = "inductor") -> None:
+        """mode: torch.compile's (its name is inductor's affair, other backends have none), or None: always eager."""
+        self._model, self._batch_size = model, batch_size
+        self._copies = mode == "reduce-overhead"
+        self._compiled: Callable[[Tensor], Tensor] | None = None
+        if mode is not None:
+            # dynamic=False: a second size must not make it give up what it knows of the first.
+            options: dict[str, Any] = {"mode": mode} if backend == "inductor" else {}
+            self._compiled = torch.compile(model, dynamic=False, backend=backend, **options)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, C) logits of (B, 3, R, R) images."""
+        if self._compiled is None or len(images) != self._batch_size:
+            return self._model(images)  # type: ignore[no-any-return]
+        if not self._copies:
+            return self._compiled(images)
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        # A CUDA graph's output is overwritten by its next replay, and who counts the answers reads them many steps later.
+        return self._compiled(images).clone()
+
+    def warm_up(
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> float:
+        """Compile now, by two training steps on zeros of the real shape, without an optimizer: so no epoch's clock holds it.
+
+        Seconds that the first took beyond the second; 0 without compilation. The model's statistics and torch's random state stay
+        as they are, gradients are cleared.
+        """
+        if self._compiled is None:
+            return 0.0
+        buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
+        training = self._model.training
+        self._model.train()
+        zeros = torch.zeros(shape, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
+
+        def step() -> float:
+            started = time.perf_counter()
+            with autocast():
+                logits = self(zeros)
+            torch.autograd.backward(logits.float().sum())
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            return time.perf_counter() - started
+
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            first = step()
+            second = step()
+        self._model.zero_grad(set_to_none=True)
+        self._model.train(training)
+        with torch.no_grad():
+            for name, buffer in self._model.named_buffers():
+                buffer.copy_(buffers[name])
+        return max(0.0, first - second)

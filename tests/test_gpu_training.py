@@ -1,0 +1,131 @@
+"""Training on a device: numbers that agree between formats, and nothing that grows. Tiny on a CPU, at length on a GPU."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from devices import DEVICES, DeviceLoader, write_blocks
+from torch.nn.functional import cross_entropy
+
+from fastretina import build_model
+from fastretina.compile import StepForward
+from fastretina.decode import choice
+from fastretina.memory import training_bytes
+from fastretina.optim import build_optimizer
+from fastretina.precision import Precision
+
+
+def losses(device: str, dtype: torch.dtype | None, steps: int, mode: str | None = None) -> list[float]:
+    """Losses of training a ResNet18 from one seed on noise that is new in each step, with a faint colour for each grade."""
+    torch.manual_seed(0)
+    size, side = (32, 256) if device == "cuda" else (16, 64)
+    colours, labels = 0.2 * torch.randn(5, 3, 1, 1), torch.arange(size) % 5
+    model = build_model("resnet18").to(device)
+    optimizer = build_optimizer(model, "sgd", 1e-3 if device == "cuda" else 1e-4, 0.01)
+    precision, forward = Precision(device, dtype, ""), StepForward(model, mode, size)
+    scaler, found = precision.scaler(), []
+    for _ in range(steps):
+        images = (torch.randn(size, 3, side, side) + colours[labels]).to(device, memory_format=torch.channels_last)
+        with precision.autocast():
+            loss = cross_entropy(forward(images), labels.to(device))
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        found.append(loss.detach())
+    return [float(loss) for loss in found]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_loses_as_float32_does(device, dtype):
+    if device == "cpu" and dtype is torch.float16:
+        pytest.skip("a CPU would only emulate it")
+    steps = 50 if device == "cuda" else 4
+    half, full = losses(device, dtype, steps), losses(device, None, steps)
+    assert half != full
+    assert sum(half) == pytest.approx(sum(full), rel=0.02)
+    assert sum(half[steps // 2 :]) == pytest.approx(sum(full[steps // 2 :]), rel=0.02)
+
+
+@pytest.mark.parametrize("device", [DEVICES[1]])
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_a_compiled_step_trains_as_the_eager_one(device, mode):
+    compiled, eager = losses(device, torch.bfloat16, 20, mode), losses(device, torch.bfloat16, 20)
+    assert compiled == pytest.approx(eager, rel=0.02)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("settings", [{"resident": "on"}, {"decode": "cpu"}, {"decode": "gpu"}], ids=str)
+def test_epochs_leave_memory_threads_and_descriptors_flat(tmp_path, device, settings):
+    if settings.get("decode") == "gpu":
+        pytest.importorskip("nvidia.nvimgcodec")
+    count, side, batch_size = (2048, 256, 128) if device == "cuda" else (3, 8, 2)
+    path = write_blocks(tmp_path / "blocks.beton", count, side)
+    with DeviceLoader(path, device=device, workers=2, batch_size=batch_size, resolution=side, **settings) as loader:
+        figures = []
+        for _ in range(10 if device == "cuda" else 6):
+            for batch in loader:
+                (batch.images.float().mean() * batch.labels.sum()).item()
+            gc.collect()
+            figures.append(usage(device))
+    first, last = figures[3], figures[-1]
+    assert last["threads"] == first["threads"]
+    assert last["descriptors"] == first["descriptors"]
+    assert last["rss"] - first["rss"] < 8e6
+    assert last["device"] <= first["device"] + 2e6
+
+
+def usage(device: str) -> dict[str, float]:
+    process = psutil.Process()
+    used = 0.0
+    if device == "cuda":
+        torch.cuda.synchronize()
+        free, total = torch.cuda.mem_get_info()
+        used = total - free
+    return {
+        "threads": threading.active_count(), "descriptors": len(list(Path("/proc/self/fd").iterdir())),
+        "rss": process.memory_info().rss, "device": used,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("device", [DEVICES[1]])
+def test_the_reserve_covers_what_training_takes_and_leaves_the_model_alone(device):
+    model = build_model("resnet18").to(device)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.random.get_rng_state()
+    precision = Precision(device, torch.bfloat16, "")
+    shape = (32, 3, 256, 256)
+    reserve = training_bytes(model, shape, torch.bfloat16, torch.device(device), precision.autocast)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), random)
+    torch.cuda.reset_peak_memory_stats()
+    start = torch.cuda.memory_allocated()
+    optimizer = build_optimizer(model, "adamw", 1e-3, 0.01)
+    images = torch.randn(shape, device=device, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    for _ in range(3):
+        with precision.autocast():
+            loss = cross_entropy(model(images), torch.zeros(32, dtype=torch.int64, device=device))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    assert torch.cuda.max_memory_allocated() - start <= reserve
+
+
+def test_a_cpu_needs_no_reserve():
+    assert training_bytes(build_model("resnet18"), (4, 3, 32, 32), torch.float32, torch.device("cpu")) == 0
+
+
+@pytest.mark.parametrize("device", [DEVICES[1]])
+def test_auto_decode_on_a_gpu_says_what_it_chose_and_why(tiny_betons, device, monkeypatch):
+    monkeypatch.setattr(choice, "TRIAL_SECONDS", 0.05)
+    with DeviceLoader(tiny_betons.train, device=device, batch_size=16, resolution=64) as loader:
+        assert "trial: " in loader.description, loader.description
+        assert len([1 for _ in loader]) == 3
+    assert os.environ.get("TRITON_INTERPRET") != "1"
