@@ -78,14 +78,14 @@ class Feed:
 
     def jobs(self, epoch: int, batch: int) -> Iterator[BatchJob]:
         """Jobs from one batch of one epoch onwards, without end: the next epoch begins while the last batches are in use."""
-        size = self.settings.batch_size
+        settings = self.settings
         for current in itertools.count(epoch):
             order = self.order(current)
             first = batch if current == epoch else 0
             if isinstance(self.beton, ShardedBeton):
-                self.beton.expect(order.indices[first * size :])
+                self.beton.expect(order.indices[first * settings.batch_size :])
             for number in range(first, len(self)):
-                places = rank_places(number, len(self.beton), size, self.settings.rank, self.settings.world_size)
+                places = rank_places(number, len(self.beton), settings.batch_size, settings.rank, settings.world_size)
                 yield self.job(self, order, current, slice(places.start, places.stop, places.step))
 
     def filling(self, rows: int) -> Iterator[FillJob]:

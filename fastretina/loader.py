@@ -188,8 +188,9 @@ class Loader:
         """
         if self._filled or self._stage is None:
             return
-        size = self._feed.settings.batch_size
-        # A device decoder wants many at a time; the pinned memory that the CPU decodes into holds a batch.
+        settings = self._feed.settings
+        size = -(-settings.batch_size // settings.world_size)
+        # A device decoder wants many at a time; the pinned memory that the CPU decodes into holds a rank's part of a batch.
         self._pipeline.start(self._feed.filling(max(size, FILL_BATCH) if self._feed.device_decodes else size))
         self._next_job = None  # whatever was under way has been dropped
         hidden = not sys.stderr.isatty()
