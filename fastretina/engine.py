@@ -22,6 +22,7 @@ from fastretina.history import EpochRecord, Outputs, Predictions, Progress, Scor
 from fastretina.models import freeze_trunk
 from fastretina.optim import ExponentialAverage
 from fastretina.precision import Precision
+from fastretina.profiling import StepProfiler, span
 from fastretina.signals import Signals, StopAsked
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Training:
     clip_norm: float | None
     accumulate: int
     stop_after: int | None
+    profiler: StepProfiler
     progress: Progress
 
     @property
@@ -108,7 +110,7 @@ def fit(training: Training, keeper: Keeper) -> bool:
     read_every = 1 if world.device.type == "cpu" else READ_EVERY
     last_step = None if training.stop_after is None else at.step + training.stop_after
     forward, wrapped_frozen = None, False
-    with Signals(world) as signals:
+    with Signals(world) as signals, training.profiler:
         try:
             while not training.is_over:
                 if at.epoch == training.second_phase and at.batch == 0 and at.best_epoch is not None:
@@ -136,8 +138,9 @@ def fit(training: Training, keeper: Keeper) -> bool:
                         if training.clip_norm is not None:
                             scaler.unscale_(optimizer)
                             nn.utils.clip_grad_norm_(parameters, training.clip_norm)
-                        scaler.step(optimizer)
-                        scaler.update()
+                        with span("optimizer"):
+                            scaler.step(optimizer)
+                            scaler.update()
                         training.schedule.step()
                         if training.average is not None:
                             training.average.update_parameters(training.model)
@@ -152,6 +155,7 @@ def fit(training: Training, keeper: Keeper) -> bool:
                                 f"loss {tally.loss:.3f}, {tally.images / max(1e-9, tally.seconds):.0f} img/s", refresh=False
                             )
                         tally.seconds += time.perf_counter() - started
+                        training.profiler.step()
                         bar.update()
                         # After the last batch the loader must be left to end its epoch first.
                         if at.batch < len(loader):
@@ -195,10 +199,12 @@ def _backward(training: Training, forward: Callable[[Tensor], Tensor], batch: Ba
     images, labels = (part.tensor_split(training.accumulate) for part in (batch.images, batch.labels))
     for number in range(training.accumulate):
         with nullcontext() if number + 1 == training.accumulate else without_sum(forward):
-            with training.precision.autocast():
-                found = forward(images[number])
-            loss = training.loss(found, labels[number], weight() / world.size)
-            torch.autograd.backward(training.scaler.scale(loss))
+            with span("forward"):
+                with training.precision.autocast():
+                    found = forward(images[number])
+                loss = training.loss(found, labels[number], weight() / world.size)
+            with span("backward"):
+                torch.autograd.backward(training.scaler.scale(loss))
         losses.append(loss.detach())
         outputs.append(found.detach())
     return torch.stack(losses).sum(), torch.cat(outputs)
@@ -282,7 +288,8 @@ def _timed(batches: Iterable[Batch], tally: Tally) -> Iterator[Batch]:
     while True:
         started = time.perf_counter()
         try:
-            batch = next(source)
+            with span("wait"):
+                batch = next(source)
         except StopIteration:
             return
         waited = time.perf_counter() - started

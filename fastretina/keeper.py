@@ -34,7 +34,7 @@ from fastretina.runs import RunFolder, write_bytes, write_csv, write_json, write
 from fastretina.summary import metrics_summary
 
 # Settings that a resumed run may change: none of them has a part in what a step computes.
-FREE_SETTINGS = frozenset({"epochs", "patience", "out", "resume", "stop_after_steps", "tensorboard", "workers"})
+FREE_SETTINGS = frozenset({"epochs", "patience", "out", "resume", "stop_after_steps", "profile", "tensorboard", "workers"})
 REDRAW_SECONDS = 30.0  # curves.png takes about half a second: too long for each epoch of a fast run
 
 

@@ -64,6 +64,7 @@ class Recipe:
     amp_dtype: AmpDtype = "auto"  # with --amp; float16 scales its gradients, and is for CUDA
     tensorboard: bool = False  # also write the epochs' figures for TensorBoard; needs the extra of that name
     compile: bool = False  # torch.compile the training step
+    profile: int = 0  # record so many training steps, after ten others: a timeline and a table in the run folder
     sync_batchnorm: bool = False  # under torchrun: BatchNorm's statistics over all ranks' images instead of each rank's own
     device: Literal["auto", "cpu", "cuda"] = "auto"
     decode: Literal["auto", "cpu", "gpu"] = "auto"  # where JPEGs are decoded
@@ -100,6 +101,8 @@ def check(config: TrainConfig) -> None:
             raise UsageError(f"--{name.replace('_', '-')} must be 1 or more, got {value}")
     if config.accumulate > config.batch_size:
         raise UsageError(f"--accumulate {config.accumulate}: is more than --batch-size {config.batch_size}")
+    if config.profile < 0:
+        raise UsageError(f"--profile must be 0 or more, got {config.profile}")
     if not config.lr > 0 or config.weight_decay < 0:
         raise UsageError(f"--lr must be above 0 and --weight-decay not below, got {config.lr} and {config.weight_decay}")
     for name, low, high in (("val_fraction", 0, 0.5), ("ema", 0, 0.99999), ("label_smoothing", 0, 0.99), ("trunk_lr", 0, 1e6)):

@@ -33,6 +33,7 @@ from fastretina.models import build_model
 from fastretina.optim import ExponentialAverage, build_optimizer, build_schedule, second_phase_epoch
 from fastretina.precision import Precision, choose_precision, device_name
 from fastretina.preparation import common_preparation
+from fastretina.profiling import StepProfiler
 from fastretina.recipe import AUGMENTATIONS, REFERENCE_BATCH, TrainConfig, as_settings, check
 from fastretina.runs import RunFolder, write_json
 from fastretina.shards import open_beton
@@ -78,7 +79,7 @@ def main(config: TrainConfig) -> int:
 
         growth = stack.enter_context(closing(Growth(config, lambda resolution: loader("train", resolution))))
         evaluated = {name: stack.enter_context(loader(name)) for name in data if name != "train"}
-        training = _training(config, model, head, loss.to(world.device), world, precision, growth, evaluated)
+        training = _training(config, run, model, head, loss.to(world.device), world, precision, growth, evaluated)
         if state is not None:
             restore(training, state, run.last)
         if not world.leads:
@@ -116,6 +117,8 @@ def main(config: TrainConfig) -> int:
         write_json(run.config, settings)
         print("\n".join(_header(config, about, run, training)), flush=True)
         finished = fit(training, keeper)
+        if training.profiler.table:
+            print(f"{training.profiler.table}\ntimeline: {run.path / 'profile.json.gz'}", flush=True)
         keeper.finish()
         print(_last_lines(training.progress, about, run, finished), flush=True)
     return 0
@@ -191,6 +194,7 @@ def _loader(config: TrainConfig, name: str, beton: Beton, resolution: int, world
 
 def _training(
     config: TrainConfig,
+    run: RunFolder,
     model: nn.Module,
     head: Head,
     loss: Loss,
@@ -227,6 +231,7 @@ def _training(
         clip_norm=config.clip_norm,
         accumulate=config.accumulate,
         stop_after=config.stop_after_steps,
+        profiler=StepProfiler(run.path, config.profile if world.leads else 0),
         progress=Progress(),
     )
 

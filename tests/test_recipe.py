@@ -228,6 +228,20 @@ def test_patience_ends_the_run_after_epochs_without_a_better_one_and_it_stays_en
     assert metrics(settings)["last_epoch"] == 4
 
 
+def test_a_profile_of_some_steps_is_written_and_changes_nothing(tiny_betons, tmp_path, capsys):
+    plain = config(tiny_betons, tmp_path / "plain", epochs=4)
+    profiled = replace(plain, out=tmp_path / "profiled", profile=3)
+    main(plain)
+    main(profiled)
+    assert (plain.out / "predictions.csv").read_bytes() == (profiled.out / "predictions.csv").read_bytes()
+    table = (profiled.out / "profile.txt").read_text()
+    for name in ("3 steps", "wait", "forward", "backward", "optimizer", "conv"):
+        assert name in table
+    assert table.strip() in capsys.readouterr().out
+    assert (profiled.out / "profile.json.gz").is_file()
+    assert not (plain.out / "profile.txt").exists()
+
+
 @pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy", "macro_f1", "loss", "qwk"])
 def test_the_best_epoch_is_chosen_by_the_metric_asked_for(tiny_betons, tmp_path, metric):
     settings = config(tiny_betons, tmp_path / "run", epochs=6, select_by=metric, val_fraction=0.4, lr=3e-2)
@@ -242,6 +256,7 @@ def test_the_best_epoch_is_chosen_by_the_metric_asked_for(tiny_betons, tmp_path,
     "wrong",
     [
         {"val_fraction": 0.6}, {"val_fraction": -0.1}, {"ema": 1.0}, {"label_smoothing": 1.0}, {"clip_norm": 0.0}, {"patience": 0},
+        {"profile": -1},
         {"grow_from": 64}, {"freeze_epochs": 1}, {"trunk_lr": -1.0}, {"logit_adjustment": 1.0, "head": "ordinal"},
     ],
     ids=str,
