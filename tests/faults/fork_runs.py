@@ -1,9 +1,8 @@
 """A process that has imported everything and compiled the kernels, and forks a training run for each line that it reads.
 
 A run so begins within milliseconds, where importing torch takes seconds: runs can be killed by the hundred. One line of JSON in,
-`{"flags": [...], "ids": PATH, "kill_after": SECONDS, "signal": NUMBER, "die_before": N, "limit": BYTES, "tiny": true}`; one out:
-the exit code (negative: the signal), its output, how many operations on files it did, if it lived to tell, and the seconds that it
-lived on after the signal.
+`{"flags": [...], "ids": PATH, "kill_after": SECONDS, "end_at": STEP, "die_before": N, "limit": BYTES, "tiny": true}`; one out: the
+exit code (negative: the signal), its output, and how many operations on files it did, if it lived to tell.
 """
 
 from __future__ import annotations
@@ -66,6 +65,8 @@ def run(job: dict[str, Any], done: list[int]) -> None:
         def noting(tally: engine.Tally, step: int, *rest: torch.Tensor) -> None:
             os.write(log, f"{step} {rest[-1].tolist()}\n".encode())
             add(tally, step, *rest)
+            if step == job.get("end_at"):
+                os.kill(os.getpid(), signal.SIGTERM)
 
         engine.Tally.add = noting
     if job.get("limit") is not None:
@@ -114,14 +115,12 @@ def main() -> None:
         job = json.loads(line)
         if job.get("kill_after") is not None:
             time.sleep(job["kill_after"])
-            os.kill(pid, job.get("signal", signal.SIGKILL))  # nobody has waited for it yet: it is there, if only as a zombie
-        struck = time.monotonic()
+            os.kill(pid, signal.SIGKILL)  # nobody has waited for it yet: it is there, if only as a zombie
         with os.fdopen(reading, "rb") as pipe:
             output = pipe.read().decode()
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         text, _, count = output.rpartition("operations ")
-        answer = {"code": code, "output": text or output, "operations": int(count) if text else None}
-        print(json.dumps({**answer, "lived_on": time.monotonic() - struck}), flush=True)
+        print(json.dumps({"code": code, "output": text or output, "operations": int(count) if text else None}), flush=True)
 
 
 if __name__ == "__main__":
