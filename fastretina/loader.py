@@ -94,7 +94,7 @@ class Loader:
             on_bad: "skip" leaves bad samples out, lists them in `skipped`, and stops with LoaderError when they are more than
                 `max_bad` (a fraction) of the file.
             decoder: which one decodes on the GPU, a key of decode.gpu.DECODERS; None: the best that is there.
-            reserve: bytes of memory that resident="auto" leaves to the model; see memory.training_bytes.
+            reserve: bytes of memory that resident="auto" leaves to the model; see device_memory.training_bytes.
             rank, world_size: make this rank's part of each batch, every world_size-th of its samples. The order is the same for
                 every world size, every rank gets the same number of batches, and each sample still comes once an epoch: in a
                 last batch of fewer samples than ranks some parts are empty, images (0, 3, R, R).

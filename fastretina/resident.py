@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from fastretina.beton import Beton
 from fastretina.decode.cpu import decoded_sizes
+from fastretina.device_memory import device_available_bytes
 from fastretina.errors import LoaderError
-from fastretina.memory import available_bytes, device_available_bytes
+from fastretina.memory import available_bytes
 
 # `resident="auto"` takes at most this share of the free memory: a train and a test loader may each come to it unaware of
 # the other, since RAM is only taken as a store fills; and on a GPU the model needs its part, where nobody says how much.
@@ -64,7 +65,7 @@ def plan_residence(
     """(width, height) of the images to keep, or None; and the decision in words.
 
     resident: "on", "off", or "auto": where they take at most 95 % of what is free after `reserve`, in bytes, the memory that the
-    model will need (see memory.training_bytes); None: at most 40 % of what is free. Raises LoaderError where "on" cannot be.
+    model will need (see device_memory.training_bytes); None: at most 40 % of what is free. Raises LoaderError where "on" cannot be.
     world_size: ranks, each of which comes to keep all images, since every epoch deals them anew: RAM is reckoned for all of them
     on one machine, device memory is each rank's own.
     """

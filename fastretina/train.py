@@ -21,6 +21,7 @@ from fastretina import __version__, cli
 from fastretina.augment import IMAGENET_MEAN, IMAGENET_STD, Augment
 from fastretina.beton import Beton
 from fastretina.checkpoint import Grader
+from fastretina.device_memory import training_bytes
 from fastretina.distributed import World, joined
 from fastretina.engine import Training, fit
 from fastretina.errors import RunError
@@ -74,8 +75,11 @@ def main(config: TrainConfig) -> int:
         facts = {name: DataFacts.of(str(beton.path), beton.labels, beton.names, NUM_CLASSES) for name, beton in data.items()}
         loss = Loss(head, facts["train"].grades, config.class_weights, config.logit_adjustment, config.label_smoothing)
 
+        # Measured before any data is on the device, so that --resident auto leaves the model its room.
+        reserve = _reserve(config, model, world, precision) if world.device.type == "cuda" else None
+
         def loader(name: str, resolution: int = config.resolution) -> Loader:
-            return _loader(config, name, data[name], resolution, world, precision)
+            return _loader(config, name, data[name], resolution, world, precision, reserve)
 
         growth = stack.enter_context(closing(Growth(config, lambda resolution: loader("train", resolution))))
         evaluated = {name: stack.enter_context(loader(name)) for name in data if name != "train"}
@@ -171,7 +175,14 @@ def _open_data(config: TrainConfig, stack: ExitStack) -> dict[str, Beton]:
     return data
 
 
-def _loader(config: TrainConfig, name: str, beton: Beton, resolution: int, world: World, precision: Precision) -> Loader:
+def _reserve(config: TrainConfig, model: nn.Module, world: World, precision: Precision) -> int:
+    images = (-(-config.batch_size // world.size), 3, config.resolution, config.resolution)
+    return training_bytes(model, images, precision.dtype or torch.float32, world.device, precision.autocast)
+
+
+def _loader(
+    config: TrainConfig, name: str, beton: Beton, resolution: int, world: World, precision: Precision, reserve: int | None
+) -> Loader:
     device = world.device
     return Loader(
         beton,
@@ -183,6 +194,7 @@ def _loader(config: TrainConfig, name: str, beton: Beton, resolution: int, world
         workers=config.workers or max(1, len(os.sched_getaffinity(0)) // world.local_size),
         decode=config.decode,
         resident=config.resident,
+        reserve=reserve,
         # On a GPU half the bytes to write and read; autocast would convert at the first convolution anyway.
         dtype=precision.dtype or torch.float32 if device.type == "cuda" else torch.float32,
         sampling=config.sampling if name == "train" else None,

@@ -27,6 +27,7 @@ from fastretina.heads import HEADS, HeadName
 from fastretina.models import build_model
 from fastretina.precision import Precision
 from fastretina.predict import PredictConfig
+from fastretina.preparation import Preparation
 
 FLOAT32 = Precision("cpu", None, "")
 SIDE = 64
@@ -353,7 +354,7 @@ def test_twenty_thousand_images_are_graded_as_they_are_found(tmp_path, monkeypat
             (photos / str(number) / f"{image}.jpeg").touch()
     lock, counts, most = threading.Lock(), {"prepared": 0, "graded": 0}, [0]
 
-    def prepare(path: Path, size: int) -> np.ndarray:
+    def prepare(path: Path, size: int, preparation: Preparation) -> np.ndarray:
         with lock:
             counts["prepared"] += 1
             most[0] = max(most[0], counts["prepared"] - counts["graded"])

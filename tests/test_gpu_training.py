@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from fastretina import build_model
 from fastretina.compile import StepForward
 from fastretina.decode import choice
-from fastretina.memory import training_bytes
+from fastretina.device_memory import training_bytes
 from fastretina.optim import build_optimizer
 from fastretina.precision import Precision
 
