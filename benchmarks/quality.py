@@ -5,8 +5,9 @@
 
 Three experiments. `rotation`: training with and without it, tested on eyes turned by any angle. `options`: each schedule, head and
 remedy for imbalance in turn. `collapse`: the hard sample, the recipe that answers one grade for all, and one that does not. The
-epoch is chosen on validation images that share no patient with training; figures are of the test set. A second call goes on
-where the first one stopped. All of it takes about 45 minutes on two cores.
+epoch is chosen on validation images that share no patient with training; figures are of the test set. All in float32, so that
+one CPU finds what another does. A second call goes on where the first one stopped: in all it trains on some 210,000 images of 96 to
+224 px.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ TURNED = Augment(flip_horizontal=0.0, flip_vertical=0.0)  # any angle, drawn by 
 
 # As `make demo` trains, but choosing on validation images.
 EASY = TrainConfig(
-    epochs=7, resolution=96, lr=2e-3, schedule="onecycle", amp=True, val_fraction=0.15, train=Path("easy-train.beton"),
+    epochs=7, resolution=96, lr=2e-3, schedule="onecycle", val_fraction=0.15, train=Path("easy-train.beton"),
     test=Path("easy-test.beton"),
 )  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -141,11 +142,11 @@ def collapse(out: Path) -> dict[str, Any]:
     make_data(out, hard=True)
     found: dict[str, Any] = {"old": [], "cure": []}
     for seed in CURED_SEEDS:
-        found["old"].append(figures(trained(out, f"hard-old-{seed}", replace(OLD, seed=seed))))
         plain = trained(out, f"hard-plain-{seed}", replace(PLAIN, seed=seed))
         weights = str(plain / "best.safetensors")
         cured = figures(trained(out, f"hard-cure-{seed}", replace(CURE, seed=seed, weights=weights)))
         found["cure"].append(cured | {"seconds": cured["seconds"] + figures(plain)["seconds"]})
+        found["old"].append(figures(trained(out, f"hard-old-{seed}", replace(OLD, seed=seed))))
     return found
 
 
