@@ -14,98 +14,22 @@ import subprocess
 import sys
 import threading
 import time
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import simplejpeg
-import torch
+from remote_cases import PATTERN, SAMPLES, SHARDS, SIDE, asked_for_samples, complete, same_epochs, settings
 
 from fastretina.beton import Beton
 from fastretina.beton_writer import BetonWriter
 from fastretina.cache import CacheFolder
-from fastretina.errors import BetonError, CacheError, RemoteError, UsageError
+from fastretina.errors import BetonError, RemoteError, UsageError
 from fastretina.loader import Loader
 from fastretina.order import WINDOW
 from fastretina.remote import Cache, RemoteBeton
-from fastretina.shards import open_beton, shard_path, shard_rows
-from tests.http_faults import Fault, FaultyServer
-
-pytest.importorskip("fsspec", reason="needs the remote extra")
-pytest.importorskip("aiohttp", reason="needs the remote extra")
-
-SHARDS, SAMPLES, SIDE = 12, 360, 48
-PATTERN = f"train-*-of-{SHARDS:05d}.beton"
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of 30 images and 2.1 MB each, most of that padding."""
-    folder, rng = tmp_path_factory.mktemp("served"), np.random.default_rng(0)
-    for number in range(SHARDS):
-        rows = shard_rows(SAMPLES, number, SHARDS)
-        with BetonWriter(shard_path(folder / "train.beton", number, SHARDS), len(rows), page=1 << 21) as writer:
-            for row in rows:
-                coarse = rng.integers(0, 255, (SIDE // 4, SIDE // 4, 3), dtype=np.uint8)
-                jpeg = simplejpeg.encode_jpeg(np.kron(coarse, np.ones((4, 4, 1), np.uint8)), quality=90)
-                writer.add(jpeg, zlib.crc32(jpeg), name=f"{row}_left", label=row % 5, id=row, width=SIDE, height=SIDE)
-            writer.finish({"shard": {"number": number, "of": SHARDS}})
-    return folder
-
-
-@pytest.fixture(scope="session")
-def shard_bytes(folder: Path) -> int:
-    return max(path.stat().st_size for path in folder.iterdir())
-
-
-@pytest.fixture(autouse=True)
-def small_spans(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some 20 requests a shard instead of one, so that faults meet the middle of it."""
-    monkeypatch.setattr("fastretina.fetch.SPAN", 4 << 10)
-    monkeypatch.setattr("fastretina.fetch._HEAD", 5 << 10)
-
-
-@pytest.fixture
-def serve(folder: Path) -> Iterator[Callable[..., FaultyServer]]:
-    servers: list[FaultyServer] = []
-
-    def start(faults: Callable[[int, str], Fault | None] = lambda number, name: None, at: Path = folder) -> FaultyServer:
-        servers.append(FaultyServer(at, faults).__enter__())
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.__exit__()
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Cache:
-    return Cache(tmp_path / "cache", limit=1 << 30, timeout=20)
-
-
-def settings(**changes) -> dict:
-    return {"batch_size": 16, "resolution": SIDE, "workers": 2, "seed": 5} | changes
-
-
-def same_epochs(a: Loader, b: Loader, epochs: int = 1) -> None:
-    for _ in range(epochs):
-        for one, other in zip(a, b, strict=True):
-            assert torch.equal(one.ids, other.ids)
-            assert torch.equal(one.labels, other.labels)
-            assert torch.equal(one.images, other.images)
-
-
-def complete(cache: Cache) -> list[str]:
-    """The shards in the cache that count as complete."""
-    return sorted(path.name.partition("-")[2] for path in Path(cache.folder).glob("*.beton"))
-
-
-def asked_for_samples(server: FaultyServer) -> Counter[str]:
-    """How often each shard was asked for its first sample, which lies at 2 MiB."""
-    return Counter(name for name, first, _ in server.requests if first == 1 << 21)
+from fastretina.shards import open_beton, shard_path
+from tests.http_faults import Fault
 
 
 @pytest.mark.parametrize("sampling", ["shuffle", "sequential", "shards"])
@@ -359,102 +283,3 @@ def test_files_elsewhere_on_this_machine_are_cached_too(folder, cache):
     with Loader(url, cache=cache, **settings()) as remote, Loader(folder / PATTERN, **settings()) as local:
         same_epochs(remote, local)
     assert len(complete(cache)) == SHARDS
-
-
-def cached(folder: CacheFolder, name: str, content: bytes):
-    return folder.file(name, len(content), threading.Event(), lambda descriptor: os.pwrite(descriptor, content, 0))
-
-
-def test_the_least_recently_used_file_goes_first_and_an_open_one_never(folder, tmp_path):
-    content = shard_path(folder / "train.beton", 0, SHARDS).read_bytes()
-    space = CacheFolder.at(tmp_path / "cache", limit=3 * (len(content) + 4096))
-    kept = cached(space, "a.beton", content)
-    for name in ("b.beton", "c.beton", "b.beton", "d.beton"):
-        cached(space, name, content)
-        time.sleep(0.02)  # a file's time has the granularity of the kernel's clock
-    assert sorted(path.name for path in space.path.glob("*.beton")) == ["a.beton", "b.beton", "d.beton"]
-    others = [cached(space, name, content) for name in ("b.beton", "d.beton")]
-    with pytest.raises(CacheError, match="in use"):
-        cached(space, "e.beton", content)
-    kept.verify(0)
-    del others
-    gc.collect()
-    cached(space, "e.beton", content)
-    assert (space.path / "a.beton").exists()
-    assert space.used() <= space.limit
-
-
-def test_a_damaged_file_in_the_cache_is_fetched_again(folder, tmp_path):
-    content = shard_path(folder / "train.beton", 0, SHARDS).read_bytes()
-    space = CacheFolder.at(tmp_path / "cache", limit=1 << 30)
-    cached(space, "a.beton", content).close()
-    with (space.path / "a.beton").open("r+b") as file:
-        file.seek(-10, os.SEEK_END)
-        file.write(b"12345")
-    cached(space, "a.beton", content).verify(0)
-    assert (space.path / "a.beton").read_bytes() == content
-
-
-@pytest.fixture
-def bucket(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The shards in a bucket of an S3-compatible server on 127.0.0.1."""
-    pytest.importorskip("s3fs", reason="needs the remote extra")
-    server_module = pytest.importorskip("moto.server", reason="needs the dev extra")
-    import fsspec
-
-    server = server_module.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for key, value in {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-    }.items():
-        monkeypatch.setenv(key, value)
-    fs = fsspec.filesystem("s3", skip_instance_cache=True)
-    fs.mkdir("retina")
-    for path in folder.iterdir():
-        fs.pipe_file(f"retina/sets/{path.name}", path.read_bytes())
-    yield "s3://retina/sets"
-    server.stop()
-
-
-def test_shards_in_a_bucket(bucket, folder, cache):
-    for pattern in (PATTERN, "train-*.beton"):
-        with Loader(f"{bucket}/{pattern}", cache=cache, **settings()) as remote, Loader(folder / PATTERN, **settings()) as local:
-            same_epochs(remote, local)
-    with pytest.raises(RemoteError, match=r"s3://retina/sets/test-00000-of-00002.beton: cannot be read"):
-        open_beton(f"{bucket}/test-*-of-00002.beton", cache)
-
-
-@pytest.fixture
-def nginx(folder: Path, tmp_path: Path) -> Iterator[str]:
-    program = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
-    if program is None:
-        pytest.skip("nginx is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    user = "user root;" if os.geteuid() == 0 else ""
-    (tmp_path / "nginx.conf").write_text(
-        f"daemon off; pid {tmp_path}/pid; error_log stderr; {user} events {{}}\n"
-        f"http {{ access_log off; client_body_temp_path {tmp_path}; proxy_temp_path {tmp_path}; fastcgi_temp_path {tmp_path};"
-        f" uwsgi_temp_path {tmp_path}; scgi_temp_path {tmp_path};"
-        f" server {{ listen 127.0.0.1:{port}; location / {{ root {folder}; autoindex on; }} }} }}"
-    )
-    process = subprocess.Popen([program, "-p", tmp_path, "-c", tmp_path / "nginx.conf"], stderr=subprocess.DEVNULL)
-    for _ in range(100):
-        with socket.socket() as client:
-            if client.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{port}"
-    process.terminate()
-    process.wait(10)
-
-
-def test_shards_behind_nginx(nginx, folder, cache):
-    for pattern in (PATTERN, "train-*.beton"):  # the second from its listing
-        with Loader(f"{nginx}/{pattern}", cache=cache, **settings()) as remote, Loader(folder / PATTERN, **settings()) as local:
-            same_epochs(remote, local)
