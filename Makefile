@@ -36,7 +36,7 @@ test: setup
 	$(PYTHON_IN) -m mypy
 	OMP_NUM_THREADS=1 $(PYTHON_IN) -m pytest -n auto --maxprocesses 4
 
-# Every fault of docs/reliability.md in full number: ten minutes on two cores. `make test` tries a few of each.
+# Every fault of docs/reliability.md in full number: twelve minutes on two cores. `make test` tries a few of each.
 test-faults: setup
 	$(PYTHON_IN) -m pytest tests/faults -m "slow_faults or not tries"
 
