@@ -11,6 +11,7 @@ import json
 import operator
 import os
 import zlib
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -29,27 +30,41 @@ _BLOCK = 1 << 13  # rows of a table, some 300 KB
 _MUCH = 1 << 26  # bytes of tables (a million samples) that nobody need ask the system about
 
 
-class Names(Sequence[str]):
-    """Names of the samples, decoded one by one when asked for; "sample 17" and so on where the file holds none."""
+class NameList(Sequence[str]):
+    """Names that are made one by one when asked for: what a list does with negative indices, slices and wrong ones."""
 
-    def __init__(self, blob: NDArray[np.uint8] | None, count: int, path: Path) -> None:
-        self._blob, self._count, self._path = blob, count, path
-        self._ends: NDArray[np.int64] | None = None
+    _where = ""  # begins the message of an IndexError
 
-    def __len__(self) -> int:
-        return self._count
+    @abstractmethod
+    def _name(self, i: int) -> str:
+        """Name `i`, 0 to N - 1."""
 
     @overload
     def __getitem__(self, index: int) -> str: ...
     @overload
     def __getitem__(self, index: slice) -> Sequence[str]: ...
     def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        count = len(self)
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._count))]
+            return [self._name(i) for i in range(*index.indices(count))]
         i = operator.index(index)
-        if not -self._count <= i < self._count:
-            raise IndexError(f"{self._path}: no sample {i} among {self._count}")
-        i %= self._count
+        if not -count <= i < count:
+            raise IndexError(f"{self._where}no sample {i} among {count}")
+        return self._name(i % count)
+
+
+class Names(NameList):
+    """Names of the samples, decoded one by one when asked for; "sample 17" and so on where the file holds none."""
+
+    def __init__(self, blob: NDArray[np.uint8] | None, count: int, path: Path) -> None:
+        self._blob, self._count, self._path = blob, count, path
+        self._where = f"{path}: "
+        self._ends: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _name(self, i: int) -> str:
         if self._blob is None:
             return f"sample {i}"
         if self._ends is None:
@@ -61,7 +76,7 @@ class Names(Sequence[str]):
         return self._blob[start : int(self._ends[i])].tobytes().decode("utf-8", "replace")
 
 
-class Selected(Sequence[str]):
+class Selected(NameList):
     """The names at some positions."""
 
     def __init__(self, names: Sequence[str], positions: NDArray[np.int64]) -> None:
@@ -70,14 +85,8 @@ class Selected(Sequence[str]):
     def __len__(self) -> int:
         return len(self._positions)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        if isinstance(index, slice):
-            return Selected(self._names, self._positions[index])
-        return self._names[int(self._positions[index])]
+    def _name(self, i: int) -> str:
+        return self._names[int(self._positions[i])]
 
 
 class Beton:

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 CompileSetting = Literal["auto", "off", "default", "max-autotune-no-cudagraphs", "reduce-overhead"]
 
 CAPABILITY = (7, 0)  # Triton, which torch.compile writes its kernels in, needs a GPU of that generation
-# Estimates, all on the side of not compiling; benchmarks/gpu.py measures what they stand for.
+# Estimates, all on the side of not compiling; benchmarks/throughput.py --device cuda measures what they stand for.
 SAVING = 0.2  # share of an eager step's time; the memory traffic of normalisation and ReLU alone is more
 EAGER_TFLOPS = 100.0  # of a ResNet in bfloat16 on the fastest GPU there is: 2,500 img/s of a ResNet18 at 512 px are 139
 SECONDS_PER_CONVOLUTION = 1.0  # of compiling, forward and backward

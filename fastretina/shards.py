@@ -16,12 +16,12 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastretina.beton import Beton, Selected
+from fastretina.beton import Beton, NameList, Selected
 from fastretina.errors import BetonError, SampleError, UsageError
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-class _ShardNames(Sequence[str]):
+class _ShardNames(NameList):
     """The names of all shards, one after the other."""
 
     def __init__(self, shards: Sequence[Beton], starts: Sequence[int], count: int) -> None:
@@ -199,16 +199,7 @@ class _ShardNames(Sequence[str]):
     def __len__(self) -> int:
         return self._count
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._count))]
-        i = index + self._count if index < 0 else index
-        if not 0 <= i < self._count:
-            raise IndexError(f"no sample {index} among {self._count}")
+    def _name(self, i: int) -> str:
         shard = bisect.bisect_right(self._starts, i) - 1
         return self._names[shard][i - self._starts[shard]]
 
