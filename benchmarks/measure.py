@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 PACKAGES = ("fastretina", "torch", "torchvision", "numpy", "numba", "pillow", "simplejpeg", "opencv-python-headless", "ffcv")
 PEERS = ("nvidia-dali-cuda130", "webdataset", "nvidia-nvimgcodec-cu13", "nvidia-nvjpeg", "triton")
 FULL_TRAIN_SET = 28_100  # images in the training set that this project exists for
+K = TypeVar("K")
 
 
 def versions() -> dict[str, str]:
@@ -125,7 +126,7 @@ def _tail(n: int, k: int) -> float:
     return float(sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
 
 
-def interleave(sides: Mapping[str, Callable[[], float]], rounds: int, pause: float = 0.3) -> dict[str, list[float]]:
+def interleave(sides: Mapping[K, Callable[[], float]], rounds: int, pause: float = 0.3) -> dict[K, list[float]]:
     """Call every side once untimed, then `rounds` times in turn; the order within a round alternates.
 
     Each call returns its own measurement (a rate, seconds, ...). A busy neighbour then hits all sides alike, and
@@ -135,7 +136,7 @@ def interleave(sides: Mapping[str, Callable[[], float]], rounds: int, pause: flo
     for name in names:
         sides[name]()
         time.sleep(pause)
-    results: dict[str, list[float]] = {name: [] for name in names}
+    results: dict[K, list[float]] = {name: [] for name in names}
     for round_number in range(rounds):
         for name in names if round_number % 2 == 0 else reversed(names):
             results[name].append(sides[name]())

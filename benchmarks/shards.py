@@ -5,7 +5,8 @@
 
 Made in a temporary folder (2 GB): small JPEGs, all the same. Opening is measured in
 fresh processes, warm (the files in the page cache) and cold (each file's pages dropped by posix_fadvise first, which asks the
-kernel and cannot make the disk's own cache forget).
+kernel and cannot make the disk's own cache forget). Batches are measured on one core, from the page cache: a thousand samples are
+always in it, and what a million cost beyond that is the disk's.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +32,15 @@ import numpy as np
 import simplejpeg
 import torch
 from measure import hardware, interleave, summary, versions
+from numpy.typing import NDArray
 
 from fastretina import Loader
 from fastretina.augment import Augment
 from fastretina.beton_writer import BetonWriter
 from fastretina.cli import run
-from fastretina.order import epoch_order
+from fastretina.order import Sampling, epoch_order
 from fastretina.remote import Cache
-from fastretina.shards import open_beton, shard_path, shard_rows
+from fastretina.shards import ShardedBeton, open_beton, shard_path, shard_rows
 
 BATCHES = 150  # of 64, one measurement
 OPENING = """
@@ -123,10 +126,29 @@ def batches(epochs: Iterator[Any]) -> float:
     return (time.process_time() - start) / BATCHES
 
 
+@contextmanager
+def one_core() -> Iterator[None]:
+    """This process and the threads that it starts on one core: the cores of a rented machine can differ by half."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def into_page_cache(files: list[Path]) -> None:
+    """Read these files."""
+    for path in files:
+        with path.open("rb") as file:
+            while file.read(1 << 24):
+                pass
+
+
 def per_batch(small: Path, large: Path, config: ShardsBenchmark) -> dict[str, Any]:
     """CPU of a batch of 64 from either set, interleaved, and their ratio."""
     settings: dict[str, Any] = {"batch_size": 64, "resolution": config.side, "workers": 1}
-    with Loader(small, **settings) as thousand, Loader(large, **settings) as million:
+    with one_core(), Loader(small, **settings) as thousand, Loader(large, **settings) as million:
         loaders = {"thousand": thousand, "million": million}
         streams = {name: itertools.chain.from_iterable(itertools.repeat(loader)) for name, loader in loaders.items()}
         sides = {name: functools.partial(batches, stream) for name, stream in streams.items()}
@@ -141,9 +163,8 @@ def without_decoding(measure: Callable[..., dict[str, Any]], *given: Any) -> dic
         return measure(*given)
 
 
-def shuffle(labels: np.ndarray[Any, np.dtype[np.int64]], sampling: Any) -> dict[str, Any]:
+def shuffle(labels: NDArray[np.int64], sampling: Sampling, shards: NDArray[np.uint32]) -> dict[str, Any]:
     """Wall and CPU seconds, and peak bytes, of one epoch's order; the peak as numpy reports its allocations."""
-    shards = np.repeat(np.arange(64), -(-len(labels) // 64))[: len(labels)]
     wall, cpu = [], []
     for epoch in range(21):
         started, busy = time.perf_counter(), time.process_time()
@@ -176,7 +197,10 @@ def main(config: ShardsBenchmark) -> None:
         result["seconds_to_open"] = {state: {"worst": max(times), **summary(times)}
                                      for state, times in interleave(sides, config.rounds, pause=0).items()}  # fmt: skip
         with open_beton(pattern) as beton:
-            result["shuffle"] = {sampling: shuffle(beton.labels, sampling) for sampling in ("shuffle", "shards")}
+            assert isinstance(beton, ShardedBeton)
+            shards = np.repeat(np.arange(config.shards, dtype=np.uint32), [len(shard) for shard in beton.shards])
+            result["shuffle"] = {sampling: shuffle(beton.labels, sampling, shards) for sampling in ("shuffle", "shards")}
+        into_page_cache(files)
         result["cpu_seconds_per_batch"] = {
             "with decoding": per_batch(folder / "thousand.beton", pattern, config),
             "without decoding": without_decoding(per_batch, folder / "thousand.beton", pattern, config),

@@ -62,6 +62,9 @@ class Feed:
         self.on_device: NDArray[np.bool_] | None = None  # samples that need no decoding because the device holds them
         self.device_decodes = False
         self._order: tuple[int, Order] | None = None
+        self._shards: NDArray[np.uint32] | None = None  # number of each sample's file, where the order depends on it
+        if settings.sampling == "shards" and isinstance(beton, ShardedBeton):
+            self._shards = beton.shard_of(np.arange(len(beton)))[0].astype(np.uint32)
 
     def __len__(self) -> int:
         n, size = len(self.beton), self.settings.batch_size
@@ -70,10 +73,8 @@ class Feed:
     def order(self, epoch: int) -> Order:
         """The order of an epoch; the last one asked for is kept."""
         if self._order is None or self._order[0] != epoch:
-            settings, shards = self.settings, None
-            if settings.sampling == "shards" and isinstance(self.beton, ShardedBeton):
-                shards, _ = self.beton.shard_of(np.arange(len(self.beton)))
-            self._order = epoch, epoch_order(self.beton.labels, settings.sampling, settings.seed, epoch, shards)
+            settings = self.settings
+            self._order = epoch, epoch_order(self.beton.labels, settings.sampling, settings.seed, epoch, self._shards)
         return self._order[1]
 
     def jobs(self, epoch: int, batch: int) -> Iterator[BatchJob]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -24,7 +25,7 @@ class Order(NamedTuple):
 
 
 def epoch_order(
-    labels: NDArray[np.int64], sampling: Sampling, seed: int, epoch: int, shards: NDArray[np.int64] | None = None
+    labels: NDArray[np.int64], sampling: Sampling, seed: int, epoch: int, shards: NDArray[np.integer[Any]] | None = None
 ) -> Order:
     """The order of one epoch over N samples with labels (N,); shards (N,): the number of the file that each lies in, from 0.
 
@@ -41,7 +42,7 @@ def epoch_order(
     if sampling == "shuffle":
         return Order(permutation(rng, len(labels)), None)
     if sampling == "shards":
-        return Order(_within_window(rng, np.zeros(len(labels), np.int64) if shards is None else shards), None)
+        return Order(_within_window(rng, np.zeros(len(labels), np.uint16) if shards is None else shards), None)
     members = [np.flatnonzero(labels == grade) for grade in np.unique(labels)]
     weights = np.array([len(m) ** (0.0 if sampling == "balanced" else 0.5) for m in members])
     indices, repeats = [], []
@@ -62,31 +63,48 @@ def rank_places(batch: int, samples: int, batch_size: int, rank: int, world_size
     return range(batch * batch_size + rank, min((batch + 1) * batch_size, samples), world_size)
 
 
-def _within_window(rng: np.random.Generator, shards: NDArray[np.int64]) -> NDArray[np.int64]:
+def _within_window(rng: np.random.Generator, shards: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
     """A shuffle (N,) through a window that slides over the files, themselves in random order.
 
     The file of rank r gives a WINDOW-th of its samples to each of the slots r to r + WINDOW - 1; slots follow each other, each
     of them shuffled. Only the first and the last WINDOW - 1 slots draw from fewer files.
     """
-    order = permutation(rng, len(shards))
     rank = permutation(rng, int(shards.max()) + 1)
-    # 16 bits where they suffice: numpy sorts those by radix, in a tenth of the time.
     bits: type[np.unsignedinteger[Any]] = np.uint16 if len(rank) < 1 << 15 else np.uint32
-    slot = rng.integers(0, WINDOW, len(order), dtype=bits)
-    slot += rank.astype(bits)[shards[order]]
-    return order[np.argsort(slot, kind="stable")]
+    slots = rng.integers(0, WINDOW, len(shards), dtype=bits)
+    slots += rank.astype(bits)[shards]
+    order = np.empty(len(shards), np.int64)
+    ends = _deal(slots, len(rank) + WINDOW - 1, order)
+    for begin, end in itertools.pairwise([0, *ends.tolist()]):
+        _shuffle_in_place(rng, order[begin:end])
+    return order
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _deal(slots: NDArray[np.unsignedinteger[Any]], count: int, order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Counting sort: `order` (N,) becomes the stable argsort of `slots` (N,), all below `count`. Returns where each slot ends."""
+    places = np.zeros(count + 1, np.int64)
+    for slot in slots:
+        places[np.int64(slot) + 1] += 1
+    places = np.cumsum(places)[:-1].copy()
+    for i in range(len(slots)):
+        order[places[slots[i]]] = i
+        places[slots[i]] += 1
+    return places
 
 
 def permutation(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
-    """`rng.permutation(count)` of numpy 2, the same to the bit, in 9 ms of CPU instead of 24 for a million.
-
-    The generator's words are drawn in blocks of 512 KiB, and the whole number of them is used up.
-    """
+    """`rng.permutation(count)` of numpy 2, the same to the bit, in 9 ms of CPU instead of 24 for a million."""
     order = np.arange(count)
-    left = count - 1
+    _shuffle_in_place(rng, order)
+    return order
+
+
+def _shuffle_in_place(rng: np.random.Generator, order: NDArray[np.int64]) -> None:
+    """The generator's words are drawn in blocks of up to 512 KiB, and the whole number of them is used up."""
+    left = len(order) - 1
     while left > 0:
         left = _shuffle(order, left, rng.bit_generator.random_raw(min(left // 2 + 1, 1 << 16)).view(np.uint32))
-    return order
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
