@@ -3,8 +3,8 @@
     python benchmarks/processes.py --data data/train.beton --json out.json
 
 Each process is pinned to a core and has a loader of its own, with one thread: all augmentation, 512 px. Cores of one chip are
-slower together than alone whatever runs on them (shared caches, memory, power, the neighbours of a rented machine), so that the same
-is measured for a loop that decodes one JPEG and shares nothing: that is what the machine gives.
+slower together than alone whatever runs on them (shared caches, memory, power, the neighbours of a rented machine), so that the
+same is measured for a loop that decodes one JPEG and shares nothing: that is what the machine gives.
 """
 
 from __future__ import annotations
