@@ -41,9 +41,11 @@ class Decision:
 
 
 class Head(ABC):
-    """The meaning of a last layer. `name` as on the command line; `outputs`: how many units it has for `num_classes` grades."""
+    """The meaning of a last layer. `name` as on the command line; `objective`: what training makes small, in words; `outputs`: how
+    many units it has for `num_classes` grades."""
 
     name: HeadName
+    objective: str
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
@@ -74,6 +76,7 @@ class Softmax(Head):
     """One logit a grade."""
 
     name: HeadName = "softmax"
+    objective = "cross-entropy"
 
     @property
     def outputs(self) -> int:
@@ -90,6 +93,7 @@ class Regression(Head):
     """One number, the grade. Without validation data the thresholds lie half-way between the grades."""
 
     name: HeadName = "regression"
+    objective = "squared error"
 
     @property
     def outputs(self) -> int:
@@ -119,6 +123,7 @@ class Ordinal(Head):
     for rank-consistent ordinal regression based on conditional probabilities, Pattern Anal Appl 2023, section 3)."""
 
     name: HeadName = "ordinal"
+    objective = "cross-entropy of the steps"
 
     @property
     def outputs(self) -> int:

@@ -45,6 +45,8 @@ def resume_state(run: RunFolder, resume: str, settings: Mapping[str, Any]) -> di
     Where last.pt is damaged, the save before it counts, and a line on standard error says so.
     RunError where the folder is taken, or where `settings` differ from those of the state in more than FREE_SETTINGS.
     """
+    if run.holds_comparison():
+        raise RunError(f"{run.path}: is the folder of a comparison; give another --out")
     if resume == "never":
         if run.config.exists():
             raise RunError(f"{run.path}: holds a run already; give another --out, remove the folder, or go on with --resume auto")
@@ -150,6 +152,7 @@ class RunKeeper:
             "optimizer": training.optimizer.state_dict(),
             "schedule": training.schedule.state_dict(),
             "scaler": training.scaler.state_dict(),
+            "precision": training.precision.name,
             "loader": training.train_loader(training.progress.epoch).state_dict(),
             "rng_cpu": torch.get_rng_state(),
             "rng_cuda": [torch.cuda.get_rng_state()] if training.world.device.type == "cuda" else [],
@@ -204,7 +207,7 @@ class RunKeeper:
         progress = self.training.progress
         assert progress.best_epoch is not None  # called after an epoch
         majority = self.facts.data["test"].majority_share
-        write_bytes(self.run.curves, plots.curves(progress.history, progress.best_epoch, majority))
+        write_bytes(self.run.curves, plots.curves(progress.history, progress.best_epoch, majority, self.training.head.objective))
         self._drawn = time.monotonic()
 
     def finish(self) -> None:

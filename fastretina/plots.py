@@ -42,18 +42,24 @@ def grade_title(grade: int) -> str:
     return f"{grade} {GRADE_NAMES[grade]}" if grade < len(GRADE_NAMES) else str(grade)
 
 
-def curves(history: Sequence[EpochRecord], best_epoch: int, majority: float, panels: Sequence[str] = tuple(PANELS)) -> bytes:
-    """PNG of the named panels by epoch, two in a row. majority: share of the test set's most frequent grade, 0-1, a base line."""
+def curves(
+    history: Sequence[EpochRecord], best_epoch: int, majority: float, objective: str, panels: Sequence[str] = tuple(PANELS)
+) -> bytes:
+    """PNG of the named panels by epoch, two in a row. majority: share of the test set's most frequent grade, 0-1, a base line.
+    objective: what the training loss is, in words."""
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.7 * columns, 3.5 * rows), layout="constrained")
     axes = np.atleast_1d(np.asarray(figure.subplots(rows, columns))).ravel()
     for axis, panel in zip(axes, panels, strict=True):
-        _curve(axis, panel, history, best_epoch, majority)
+        names = {"train": f"train ({objective})"} if panel == "loss" else {}
+        _curve(axis, panel, history, best_epoch, majority, names)
     return _png(figure)
 
 
-def _curve(axis: Axes, panel: str, history: Sequence[EpochRecord], best_epoch: int, majority: float) -> None:
+def _curve(
+    axis: Axes, panel: str, history: Sequence[EpochRecord], best_epoch: int, majority: float, names: Mapping[str, str]
+) -> None:
     title, unit = PANELS[panel]
     scale = 100.0 if "accuracy" in panel else 1.0
     for name, (colour, marker) in STYLES.items():
@@ -61,7 +67,9 @@ def _curve(axis: Axes, panel: str, history: Sequence[EpochRecord], best_epoch: i
         drawn = [(epoch, value * scale) for epoch, value in points if value is not None]
         if drawn:
             size = 5 if len(drawn) <= 30 else 0
-            axis.plot(*zip(*drawn, strict=True), color=colour, marker=marker, markersize=size, linewidth=1.8, label=name)
+            axis.plot(
+                *zip(*drawn, strict=True), color=colour, marker=marker, markersize=size, linewidth=1.8, label=names.get(name, name)
+            )
     if panel == "accuracy":
         axis.axhline(100 * majority, color="0.45", linestyle=":", linewidth=1.4, label="always the same grade (test)")
     axis.axvline(best_epoch, color="0.25", linestyle="--", linewidth=1.0, label="best epoch")

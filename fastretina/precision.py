@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import platform
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor, nn
 
 from fastretina.errors import UsageError
 
 AmpDtype = Literal["auto", "bfloat16", "float16"]
+
+TRIAL_IMAGES, TRIAL_SIDE, TRIAL_ROUNDS = 8, 128, 3  # at most: a second or two for ResNet18 on one core with AVX-512
 
 
 @dataclass(frozen=True)
@@ -50,12 +56,23 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def choose_precision(amp: bool, device: torch.device, wanted: AmpDtype = "auto") -> Precision:
+def choose_precision(
+    amp: bool,
+    device: torch.device,
+    wanted: AmpDtype = "auto",
+    speedup: Callable[[], float] | None = None,
+    began: str | None = None,
+) -> Precision:
     """The number format for `--amp` on a device; `wanted` by `--amp-dtype`. UsageError for float16 on a CPU.
 
     CUDA: bfloat16 from compute capability 8.0 on, float16 with a gradient scaler before. CPU: bfloat16 only where the CPU has
-    instructions for it. Measured, ResNet18, channels-last, 2 cores, AVX512-BF16 (AMD EPYC, torch 2.14): bf16 trains 1.8 times as
-    fast as float32 at 128 px and 2.1 times at 256 px; emulated it runs at 0.47 (AVX-512) or 0.09 (AVX2) of float32's speed.
+    instructions for it and it is faster. The first is not enough: ResNet18, channels-last, torch 2.14, trained in bfloat16 at 1.8
+    (128 px) and 2.1 times (256 px) the speed of float32 on an AMD EPYC with AVX512-BF16, at 0.36 times (96 px) on an Intel Xeon
+    that has it, too; emulated it runs at 0.47 (AVX-512) or 0.09 (AVX2) of float32's speed.
+
+    speedup: says how many times as fast bfloat16 is on this CPU (see `bf16_speedup`); None: instructions must do, so that the
+    answer is the same each time.
+    began: the `name` of the precision that a run began in, which goes on in it: two trials of one machine could differ.
     """
     if not amp:
         return Precision(device.type, None, "float32 (--amp is off)")
@@ -70,9 +87,42 @@ def choose_precision(amp: bool, device: torch.device, wanted: AmpDtype = "auto")
     if wanted == "bfloat16":
         return Precision("cpu", torch.bfloat16, "bfloat16 autocast (--amp-dtype)")
     instructions = cpu_bf16_instructions()
-    if instructions:
+    if not instructions:
+        return Precision("cpu", None, "float32: --amp has no effect, this CPU would only emulate bfloat16, 2 to 12 times slower")
+    if began in ("float32", "bfloat16"):
+        return Precision("cpu", torch.bfloat16 if began == "bfloat16" else None, f"{began}, as this run began (--amp)")
+    if speedup is None:
         return Precision("cpu", torch.bfloat16, f"bfloat16 autocast (--amp; this CPU has {instructions})")
-    return Precision("cpu", None, "float32: --amp has no effect, this CPU would only emulate bfloat16, 2 to 12 times slower")
+    ratio = speedup()
+    found = f"bfloat16 ({instructions}) is {ratio:.1f} times as fast as float32 here"
+    if ratio > 1:
+        return Precision("cpu", torch.bfloat16, f"bfloat16 autocast (--amp; {found})")
+    return Precision("cpu", None, f"float32: --amp has no effect, {found}")
+
+
+def bf16_speedup(model: nn.Module, images: tuple[int, ...]) -> float:
+    """How many times as fast a CPU computes the model's forward and backward pass in bfloat16 as in float32.
+
+    images: (B, 3, R, R) of a training step, of which 2 to 8 of at most 128 px are tried. The best of three rounds each, in turn,
+    after one that does not count. The model and torch's random state stay as they are.
+    """
+    count, side = max(2, min(images[0], TRIAL_IMAGES)), min(images[2], TRIAL_SIDE)
+    twin = copy.deepcopy(model).train()
+    zeros = torch.zeros(count, 3, side, side).contiguous(memory_format=torch.channels_last)
+
+    def seconds(precision: Precision) -> float:
+        start = time.perf_counter()
+        with precision.autocast():
+            answer: Tensor = twin(zeros)
+        torch.autograd.backward(answer.float().sum())
+        return time.perf_counter() - start
+
+    sides = [Precision("cpu", dtype, "") for dtype in (None, torch.bfloat16)]
+    with torch.random.fork_rng([]):
+        rounds = [[seconds(side) for side in sides] for _ in range(1 + TRIAL_ROUNDS)][1:]
+    float32, bfloat16 = (min(times) for times in zip(*rounds, strict=True))
+    ratio: float = float32 / bfloat16
+    return ratio
 
 
 def cpu_bf16_instructions() -> str | None:

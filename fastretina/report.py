@@ -8,7 +8,7 @@ from statistics import median
 from fastretina import plots
 from fastretina.assessment import Assessment
 from fastretina.facts import SET_TITLES, RunFacts
-from fastretina.heads import Decision
+from fastretina.heads import HEADS, Decision
 from fastretina.history import EpochRecord, Progress
 from fastretina.mistakes import confident_mistakes, mistakes_section
 from fastretina.page import Section, bounds, cards, image, note, number, page, pair, percent, remark, table, titled
@@ -99,7 +99,10 @@ def _figures(facts: RunFacts, best: EpochRecord, last: EpochRecord, assessment: 
 
 def _curves(facts: RunFacts, history: Sequence[EpochRecord], best: EpochRecord) -> Section:
     majority = facts.data["test"].majority_share
-    panels = [image(plots.curves(history, best.epoch, majority, [name]), _curve_text(history, name)) for name in plots.PANELS]
+    objective = HEADS[facts.settings["head"]].objective
+    panels = [
+        image(plots.curves(history, best.epoch, majority, objective, [name]), _curve_text(history, name)) for name in plots.PANELS
+    ]
     return Section("By epoch", [pair(panels), remark(TRAIN_REMARK)])
 
 

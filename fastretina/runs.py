@@ -42,6 +42,13 @@ class RunFolder:
         self.previous = self.path / "last.prev.pt"
         self.previous_best = self.path / "best.prev.safetensors"
 
+    def holds_comparison(self) -> bool:
+        """Whether fastretina.compare writes here, whose runs have folders below this one."""
+        try:
+            return "archs" in json.loads(self.config.read_text())
+        except (OSError, ValueError, TypeError):
+            return False
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Make the folder and hold it for this process alone; the kernel lets go of the lock when the process dies, however.

@@ -32,7 +32,7 @@ from fastretina.keeper import NoKeeper, RunKeeper, restore, resume_state
 from fastretina.loader import Loader
 from fastretina.models import build_model
 from fastretina.optim import ExponentialAverage, build_optimizer, build_schedule, second_phase_epoch
-from fastretina.precision import Precision, choose_precision, device_name
+from fastretina.precision import Precision, bf16_speedup, choose_precision, device_name
 from fastretina.preparation import common_preparation
 from fastretina.profiling import StepProfiler
 from fastretina.recipe import AUGMENTATIONS, REFERENCE_BATCH, TrainConfig, as_settings, check
@@ -52,7 +52,6 @@ def main(config: TrainConfig) -> int:
     settings = as_settings(config) | {"out": str(run.path)}
     with joined(config.device, config.compile) as world, ExitStack() as stack:
         check(config)
-        precision = choose_precision(config.amp, world.device, config.amp_dtype)
         if world.leads:
             stack.enter_context(run.locked())
         state, report_there = world.decided(lambda: (resume_state(run, config.resume, settings), run.report.is_file()))
@@ -68,6 +67,7 @@ def main(config: TrainConfig) -> int:
         head = HEADS[config.head](NUM_CLASSES)
         # Made before the data is opened: weights that cannot be had should not cost a decoding of the data set.
         model = build_model(config.arch, head.outputs, config.weights).to(world.device)
+        precision = world.decided(lambda: _precision(config, model, world, state))
         if config.sync_batchnorm and world.size > 1:
             model = synchronise_batchnorm(model, world.device)
         data = _open_data(config, stack)
@@ -175,9 +175,19 @@ def _open_data(config: TrainConfig, stack: ExitStack) -> dict[str, Beton]:
     return data
 
 
+def _precision(config: TrainConfig, model: nn.Module, world: World, state: dict[str, Any] | None) -> Precision:
+    began = None if state is None else state.get("precision")
+    images = _images(config, world)
+    return choose_precision(config.amp, world.device, config.amp_dtype, lambda: bf16_speedup(model, images), began)
+
+
+def _images(config: TrainConfig, world: World) -> tuple[int, int, int, int]:
+    """(B, 3, R, R) of a rank's largest step."""
+    return -(-config.batch_size // world.size), 3, config.resolution, config.resolution
+
+
 def _reserve(config: TrainConfig, model: nn.Module, world: World, precision: Precision) -> int:
-    images = (-(-config.batch_size // world.size), 3, config.resolution, config.resolution)
-    return training_bytes(model, images, precision.dtype or torch.float32, world.device, precision.autocast)
+    return training_bytes(model, _images(config, world), precision.dtype or torch.float32, world.device, precision.autocast)
 
 
 def _loader(

@@ -7,7 +7,8 @@ import torch
 
 from fastretina import precision
 from fastretina.errors import UsageError
-from fastretina.precision import choose_device, choose_precision, cpu_bf16_instructions, device_name
+from fastretina.models import build_model
+from fastretina.precision import bf16_speedup, choose_device, choose_precision, cpu_bf16_instructions, device_name
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -34,6 +35,31 @@ def test_a_cpu_trains_in_bfloat16_only_with_instructions_for_it(monkeypatch, fou
     assert chosen.dtype is (torch.bfloat16 if instructions else None)
     assert (instructions or "no effect") in chosen.note
     assert "\n" not in chosen.note
+
+
+@pytest.mark.parametrize(("ratio", "dtype"), [(1.8, torch.bfloat16), (0.36, None)])
+def test_a_cpu_with_the_instructions_trains_in_bfloat16_only_where_that_is_faster(monkeypatch, ratio, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    chosen = choose_precision(True, CPU, speedup=lambda: ratio)
+    assert chosen.dtype is dtype
+    assert f"{ratio:.1f} times as fast" in chosen.note
+    for began in (torch.bfloat16, None):  # a run that goes on
+        again = choose_precision(True, CPU, speedup=lambda: ratio, began=precision.Precision("cpu", began, "").name)
+        assert again.dtype is began
+    assert choose_precision(True, CPU, "bfloat16", speedup=lambda: ratio).dtype is torch.bfloat16
+
+
+def test_the_trial_measures_both_formats_and_leaves_no_trace(monkeypatch):
+    computed = []
+    real = precision.Precision.autocast
+    monkeypatch.setattr(precision.Precision, "autocast", lambda self: computed.append(self.name) or real(self))
+    model = build_model("resnet18", 5, None)
+    before, random = {name: tensor.clone() for name, tensor in model.state_dict().items()}, torch.get_rng_state()
+    assert bf16_speedup(model, (1, 3, 16, 16)) > 0  # of one image, too, which BatchNorm alone would refuse
+    assert computed == ["float32", "bfloat16"] * (1 + precision.TRIAL_ROUNDS)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), random)
 
 
 def test_a_torch_that_cannot_tell_means_float32(monkeypatch):

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from PIL import Image
 from report_cases import batch, facts, history
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
@@ -155,7 +156,7 @@ def test_undefined_figures_are_null_in_json_and_a_dash_in_the_report():
     assert summary["best"]["qwk"] is None
     assert summary["best"]["per_class_recall"] == [1.0, None, None, None, None]
     assert "<b>–</b><span>QWK, test" in report_html(facts(), progress, batch())
-    assert plots.curves(progress.history, 1, 0.75).startswith(b"\x89PNG")
+    assert plots.curves(progress.history, 1, 0.75, "cross-entropy").startswith(b"\x89PNG")
 
 
 def test_with_the_test_set_at_hand_the_report_tells_intervals_screening_calibration_and_mistakes(tiny_betons):
@@ -190,8 +191,17 @@ def test_an_unfinished_run_is_marked():
 
 @pytest.mark.parametrize("epochs", [1, 2, 150])
 def test_curves_can_be_drawn_for_any_number_of_epochs(epochs):
-    image = Image.open(io.BytesIO(plots.curves(history(epochs, val=True).history, 1, 0.7)))
+    image = Image.open(io.BytesIO(plots.curves(history(epochs, val=True).history, 1, 0.7, "cross-entropy")))
     assert min(image.size) > 600
+
+
+def test_the_loss_panel_names_the_training_loss(monkeypatch):
+    legends = []
+    monkeypatch.setattr(Axes, "legend", lambda axis, **how: legends.append(axis.get_legend_handles_labels()[1]))
+    for panel in plots.PANELS:
+        plots.curves(history(2, val=True).history, 1, 0.7, "squared error", [panel])
+    assert legends[0][:3] == ["train (squared error)", "test", "val"]
+    assert all(names[:3] == ["train", "test", "val"] for names in legends[1:])
 
 
 def test_pictures_that_are_equal_have_equal_bytes():

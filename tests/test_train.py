@@ -164,6 +164,25 @@ def test_a_finished_run_says_so_and_is_left_alone(whole, capsys):
     assert (whole.out / "last.pt").stat().st_mtime_ns == before
 
 
+def test_a_run_goes_on_in_the_number_format_that_it_began_in(whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    monkeypatch.setattr(train, "bf16_speedup", lambda model, images: 2.0)
+    settings = replace(whole, out=tmp_path / "run", amp=True, epochs=1)
+    main(replace(settings, stop_after_steps=1))
+    assert "bfloat16 (AVX512-BF16) is 2.0 times as fast" in capsys.readouterr().out
+    monkeypatch.setattr(train, "bf16_speedup", lambda model, images: 0.5)
+    main(settings)
+    assert "bfloat16, as this run began" in capsys.readouterr().out
+    assert json.loads((settings.out / "metrics.json").read_text())["amp_dtype"] == "bfloat16"
+
+
+def test_the_folder_of_a_comparison_is_not_taken_for_a_run(whole, tmp_path):
+    (tmp_path / "config.json").write_text('{"archs": "resnet18,resnet50"}')
+    for resume in ("auto", "never", str(whole.out)):
+        with pytest.raises(RunError, match="is the folder of a comparison"):
+            main(replace(whole, out=tmp_path, resume=resume))
+
+
 def test_resume_never_does_not_overwrite_a_run(whole):
     with pytest.raises(RunError, match="holds a run already"):
         main(replace(whole, resume="never"))
