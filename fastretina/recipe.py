@@ -13,7 +13,7 @@ from fastretina.history import SelectionMetric
 from fastretina.models import ArchName
 from fastretina.optim import OptimizerName, ScheduleName
 from fastretina.precision import AmpDtype
-from fastretina.shards import files_of
+from fastretina.shards import as_path, files_of
 from fastretina.split import SplitBy
 from fastretina.tracking import require_tensorboard
 
@@ -90,7 +90,7 @@ class TrainConfig(Recipe):
 
 def as_settings(config: Recipe) -> dict[str, Any]:
     """The settings as config.json holds them: plain values, paths as text."""
-    return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
+    return {key: str(as_path(value)) if isinstance(value, Path) else value for key, value in asdict(config).items()}
 
 
 def check(config: TrainConfig) -> None:

@@ -28,7 +28,7 @@ from fastretina.cache import CacheFolder
 from fastretina.errors import CacheError, RemoteError, UsageError
 from fastretina.fetch import Patience, RemoteFile, call, fetch_samples, fetch_tables, look_up
 from fastretina.order import WINDOW
-from fastretina.shards import ShardedBeton, in_order, open_all
+from fastretina.shards import ShardedBeton, as_path, in_order, open_all
 
 _NUMBERED = re.compile(r"\*(?=-of-(\d{5})\.)")
 # A shard is done with when its last sample came so many before the first of the one that begins: threads are that far apart.
@@ -85,12 +85,12 @@ def open_remote(url: str, cache: Cache | None = None, **options: Any) -> RemoteB
         name = name if name.endswith(".beton") else f"{name}.beton"
         with folder.tables(name, lambda target: fetch_tables(file, target, patience, closing)) as tables:
             blocks = tables.path.stat().st_blocks
-        tables.path = Path(one)  # for messages; the tables are in memory now
+        tables.path = as_path(one)  # for messages; the tables are in memory now
         return _Shard(file, name, tables, 512 * blocks)
 
     shards = {id(shard.tables): shard for shard in open_all(urls, open_one)}
     tables: list[Beton] = [shard.tables for shard in shards.values()]
-    ordered = in_order(Path(url), tables) if _is_pattern(url) else tables
+    ordered = in_order(as_path(url), tables) if _is_pattern(url) else tables
     shelf = Shelf([shards[id(one)] for one in ordered], folder, cache.streams, patience, closing)
     return RemoteBeton(url, ordered, shelf, (cache, options))
 

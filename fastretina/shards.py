@@ -15,7 +15,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import numpy as np
@@ -85,6 +85,19 @@ def as_url(source: str | os.PathLike[str]) -> str | None:
     if match is None or "://" in text:
         return text if match else None
     return f"{match[1]}:{'///' if match[1] in ('file', 'local') else '//'}{match[2]}"
+
+
+class UrlPath(PosixPath):
+    """A URL where a path is expected; it prints as the URL."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return as_url(text) or text
+
+
+def as_path(source: str | os.PathLike[str]) -> Path:
+    """A path that prints as a person would write it, also where it is a URL."""
+    return Path(source) if as_url(source) is None else UrlPath(source)
 
 
 def _open_one(path: Path) -> Beton:
@@ -216,7 +229,7 @@ class ShardedBeton(Beton):
 
     def __init__(self, path: str | os.PathLike[str], shards: Sequence[Beton]) -> None:
         """shards: in order, as `in_order` gives them; they are the set's to close."""
-        self.path = Path(path)
+        self.path = as_path(path)
         self.shards = tuple(shards)
         lengths = [len(shard) for shard in shards]
         self._starts = [sum(lengths[:number]) for number in range(len(lengths))]

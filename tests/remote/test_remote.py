@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import pickle
 import random
@@ -14,19 +15,24 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import simplejpeg
+import torch
 from remote_cases import PATTERN, SAMPLES, SHARDS, SIDE, asked_for_samples, complete, same_epochs, settings
+from safetensors.torch import load_file
 
+from fastretina import train
 from fastretina.beton import Beton
 from fastretina.beton_writer import BetonWriter
 from fastretina.cache import CacheFolder
 from fastretina.errors import BetonError, RemoteError, UsageError
 from fastretina.loader import Loader
 from fastretina.order import WINDOW
+from fastretina.recipe import TrainConfig
 from fastretina.remote import Cache, RemoteBeton
 from fastretina.shards import open_beton, shard_path
 from tests.http_faults import Fault
@@ -53,6 +59,27 @@ def test_with_every_twentieth_read_failing_every_sample_is_right_and_in_order(fo
     for path in Path(cache.folder).glob("*.beton"):
         original = (folder / path.name.partition("-")[2]).read_bytes()
         assert path.read_bytes() == original  # padding is zeros on both sides
+
+
+def test_training_reads_urls_and_names_them_as_they_were_given(folder, serve, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FASTRETINA_CACHE", str(tmp_path / "cache"))
+    url = f"{serve().url}/{PATTERN}"
+    whole = TrainConfig(train=folder / PATTERN, test=folder / PATTERN, out=tmp_path / "local", epochs=1, batch_size=8,
+                        resolution=32, workers=1)  # fmt: skip
+    train.main(whole)
+    remote = replace(whole, train=Path(url), test=Path(url), out=tmp_path / "remote")  # as the command line makes them
+    train.main(replace(remote, stop_after_steps=2))
+    train.main(remote)
+    assert f"{url}: {SAMPLES} images" in capsys.readouterr().out
+    assert json.loads((remote.out / "config.json").read_text())["train"] == url
+    states = [load_file(run.out / "best.safetensors") for run in (whole, remote)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_the_path_of_remote_data_prints_as_their_url(serve, cache):
+    url = f"{serve().url}/{PATTERN}"
+    with open_beton(url, cache) as beton:
+        assert str(beton.path) == str(pickle.loads(pickle.dumps(beton.path))) == url
 
 
 def test_what_is_cached_is_not_asked_for_again(serve, cache):
