@@ -179,18 +179,24 @@ def trained(out: Path, name: str, config: TrainConfig) -> Path:
 
 
 def figures(folder: Path) -> dict[str, Any]:
-    """What a finished run's folder says of its test set and its cost."""
+    """What a finished run's folder says of its test set, at the best epoch and at the last, and of its cost."""
     metrics = json.loads((folder / "metrics.json").read_text())
-    best = metrics["best"]
-    grades = [sum(column) for column in zip(*best["confusion"], strict=True)]
     return {
-        "test_qwk": best["qwk"],
-        "test_accuracy": best["accuracy"],
-        "test_balanced_accuracy": best["balanced_accuracy"],
-        "answers_by_grade": grades,
+        **outcome(metrics["best"]),
         "best_epoch": metrics["best_epoch"],
+        "last_epoch": outcome(metrics["last"]),
         "seconds": sum(metrics["epoch_seconds"]),
         "images_per_second": statistics.median(metrics["images_per_second"]),
+    }
+
+
+def outcome(epoch: dict[str, Any]) -> dict[str, Any]:
+    """An epoch's figures of the test set, as metrics.json has them."""
+    return {
+        "test_qwk": epoch["qwk"],
+        "test_accuracy": epoch["accuracy"],
+        "test_balanced_accuracy": epoch["balanced_accuracy"],
+        "answers_by_grade": [sum(column) for column in zip(*epoch["confusion"], strict=True)],
     }
 
 

@@ -84,6 +84,17 @@ class DeviceStage:
             _, _, keep = self._sources(job)
         self._hand_over(self._mark(self._sourcing), keep, None)
 
+    def kept(self) -> None:
+        """All that `keep` was given is on its way."""
+        assert self._store is not None
+        self._store.tell_peers()
+
+    @property
+    def owned(self) -> range:
+        """The samples that `keep` is to be given."""
+        assert self._store is not None
+        return self._store.owned
+
     @property
     def decoder(self) -> str | None:
         """The name of what decodes on the device, if anything does."""
@@ -144,11 +155,14 @@ class DeviceStage:
             addresses = np.zeros(job.rows, np.int64)
             addresses[list(images)] = [image.data_ptr() for image in images.values()]
             return addresses, planar, keep
+        addresses, elsewhere = store.addresses(job.indices), []
         with span("keep"):
             for row, image in images.items():
-                store.images[job.indices[row]].copy_(image.permute(1, 2, 0) if planar else image)
-        store.held[job.indices[list(images)]] = True
-        return store.addresses(job.indices), False, keep
+                pixels = image.permute(1, 2, 0) if planar else image
+                if not store.put(int(job.indices[row]), pixels):  # another rank's to keep, who could not read it
+                    elsewhere.append(pixels.contiguous())
+                    addresses[row] = elsewhere[-1].data_ptr()
+        return addresses, False, (keep, elsewhere)
 
     def _copied(self, job: DeviceJob, fresh: list[int]) -> tuple[dict[int, Tensor], bool, Any]:
         """What the CPU decoded, by row, copied from pinned memory in one piece."""

@@ -24,6 +24,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.rendezvous import rendezvous
 
 from fastretina.errors import FastretinaError, RunError, UsageError
+from fastretina.peers import Peers
 from fastretina.precision import choose_device
 
 T = TypeVar("T")
@@ -41,13 +42,15 @@ class World:
     """All ranks, seen from one of them. Its methods must be called by all ranks alike; with a single one they cost nothing.
 
     Attributes:
-        rank: 0 to size - 1. local_size: ranks on this machine. device: this rank's.
+        rank: 0 to size - 1. local_size: ranks on this machine. device: this rank's. peers: the ranks of this machine, where there
+        are several.
     """
 
     rank: int = 0
     size: int = 1
     local_size: int = 1
     device: torch.device = CPU
+    peers: Peers | None = None
 
     @property
     def leads(self) -> bool:
@@ -108,6 +111,33 @@ class World:
 ALONE = World()
 
 
+@dataclass(frozen=True)
+class MachinePeers:
+    """The ranks of one machine: see `fastretina.peers.Peers`."""
+
+    rank: int
+    size: int
+    group: Any
+
+    def gather(self, part: T) -> list[T]:
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, part, group=self.group)
+        return parts
+
+    @classmethod
+    def find(cls, timeout: timedelta) -> MachinePeers | None:
+        """Those that torchrun started with this one; None where each rank has a machine of its own. To be called by all ranks."""
+        mine = int(os.environ.get("GROUP_RANK", -1 - dist.get_rank()))  # torchrun's number of the machine
+        machines: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(machines, mine)
+        ranks = [[rank for rank, machine in enumerate(machines) if machine == one] for one in sorted(set(machines))]
+        if len(ranks) == len(machines):
+            return None
+        group, _ = dist.new_subgroups_by_enumeration(ranks, timeout=timeout, backend="gloo")
+        together = next(one for one in ranks if dist.get_rank() in one)
+        return cls(together.index(dist.get_rank()), len(together), group) if len(together) > 1 else None
+
+
 def without_sum(forward: Any) -> AbstractContextManager[None]:
     """While entered, gradients stay on their rank and add up there: for all micro-batches of a step but the last."""
     context: AbstractContextManager[None] = getattr(forward, "no_sync", nullcontext)()
@@ -144,15 +174,16 @@ def joined(device_name: str, compiling: bool = False) -> Iterator[World]:
                 raise UsageError(f"{local_size} ranks on a machine with {torch.cuda.device_count()} GPUs: give each rank one")
             device = torch.device("cuda", local_rank)
             torch.cuda.set_device(device)
+        timeout = PATIENCE_COMPILING if compiling else PATIENCE
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             store=store,
             rank=rank,
             world_size=size,
-            timeout=PATIENCE_COMPILING if compiling else PATIENCE,
+            timeout=timeout,
             device_id=device if device.type == "cuda" else None,
         )
-        yield World(rank, size, local_size, device)
+        yield World(rank, size, local_size, device, MachinePeers.find(timeout))
     except Exception as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends all when one has failed; this one ends with its own exit code
         if isinstance(error, dist.DistError) or "gloo" in str(error):

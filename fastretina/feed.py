@@ -89,10 +89,10 @@ class Feed:
                 places = rank_places(number, len(self.beton), settings.batch_size, settings.rank, settings.world_size)
                 yield self.job(self, order, current, slice(places.start, places.stop, places.step))
 
-    def filling(self, rows: int) -> Iterator[FillJob]:
-        """Jobs that bring every sample once, in file order, so many at a time."""
-        order = Order(np.arange(len(self.beton)), None)
-        for first in range(0, len(self.beton), rows):
+    def filling(self, samples: range, rows: int) -> Iterator[FillJob]:
+        """Jobs that bring each of these samples once, in file order, so many at a time."""
+        order = Order(np.arange(samples.start, samples.stop), None)
+        for first in range(0, len(samples), rows):
             yield FillJob(self, order, 0, slice(first, first + rows))
 
     def decode(self, index: int, target: NDArray[np.uint8]) -> None:

@@ -23,6 +23,7 @@ from fastretina.decode.cpu import decoded_sizes
 from fastretina.errors import LoaderError, SampleError, UsageError
 from fastretina.feed import KERNEL_DTYPES, BatchJob, CpuJob, DeviceJob, Feed, FeedSettings
 from fastretina.order import Sampling, rank_places
+from fastretina.peers import Peers
 from fastretina.pipeline import Pipeline
 from fastretina.resident import DeviceStore, Store, make_store, plan_residence
 from fastretina.shards import ShardedBeton, open_beton
@@ -76,6 +77,7 @@ class Loader:
         reserve: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        peers: Peers | None = None,
     ) -> None:
         """
         Args:
@@ -98,6 +100,8 @@ class Loader:
             rank, world_size: make this rank's part of each batch, every world_size-th of its samples. The order is the same for
                 every world size, every rank gets the same number of batches, and each sample still comes once an epoch: in a
                 last batch of fewer samples than ranks some parts are empty, images (0, 3, R, R).
+            peers: the ranks of this machine (fastretina.distributed.World.peers), to keep the resident data set together: all of
+                them must then make this loader and iterate over it. None: each keeps its own.
 
         Raises UsageError for settings that cannot work and BetonError for a file that cannot be used; iteration raises
         SampleError for a bad sample, in place of its batch.
@@ -128,20 +132,21 @@ class Loader:
         rows = -(-batch_size // world_size)  # at most, of one batch
         # Enough batches ahead that every thread has rows to take while the consumer holds one.
         ahead = 2 + -(-2 * workers // rows)
-        residence, kept = plan_residence(self.beton, resolution, resident, self.device, reserve, world_size)
+        residence = plan_residence(self.beton, resolution, resident, self.device, reserve, peers)
         self._stage: DeviceStage | None = None
         if self._makes_on_device:
             pixels = int(np.prod(decoded_sizes(self.beton, resolution).largest))
             pool = BufferPool(rows * pixels * 3, keep=ahead + 2, pinned=self.device.type == "cuda")
             self._feed = Feed(self.beton, settings, pool, DeviceJob)
             choice = choose_decode(self._feed, self.device, decode, decoder, workers)
-            store, kept = make_store(len(self.beton), residence, kept, self.device, resident)
+            store, kept = make_store(len(self.beton), residence, self.device, resident, peers)
             self._stage = _make_stage(self._feed, self.device, store, choice.backend)
             where = choice.note
         else:
             nbytes = rows * resolution * resolution * 3 * dtype.itemsize
             self._feed = Feed(self.beton, settings, BufferPool(nbytes, keep=ahead + 2), CpuJob)
-            self._feed.store = Store(len(self.beton), *residence) if residence else None
+            self._feed.store = Store(len(self.beton), *residence.size, residence.memory) if residence.size else None
+            kept = residence.note
             where = cpu_threads(workers)
         self._filled = self._feed.on_device is None
         self._pipeline = Pipeline(workers, ahead)
@@ -191,14 +196,16 @@ class Loader:
         settings = self._feed.settings
         size = -(-settings.batch_size // settings.world_size)
         # A device decoder wants many at a time; the pinned memory that the CPU decodes into holds a rank's part of a batch.
-        self._pipeline.start(self._feed.filling(max(size, FILL_BATCH) if self._feed.device_decodes else size))
+        rows, samples = max(size, FILL_BATCH) if self._feed.device_decodes else size, self._stage.owned
+        self._pipeline.start(self._feed.filling(samples, rows))
         self._next_job = None  # whatever was under way has been dropped
         hidden = not sys.stderr.isatty()
-        with tqdm(total=len(self.beton), desc="filling", unit="img", leave=False, dynamic_ncols=True, disable=hidden) as bar:
+        with tqdm(total=len(samples), desc="filling", unit="img", leave=False, dynamic_ncols=True, disable=hidden) as bar:
             while (job := self._pipeline.get()) is not None:
                 assert isinstance(job, DeviceJob)
                 self._stage.keep(job)
                 bar.update(job.rows)
+        self._stage.kept()
         self._filled = True
 
     def _deliver(self, iteration: int) -> Iterator[Batch]:

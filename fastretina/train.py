@@ -211,6 +211,7 @@ def _loader(
         augment=AUGMENTATIONS[config.augment] if name == "train" else Augment.none(),
         rank=world.rank,
         world_size=world.size,
+        peers=world.peers,
     )
 
 

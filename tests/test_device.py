@@ -199,10 +199,10 @@ def test_resident_auto_leaves_the_model_its_memory(beton, monkeypatch):
     def plan(reserve):
         return plan_residence(Beton(beton), SIDE, "auto", torch.device("cuda"), reserve)
 
-    assert plan(None)[0] == plan(2 * needed)[0] == (SIDE, SIDE)
-    size, words = plan(3 * needed)
-    assert size is None
-    assert words == "streaming (resident would take 0.0 of 0.0 GB of device memory free, 0.0 GB of it for the model)"
+    assert plan(None).size == plan(2 * needed).size == (SIDE, SIDE)
+    none = plan(3 * needed)
+    assert none.size is None
+    assert none.note == "streaming (resident would take 0.0 of 0.0 GB of device memory free, 0.0 GB of it for the model)"
 
 
 def test_a_store_that_cannot_be_allocated_streams_or_is_an_error(beton, monkeypatch):
