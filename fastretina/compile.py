@@ -1,6 +1,6 @@
 """Whether torch.compile pays, in which mode, and how long it took.
 
-choice = choose_compile(setting, device, arch, resolution, batch_size, steps)
+choice = choose_compile(setting, device, model, resolution, batch_size, steps)
 forward = StepForward(model, choice.mode, batch_size)
 compile_seconds = forward.warm_up((batch_size, 3, resolution, resolution), dtype, device, precision.autocast)
 """
@@ -11,13 +11,37 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from tyro.constructors import PrimitiveConstructorSpec
+
+from fastretina.distributed import without_sum
 
 CompileSetting = Literal["auto", "off", "default", "max-autotune-no-cudagraphs", "reduce-overhead"]
+
+
+def _setting(words: list[str]) -> CompileSetting:
+    """What the words after `--compile` ask for: none of them, "auto"."""
+    for setting in get_args(CompileSetting):
+        if words in ([], [setting]):
+            return setting  # type: ignore[no-any-return]
+    raise ValueError(f"{words[0]!r} is none of {', '.join(get_args(CompileSetting))}")
+
+
+# On a command line the word may be left out.
+CompileFlag = Annotated[
+    CompileSetting,
+    PrimitiveConstructorSpec(
+        nargs=(0, 1),
+        metavar=f"[{{{','.join(get_args(CompileSetting))}}}]",
+        instance_from_str=_setting,
+        is_instance=lambda value: value in get_args(CompileSetting),
+        str_from_instance=lambda value: [value],
+    ),
+]
 
 CAPABILITY = (7, 0)  # Triton, which torch.compile writes its kernels in, needs a GPU of that generation
 # Estimates, all on the side of not compiling; benchmarks/throughput.py --device cuda measures what they stand for.
@@ -58,14 +82,14 @@ def choose_compile(
     setting: CompileSetting,
     device: torch.device,
     model: nn.Module,
-    flops: float,
+    resolution: int,
     batch_size: int,
     steps: int,
     capability: tuple[int, int] | None = None,
 ) -> CompileChoice:
     """Decide for `setting`: "auto", "off", or a mode of torch.compile by name, which is always obeyed.
 
-    flops: of training on one image (see training_flops). steps: left in this run. capability: of the CUDA device; None asks it.
+    batch_size: images that one forward pass takes. steps: left in this run. capability: of the CUDA device; None asks it.
     """
     if setting == "off":
         return CompileChoice(None, "off")
@@ -78,7 +102,7 @@ def choose_compile(
         return CompileChoice(
             None, f"off: needs compute capability {CAPABILITY[0]}.{CAPABILITY[1]}, this GPU has {capability[0]}.{capability[1]}"
         )
-    per_step = flops * batch_size / 1e12
+    per_step = training_flops(model, resolution) * batch_size / 1e12
     eager = steps * per_step / EAGER_TFLOPS
     costs = SECONDS_PER_CONVOLUTION * sum(isinstance(module, nn.Conv2d) for module in model.modules())
     estimate = f"may save {SAVING * eager:.0f} s of {steps:,} steps and costs about {costs:.0f} s"
@@ -117,6 +141,11 @@ class StepForward:
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         # A CUDA graph's output is overwritten by its next replay, and who counts the answers reads them many steps later.
         return self._compiled(images).clone()
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """While entered, a DistributedDataParallel's gradients stay on their rank."""
+        context: AbstractContextManager[None] = without_sum(self._model)
+        return context
 
     def warm_up(
         self,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastretina.augment import Augment
+from fastretina.compile import CompileFlag
 from fastretina.errors import UsageError
 from fastretina.heads import ClassWeights, HeadName
 from fastretina.history import SelectionMetric
@@ -63,7 +64,7 @@ class Recipe:
     amp: bool = False  # bfloat16 or float16 where the hardware has it
     amp_dtype: AmpDtype = "auto"  # with --amp; float16 scales its gradients, and is for CUDA
     tensorboard: bool = False  # also write the epochs' figures for TensorBoard; needs the extra of that name
-    compile: bool = False  # torch.compile the training step
+    compile: CompileFlag = "off"  # torch.compile the training step; auto, or no word: where it pays; or in the mode named
     profile: int = 0  # record so many training steps, after ten others: a timeline and a table in the run folder
     sync_batchnorm: bool = False  # under torchrun: BatchNorm's statistics over all ranks' images instead of each rank's own
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -21,6 +21,7 @@ from fastretina import __version__, cli
 from fastretina.augment import IMAGENET_MEAN, IMAGENET_STD, Augment
 from fastretina.beton import Beton
 from fastretina.checkpoint import Grader
+from fastretina.compile import CompileChoice, StepForward, choose_compile
 from fastretina.device_memory import training_bytes
 from fastretina.distributed import World, joined
 from fastretina.engine import Training, fit
@@ -50,7 +51,7 @@ def main(config: TrainConfig) -> int:
     """Train a ResNet to grade fundus photographs; the run folder gets weights, figures, plots and report.html."""
     run = RunFolder(config.out or f"runs/{config.arch}-{config.resolution}px-seed{config.seed}")
     settings = as_settings(config) | {"out": str(run.path)}
-    with joined(config.device, config.compile) as world, ExitStack() as stack:
+    with joined(config.device, compiling=config.compile != "off") as world, ExitStack() as stack:
         check(config)
         if world.leads:
             stack.enter_context(run.locked())
@@ -83,7 +84,10 @@ def main(config: TrainConfig) -> int:
 
         growth = stack.enter_context(closing(Growth(config, lambda resolution: loader("train", resolution))))
         evaluated = {name: stack.enter_context(loader(name)) for name in data if name != "train"}
-        training = _training(config, run, model, head, loss.to(world.device), world, precision, growth, evaluated)
+        begun = 0 if state is None else int(state["progress"]["epoch"])
+        steps = (config.epochs - begun) * len(growth(0))  # made here, by all ranks: they share what it keeps
+        choice = world.decided(lambda: _compile_choice(config, model, world, steps))
+        training = _training(config, run, model, head, loss.to(world.device), world, precision, growth, evaluated, choice.mode)
         if state is not None:
             restore(training, state, run.last)
         if not world.leads:
@@ -119,7 +123,7 @@ def main(config: TrainConfig) -> int:
         if config.tensorboard:
             tracker = stack.enter_context(Tracker(run.path, training.progress.epoch + 1))
         write_json(run.config, settings)
-        print("\n".join(_header(config, about, run, training)), flush=True)
+        print("\n".join(_header(config, about, run, training, choice)), flush=True)
         finished = fit(training, keeper)
         if training.profiler.table:
             print(f"{training.profiler.table}\ntimeline: {run.path / 'profile.json.gz'}", flush=True)
@@ -186,6 +190,21 @@ def _images(config: TrainConfig, world: World) -> tuple[int, int, int, int]:
     return -(-config.batch_size // world.size), 3, config.resolution, config.resolution
 
 
+def _micro_batch(config: TrainConfig, world: World) -> int:
+    """The most images that one forward pass of a rank takes."""
+    return -(-_images(config, world)[0] // config.accumulate)
+
+
+def _image_dtype(world: World, precision: Precision) -> torch.dtype:
+    """Of the images that the loader makes. On a GPU half the bytes to write and read, where autocast would convert them anyway."""
+    return precision.dtype or torch.float32 if world.device.type == "cuda" else torch.float32
+
+
+def _compile_choice(config: TrainConfig, model: nn.Module, world: World, steps: int) -> CompileChoice:
+    images = _micro_batch(config, world)
+    return choose_compile(config.compile, world.device, model, config.resolution, images, steps * config.accumulate)
+
+
 def _reserve(config: TrainConfig, model: nn.Module, world: World, precision: Precision) -> int:
     return training_bytes(model, _images(config, world), precision.dtype or torch.float32, world.device, precision.autocast)
 
@@ -205,8 +224,7 @@ def _loader(
         decode=config.decode,
         resident=config.resident,
         reserve=reserve,
-        # On a GPU half the bytes to write and read; autocast would convert at the first convolution anyway.
-        dtype=precision.dtype or torch.float32 if device.type == "cuda" else torch.float32,
+        dtype=_image_dtype(world, precision),
         sampling=config.sampling if name == "train" else None,
         augment=AUGMENTATIONS[config.augment] if name == "train" else Augment.none(),
         rank=world.rank,
@@ -225,12 +243,20 @@ def _training(
     precision: Precision,
     growth: Growth,
     loaders: dict[str, Loader],
+    compile_mode: str | None,
 ) -> Training:
     optimizer = build_optimizer(model, config.optimizer, config.learning_rate, config.weight_decay, config.trunk_lr)
 
     def wrap(model: nn.Module) -> Callable[[Tensor], Tensor]:
         forward = world.wrap(model)
-        return torch.compile(forward) if config.compile else forward
+        if compile_mode is None:
+            return forward
+        compiled = StepForward(forward, compile_mode, _micro_batch(config, world))
+        shape = _micro_batch(config, world), *_images(config, world)[1:]
+        seconds = compiled.warm_up(shape, _image_dtype(world, precision), world.device, precision.autocast)
+        if world.leads:
+            print(f"compiled in {seconds:.0f} s, which no epoch's time holds", flush=True)
+        return compiled
 
     return Training(
         model=model,
@@ -259,7 +285,7 @@ def _training(
     )
 
 
-def _header(config: TrainConfig, facts: RunFacts, run: RunFolder, training: Training) -> list[str]:
+def _header(config: TrainConfig, facts: RunFacts, run: RunFolder, training: Training, compiling: CompileChoice) -> list[str]:
     progress = training.progress
     start = f"weights {config.weights}" if config.weights else "from scratch"
     lines = [
@@ -268,6 +294,7 @@ def _header(config: TrainConfig, facts: RunFacts, run: RunFolder, training: Trai
         *_batch_lines(config, training.world),
         f"device     {facts.device}",
         f"precision  {facts.precision_note}",
+        *([f"compile    {compiling.note}"] if config.compile != "off" else []),
     ]
     for name, data in facts.data.items():
         grades = " / ".join(f"{count:,}" for count in data.grades)

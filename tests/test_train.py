@@ -10,16 +10,19 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import sklearn.metrics as oracle
 import torch
+import tyro
 
 from fastretina import engine, heads, train
 from fastretina.checkpoint import load_grader, load_state, read_grader
 from fastretina.cli import Terminated
+from fastretina.compile import StepForward
 from fastretina.errors import RunError, UsageError
 from fastretina.heads import Softmax
 from fastretina.history import Predictions, Progress
@@ -174,6 +177,34 @@ def test_a_run_goes_on_in_the_number_format_that_it_began_in(whole, tmp_path, mo
     main(settings)
     assert "bfloat16, as this run began" in capsys.readouterr().out
     assert json.loads((settings.out / "metrics.json").read_text())["amp_dtype"] == "bfloat16"
+
+
+def test_a_compiled_run_trains_as_the_eager_one(whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "StepForward", partial(StepForward, backend="aot_eager"))  # which writes no code
+    settings = replace(whole, out=tmp_path / "run", compile="default")
+    main(replace(settings, stop_after_steps=STEPS + 1))
+    said = capsys.readouterr().out
+    assert "compile    default, as asked" in said
+    assert said.count("compiled in ") == 1
+    losses = [float(rows(run.out)[0]["train_loss"]) for run in (whole, settings)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    main(replace(settings, out=tmp_path / "auto", compile="auto", stop_after_steps=1))
+    assert "compile    off: on cpu it is not worth its compile time" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "setting"),
+    [([], "off"), (["--compile"], "auto"), (["--compile", "default"], "default"), (["--compile", "off"], "off")],
+)
+def test_the_word_after_compile_may_be_left_out(words, setting):
+    assert tyro.cli(TrainConfig, args=[*words, "--epochs", "3"]).compile == setting
+
+
+def test_another_word_after_compile_is_refused(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        tyro.cli(TrainConfig, args=["--compile", "fast"])
+    assert exit_.value.code == 2
+    assert "max-autotune-no-cudagraphs" in capsys.readouterr().err
 
 
 def test_the_folder_of_a_comparison_is_not_taken_for_a_run(whole, tmp_path):
