@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -70,6 +71,10 @@ def main(config: CompareConfig) -> int:
     Each run is one of fastretina.train in a sub-folder of --out. The same command again skips finished runs and goes on with the
     one that was stopped. More --archs and --weights may be added; other changed settings are refused.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "fastretina.compare is not for torchrun: train each run by torchrun -m fastretina.train, with one --out each"
+        )
     runs = plan(config)
     for run in runs:
         check(run.config)

@@ -230,6 +230,12 @@ def test_a_comparison_that_makes_no_sense_is_a_usage_error(archs, weights, reaso
         plan(CompareConfig(archs=archs, weights=weights))
 
 
+def test_several_ranks_are_told_to_train_each_run_by_itself(whole, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="not for torchrun"):
+        main(whole)
+
+
 def test_a_run_that_answers_one_grade_for_all_is_called_so_and_names_are_escaped(whole):
     run = plan(whole)[0]
     found = ComparedRun.read(RunFolder(run.config.out), "resnet18", "<script>alert(1)</script>.pth")
