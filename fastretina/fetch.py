@@ -91,11 +91,13 @@ class RemoteFile:
     version: str
 
     def read(self, start: int, stop: int, patience: Patience, closing: threading.Event) -> bytes:
-        """Bytes start to stop, in one attempt. Raises what the client raises, TimeoutError, or WrongBytes if they are too few."""
+        """Bytes start to stop, in one attempt. Raises what the client raises, TimeoutError, WrongBytes if they are too few, and
+        RemoteError where the server sends the whole file, which it would do again."""
         data = call(self.fs, "cat_file", patience.timeout, closing, self.path, start=start, end=stop)
+        if len(data) == self.size > stop - start:
+            raise RemoteError(self.url, "the server ignores ranges, which are needed")
         if len(data) != stop - start:
-            whole = len(data) == self.size
-            raise WrongBytes("the server ignores ranges, which are needed" if whole else f"{len(data)} bytes of {stop - start}")
+            raise WrongBytes(f"{len(data)} bytes of {stop - start}")
         return bytes(data)
 
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,9 +166,11 @@ def test_a_shard_that_is_not_there_is_named_at_once(folder, serve, tmp_path, cac
         open_beton(f"{serve(at=served).url}/{PATTERN}", cache)
 
 
-def test_a_server_without_ranges_is_told_of(serve, cache):
+def test_a_server_without_ranges_is_told_of_and_not_asked_for_whole_files_again(serve, cache):
+    server = serve(lambda number, name: "whole")
     with pytest.raises(RemoteError, match="ignores ranges"):
-        open_beton(f"{serve(lambda number, name: 'whole').url}/{PATTERN}", Cache(cache.folder, cache.limit, attempts=2))
+        open_beton(f"{server.url}/{PATTERN}", cache)
+    assert set(Counter(name for name, *_ in server.requests).values()) == {1}
 
 
 def test_a_shard_in_the_place_of_another_is_named(folder, serve, tmp_path, cache):
