@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -180,6 +182,23 @@ def test_ranks_that_split_the_images_make_the_same_batches(beton, one_device_of,
     assert_same_batches(parts, beton)
     for loader in parts:
         loader.close()
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        pytest.param("cpu", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="the kernel is compiled for the GPU")),
+        pytest.param("cuda", marks=(pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no two GPUs"))),
+    ],
+)
+def test_ranks_that_are_processes_split_the_images(beton, device):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    said = subprocess.run(
+        [*torchrun, str(Path(__file__).with_name("rank_split.py")), str(beton), device],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert said.returncode == 0, said.stderr
+    assert "split among 2 ranks" in said.stdout
 
 
 def test_a_bad_sample_is_named_by_the_rank_that_needs_it_whoever_keeps_it(tmp_path, one_device_of):
