@@ -140,18 +140,18 @@ def _is_over(config: TrainConfig, state: dict[str, Any]) -> bool:
 
 class Growth:
     """The training loader of each epoch: at `--grow-from` px for the first half of them, then at full resolution. Another
-    resolution is another loader, which goes on with the very next sample."""
+    resolution is another loader, which goes on with the very next sample. side: the resolution of now, px."""
 
     def __init__(self, config: TrainConfig, make: Callable[[int], Loader]) -> None:
         self._config, self._make = config, make
-        self._side = 0
+        self.side = 0
         self._loader: Loader | None = None
 
     def __call__(self, epoch: int) -> Loader:
         config = self._config
         side = config.grow_from if config.grow_from is not None and epoch < config.epochs // 2 else config.resolution
-        if self._loader is None or side != self._side:
-            before, self._side, self._loader = self._loader, side, self._make(side)
+        if self._loader is None or side != self.side:
+            before, self.side, self._loader = self._loader, side, self._make(side)
             if before is not None:
                 self._loader.load_state_dict(before.state_dict())
                 before.close()
@@ -252,7 +252,7 @@ def _training(
         if compile_mode is None:
             return forward
         compiled = StepForward(forward, compile_mode, _micro_batch(config, world))
-        shape = _micro_batch(config, world), *_images(config, world)[1:]
+        shape = _micro_batch(config, world), 3, growth.side, growth.side
         seconds = compiled.warm_up(shape, _image_dtype(world, precision), world.device, precision.autocast)
         if world.leads:
             print(f"compiled in {seconds:.0f} s, which no epoch's time holds", flush=True)
