@@ -6,8 +6,8 @@
 Three experiments. `rotation`: 300 photographs seen 24 times, with and without it, tested on eyes turned by any angle. `options`:
 each schedule, head and remedy for imbalance in turn. `collapse`: the hard sample, the recipe that answers one grade for all, and
 one that does not. The epoch is chosen on validation images that share no patient with training; figures are of the test set. All
-in float32, so that one CPU finds what another does. A second call goes on where the first one stopped: in all it trains on some
-200,000 images of 96 to 224 px.
+in float32; on another CPU models still differ, by what rounding makes of it, and their QWK by up to a tenth. A second call goes on
+where the first one stopped: in all it trains on some 200,000 images of 96 to 224 px.
 """
 
 from __future__ import annotations
