@@ -167,10 +167,16 @@ class CpuJob(BatchJob):
 
 
 def _thread_memory(size: int) -> NDArray[np.uint8]:
-    """At least `size` bytes of the calling thread's own, the same for every sample: they stay in its core's cache."""
+    """At least `size` bytes of the calling thread's own, the same for every sample: they stay in its core's cache.
+
+    They begin 16 bytes past a multiple of 32. To rows that begin at one, libjpeg-turbo writes by non-temporal stores, past the
+    cache, and the warp then waits for memory: decoding and warping took 1.3 times as long at 512 px, 1.65 times at 128 px.
+    """
     flat: NDArray[np.uint8] | None = getattr(_scratch, "flat", None)
     if flat is None or len(flat) < size:
-        flat = _scratch.flat = np.zeros(size, np.uint8)
+        memory = np.zeros(size + 32, np.uint8)
+        start = (16 - memory.ctypes.data) % 32
+        flat = _scratch.flat = memory[start : start + size]
     return flat
 
 

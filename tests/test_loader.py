@@ -16,6 +16,7 @@ import pytest
 import simplejpeg
 import torch
 
+from fastretina import feed
 from fastretina.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, draw, reference
 from fastretina.beton import Beton
 from fastretina.beton_writer import BetonWriter
@@ -361,3 +362,12 @@ next(it)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("size", [1, 49_152, 786_432, 3_000_000])
+def test_decoders_are_kept_from_storing_past_the_cache(size):
+    # libjpeg-turbo does so where rows begin at a multiple of 32; each thread has memory of its own, and keeps the largest.
+    memory = feed._thread_memory(size)
+    assert len(memory) >= size
+    assert memory.ctypes.data % 32 == 16
+    assert feed._thread_memory(size) is memory
