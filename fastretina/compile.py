@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,11 @@ CompileSetting = Literal["auto", "off", "default", "max-autotune-no-cudagraphs",
 
 
 def _setting(words: list[str]) -> CompileSetting:
-    """What the words after `--compile` ask for: none of them, "auto"."""
-    for setting in get_args(CompileSetting):
-        if words in ([], [setting]):
-            return setting  # type: ignore[no-any-return]
-    raise ValueError(f"{words[0]!r} is none of {', '.join(get_args(CompileSetting))}")
+    """What the words after `--compile` ask for."""
+    setting = words[0] if words else "auto"
+    if setting not in get_args(CompileSetting):
+        raise ValueError(f"{setting!r} is none of {', '.join(get_args(CompileSetting))}")
+    return cast(CompileSetting, setting)
 
 
 # On a command line the word may be left out.

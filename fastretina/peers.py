@@ -38,11 +38,7 @@ def shared_memory(nbytes: int, peers: Peers) -> NDArray[np.uint8] | None:
     RAM is taken page by page as it is written to. The kernel frees it when the last of them is done with it, however they end: it
     has no name, and is handed over through /proc (where ranks in containers of their own do not see each other).
     """
-    descriptor, token = -1, b""
-    if peers.rank == 0:
-        descriptor, token = os.memfd_create("fastretina", os.MFD_CLOEXEC), secrets.token_bytes(_TOKEN)
-        os.truncate(descriptor, nbytes + _TOKEN)
-        os.pwrite(descriptor, token, nbytes)
+    descriptor, token = _unnamed_file(nbytes) if peers.rank == 0 else (-1, b"")
     try:
         owner, number, expected = peers.gather((os.getpid(), descriptor, token))[0]
         memory = _map(f"/proc/{owner}/fd/{number}", nbytes, expected)
@@ -50,6 +46,21 @@ def shared_memory(nbytes: int, peers: Peers) -> NDArray[np.uint8] | None:
     finally:
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def _unnamed_file(nbytes: int) -> tuple[int, bytes]:
+    """Descriptor of so many bytes of memory and a token behind them, and the token; -1 where the system has none to give."""
+    try:
+        descriptor, token = os.memfd_create("fastretina", os.MFD_CLOEXEC), secrets.token_bytes(_TOKEN)
+    except OSError:
+        return -1, b""
+    try:
+        os.truncate(descriptor, nbytes + _TOKEN)
+        os.pwrite(descriptor, token, nbytes)
+    except OSError:
+        os.close(descriptor)
+        return -1, b""
+    return descriptor, token
 
 
 def _map(path: str, nbytes: int, token: bytes) -> NDArray[np.uint8] | None:
@@ -88,7 +99,7 @@ def peer_memory(nbytes: int, device: torch.device, peers: Peers) -> tuple[Tensor
 
     try:
         own = symmetric.empty(nbytes, dtype=torch.uint8, device=device)
-    except (torch.OutOfMemoryError, RuntimeError):
+    except RuntimeError:  # out of memory, or a driver that cannot
         own = None
     if not all(peers.gather(own is not None)):
         return None

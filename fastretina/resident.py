@@ -149,6 +149,7 @@ def plan_residence(
     memory = None
     if peers is not None:
         free = min(peers.gather(free))
+        reserve = None if reserve is None else max(peers.gather(reserve))
         memory = shared_memory(needed, peers) if in_ram and _STORES_IN_ORDER else None
         needed *= peers.size if in_ram and memory is None else 1
     allowed = free * _AUTO_SHARE if reserve is None else (free - reserve) * _RESERVED_SHARE

@@ -122,6 +122,21 @@ def test_memory_that_one_cannot_have_nobody_has(monkeypatch, wrong):
     assert on_all(2, lambda peers: shared_memory(10_000, peers)) == [None, None]
 
 
+def test_memory_that_the_system_does_not_give_nobody_has(monkeypatch):
+    before = open_files()
+    monkeypatch.setattr(os, "pwrite", lambda *given: (_ for _ in ()).throw(OSError("no space")))
+    assert on_all(2, lambda peers: shared_memory(10_000, peers)) == [None, None]
+    assert open_files() == before
+
+
+def test_devices_whose_models_need_different_memory_still_decide_alike(beton, monkeypatch):
+    needed = Store.nbytes(COUNT, SIDE, SIDE)
+    monkeypatch.setattr(resident, "device_available_bytes", lambda device: 3 * needed)
+    reserves = [0, 2 * needed]  # of the second rank alone, all images would not fit
+    plans = on_all(2, lambda peers: plan_residence(Beton(beton), SIDE, "auto", CUDA, reserves[peers.rank], peers))
+    assert [plan.split for plan in plans] == [True, True]
+
+
 def test_ranks_in_ram_decode_each_sample_once_and_find_it_in_the_same_memory(beton, monkeypatch):
     decoded: list[int] = []
     real = Store.read
