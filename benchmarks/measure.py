@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import platform
@@ -46,6 +47,12 @@ def hardware() -> dict[str, object]:
         properties = torch.cuda.get_device_properties(0)
         found |= {"gpu": properties.name, "gpu_memory_gb": round(properties.total_memory / 1e9, 1), "cuda": torch.version.cuda}
     return found
+
+
+def save(path: Path | None, result: Mapping[str, object]) -> None:
+    """Write a result as JSON, with what it was measured on; without a path nothing."""
+    if path is not None:
+        path.write_text(json.dumps({**result, "versions": versions(), "hardware": hardware()}, indent=2) + "\n")
 
 
 class Utilisation:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import multiprocessing
 import os
 import sys
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 import torch
-from measure import hardware, interleave, summary, versions
+from measure import interleave, save, summary
 
 from fastretina import Loader
 from fastretina.cli import run
@@ -139,8 +138,7 @@ def main(config: ProcessesBenchmark) -> None:
         result[kind] = {"images_per_second": {name: summary(rates[kind, name]) for name in groups}, "share": share}
         print(f"{kind}: {len(cores)} together {result[kind]['images_per_second']['together']['median']:,.0f} img/s, "
               f"{share['median']:.3f} ({share['low']:.3f} to {share['high']:.3f}) of the sum of each alone")  # fmt: skip
-    if config.json is not None:
-        config.json.write_text(json.dumps(result | {"versions": versions(), "hardware": hardware()}, indent=2) + "\n")
+    save(config.json, result)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -31,7 +30,7 @@ from unittest import mock
 import numpy as np
 import simplejpeg
 import torch
-from measure import hardware, interleave, summary, versions
+from measure import interleave, save, summary
 from numpy.typing import NDArray
 
 from fastretina import Loader
@@ -185,7 +184,7 @@ def main(config: ShardsBenchmark) -> None:
         found = through_cache(config)
         ratio = found["ratio"]
         print(f"images/s through a filled cache, over local: {ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})")
-        save(config, result | {"images_per_second": found})
+        save(config.json, result | {"images_per_second": found})
         return
     with tempfile.TemporaryDirectory(prefix="fastretina-shards-") as name:
         folder = Path(name)
@@ -215,13 +214,7 @@ def main(config: ShardsBenchmark) -> None:
         ratio = found["ratio"]
         low, high = ratio["low"], ratio["high"]
         print(f"CPU a batch {kind}, million over thousand samples: {ratio['median']:.3f} ({low:.3f} to {high:.3f})")
-    save(config, result)
-
-
-def save(config: ShardsBenchmark, result: dict[str, Any]) -> None:
-    """Write the results, and what they were measured on."""
-    if config.json is not None:
-        config.json.write_text(json.dumps(result | {"versions": versions(), "hardware": hardware()}, indent=2) + "\n")
+    save(config.json, result)
 
 
 if __name__ == "__main__":
