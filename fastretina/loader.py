@@ -132,7 +132,7 @@ class Loader:
         rows = -(-batch_size // world_size)  # at most, of one batch
         # Enough batches ahead that every thread has rows to take while the consumer holds one.
         ahead = 2 + -(-2 * workers // rows)
-        residence = plan_residence(self.beton, resolution, resident, self.device, reserve, peers)
+        residence = plan_residence(self.beton, resolution, resident, self.device, reserve, world_size, peers)
         self._stage: DeviceStage | None = None
         if self._makes_on_device:
             pixels = int(np.prod(decoded_sizes(self.beton, resolution).largest))

@@ -126,7 +126,13 @@ class Residence:
 
 
 def plan_residence(
-    beton: Beton, resolution: int, resident: str, device: torch.device, reserve: int | None = None, peers: Peers | None = None
+    beton: Beton,
+    resolution: int,
+    resident: str,
+    device: torch.device,
+    reserve: int | None = None,
+    world_size: int = 1,
+    peers: Peers | None = None,
 ) -> Residence:
     """Whether to keep the images in memory, and how.
 
@@ -134,6 +140,7 @@ def plan_residence(
     model will need (see device_memory.training_bytes); None: at most 40 % of what is free. Raises LoaderError where "on" cannot be.
     peers: the other ranks of this machine, who must all ask the same. In RAM they share one store. A device keeps all images, since
     every epoch deals them anew, or its part of them where only that fits. The scarcest memory counts, so that all decide alike.
+    world_size: ranks; where they cannot share RAM, or are no peers, it is reckoned for all of them on one machine.
     """
     if resident == "off":
         return Residence(None, "streaming")
@@ -151,7 +158,8 @@ def plan_residence(
         free = min(peers.gather(free))
         reserve = None if reserve is None else max(peers.gather(reserve))
         memory = shared_memory(needed, peers) if in_ram and _STORES_IN_ORDER else None
-        needed *= peers.size if in_ram and memory is None else 1
+    if in_ram and memory is None:
+        needed *= peers.size if peers is not None else world_size
     allowed = free * _AUTO_SHARE if reserve is None else (free - reserve) * _RESERVED_SHARE
     limit = free if resident == "on" else allowed
     if needed <= limit:

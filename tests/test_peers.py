@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def test_devices_whose_models_need_different_memory_still_decide_alike(beton, mo
     needed = Store.nbytes(COUNT, SIDE, SIDE)
     monkeypatch.setattr(resident, "device_available_bytes", lambda device: 3 * needed)
     reserves = [0, 2 * needed]  # of the second rank alone, all images would not fit
-    plans = on_all(2, lambda peers: plan_residence(Beton(beton), SIDE, "auto", CUDA, reserves[peers.rank], peers))
+    plans = on_all(2, lambda peers: plan_residence(Beton(beton), SIDE, "auto", CUDA, reserves[peers.rank], 2, peers))
     assert [plan.split for plan in plans] == [True, True]
 
 
@@ -164,11 +165,19 @@ def test_where_ranks_cannot_share_ram_each_needs_its_own(beton, monkeypatch):
         loaders(beton, Loader, 3)
 
 
+def test_ranks_that_do_not_know_each_other_are_reckoned_to_need_their_own(beton, monkeypatch):
+    needed = Store.nbytes(COUNT, SIDE, SIDE)
+    for free, fits in ((2 * needed, True), (2 * needed - 1, False)):
+        monkeypatch.setattr(resident, "available_bytes", lambda free=free: free)
+        with pytest.raises(LoaderError, match="resident mode needs") if not fits else nullcontext():
+            Loader(beton, resident="on", rank=1, world_size=2, **SETTINGS).close()
+
+
 def test_the_rank_with_the_least_memory_decides_for_all(beton, monkeypatch):
     needed = Store.nbytes(COUNT, SIDE, SIDE)
     free = iter([10 * needed, 2 * needed])
     monkeypatch.setattr(resident, "available_bytes", lambda: next(free))  # "auto" takes 40 %
-    notes = on_all(2, lambda peers: plan_residence(Beton(beton), SIDE, "auto", torch.device("cpu"), None, peers).note)
+    notes = on_all(2, lambda peers: plan_residence(Beton(beton), SIDE, "auto", torch.device("cpu"), None, 2, peers).note)
     assert notes[0] == notes[1]
     assert notes[0].startswith("streaming")
 
@@ -176,7 +185,7 @@ def test_the_rank_with_the_least_memory_decides_for_all(beton, monkeypatch):
 def test_devices_keep_all_where_that_fits_and_else_their_part(beton, monkeypatch):
     def plan(copies: float, mode: str = "on") -> list[Any]:
         monkeypatch.setattr(resident, "device_available_bytes", lambda device: int(copies * Store.nbytes(COUNT, SIDE, SIDE)))
-        return on_all(3, lambda peers: plan_residence(Beton(beton), SIDE, mode, CUDA, 0, peers))
+        return on_all(3, lambda peers: plan_residence(Beton(beton), SIDE, mode, CUDA, 0, 3, peers))
 
     assert [(one.size, one.split) for one in plan(1.0)] == 3 * [((SIDE, SIDE), False)]
     assert [(one.size, one.split) for one in plan(0.4)] == 3 * [((SIDE, SIDE), True)]
