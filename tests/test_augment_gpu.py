@@ -70,6 +70,23 @@ def test_buffers_of_several_sizes_agree(device, planar):
     agrees(images, sources, Augment(zoom=(0.5, 2.0), shift=0.3), 33, torch.float32, device, planar)
 
 
+@pytest.mark.parametrize("poison", [0, 255])
+def test_nothing_around_an_image_is_seen_wherever_it_begins_and_ends(device, poison):
+    rng = np.random.default_rng(4)
+    # The kernel reads words of four bytes: images at each of their bytes, and rows that end at each of them.
+    images = [
+        rng.integers(100, 150, (h, w, 3), dtype=np.uint8) for h, w in ((1, 1), (5, 1), (1, 6), (2, 2), (6, 7), (3, 8), (7, 5))
+    ]
+    for offset in range(4):
+        sources = []
+        for image in images:
+            memory = torch.full((image.size + 64,), poison, dtype=torch.uint8, device=device)
+            place = memory[16 + offset : 16 + offset + image.size]
+            place.copy_(torch.from_numpy(image).flatten())
+            sources.append(place.view(image.shape))
+        agrees(images, sources, Augment(zoom=(0.4, 1.5), shift=0.4), 8 + offset % 2, torch.float32, device)
+
+
 def test_right_angles_are_exact(device):
     square = np.random.default_rng(3).integers(0, 255, (20, 20, 3), dtype=np.uint8)
     angle, mirror, one = np.deg2rad(90.0 * np.arange(4)).repeat(2), np.tile([1.0, -1.0], 4), np.ones(8)
