@@ -249,6 +249,7 @@ class Training:
         import torch
 
         from fastretina.compile import StepForward, training_flops
+        from fastretina.device_memory import Pace
         from fastretina.models import build_model
 
         torch.manual_seed(0)
@@ -263,6 +264,7 @@ class Training:
         self.forward = StepForward(self.model, mode if cuda else None, task.batch_size)
         shape = (task.batch_size, 3, task.resolution, task.resolution)
         device = torch.device(task.device)
+        self.pace = Pace(device)
         self.extra = {"compile": self.forward.warm_up(shape, element_type(task), device, self._autocast), "flops": flops}
 
     def _autocast(self) -> Any:
@@ -288,6 +290,7 @@ class Training:
                 loss.backward()  # type: ignore[no-untyped-call]
             with span("optimizer"):
                 self.optimizer.step()
+            self.pace.step()
             self.extra["wait"] = wait
             yield len(labels)
 

@@ -1,8 +1,9 @@
-"""How much of a CUDA device's memory is free, and how much training will take."""
+"""How much of a CUDA device's memory is free, how much training will take, and what keeps it to that."""
 
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 OPTIMIZER_STATES = 2  # tensors that AdamW keeps for each parameter
+STEPS_AHEAD = 2  # that the host may have queued, one of them running
 # Beside what one step measures: fragments between blocks, cuDNN's workspaces for the last and shorter batch, the evaluation's.
 STEP_MARGIN = 1.15
 
@@ -27,7 +29,7 @@ def training_bytes(
     dtype: torch.dtype,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    batches: int = 4,
+    batches: int = STEPS_AHEAD + 2,
 ) -> int:
     """Device memory in bytes that training this model will take beside the model itself: the reserve of resident="auto".
 
@@ -52,3 +54,24 @@ def training_bytes(
     del twin, zeros, answer
     torch.cuda.empty_cache()
     return int(STEP_MARGIN * peak) + OPTIMIZER_STATES * parameters + batches * batch
+
+
+class Pace:
+    """Keeps the host from queueing more than STEPS_AHEAD steps on a CUDA device.
+
+    A step that is launched in no time, as a CUDA graph is, would otherwise take batch after batch, each in memory of its own. The
+    device never runs dry: the host waits for the last step but STEPS_AHEAD. On a CPU there is nothing to do.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._queued: deque[torch.cuda.Event] | None = deque() if device.type == "cuda" else None
+
+    def step(self) -> None:
+        """A step has been queued on the current stream."""
+        if self._queued is None:
+            return
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        self._queued.append(event)
+        if len(self._queued) > STEPS_AHEAD:
+            self._queued.popleft().synchronize()

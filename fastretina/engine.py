@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
+from fastretina.device_memory import Pace
 from fastretina.distributed import World, without_sum
 from fastretina.errors import RunError
 from fastretina.heads import Decision, Head, Loss
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 # Below this the scaler has shrunk the loss, not magnified it, and the gradients still overflowed: 17 steps skipped in a row.
 SMALLEST_SCALE = 1.0
-READ_EVERY = 25  # steps between two looks at the losses on CUDA, each of which waits for the device; on a CPU looking is free
+READ_EVERY = 25  # steps between two looks at the losses on CUDA, at those of the 25 before; on a CPU looking is free
 MAX_VIEWS = 8
 
 
@@ -109,7 +110,7 @@ def fit(training: Training, keeper: Keeper) -> bool:
     optimizer, scaler, parameters = training.optimizer, training.scaler, list(training.model.parameters())
     read_every = 1 if world.device.type == "cpu" else READ_EVERY
     last_step = None if training.stop_after is None else at.step + training.stop_after
-    forward, wrapped_frozen = None, False
+    forward, wrapped_frozen, pace = None, False, Pace(world.device)
     with Signals(world) as signals, training.profiler:
         try:
             while not training.is_over:
@@ -149,11 +150,11 @@ def fit(training: Training, keeper: Keeper) -> bool:
                         tally.add(at.step, loss, predicted, batch.labels, batch.ids)
                         time_to_read = at.batch % read_every == 0 or at.batch == len(loader)
                         if time_to_read:
-                            tally.read(at.epoch, world)
+                            tally.read(at.epoch, world, late=read_every > 1 and at.batch < len(loader))
                             _check_scale(training, batch.ids)
-                            bar.set_postfix_str(
-                                f"loss {tally.loss:.3f}, {tally.images / max(1e-9, tally.seconds):.0f} img/s", refresh=False
-                            )
+                            rate = tally.noted(world) / max(1e-9, tally.seconds)
+                            bar.set_postfix_str(f"loss {tally.loss:.3f}, {rate:.0f} img/s", refresh=False)
+                        pace.step()
                         tally.seconds += time.perf_counter() - started
                         training.profiler.step()
                         bar.update()
@@ -226,10 +227,12 @@ def run_model(
     """
     model.eval()
     found: list[tuple[Tensor, Tensor, Tensor]] = []
+    pace = Pace(loader.device)
     with torch.no_grad(), progress_bar(title, len(loader), 0, shown=shown) as bar:
         for batch in loader:
             # Views last, so that batches can be joined along the first dimension as labels and ids are.
             found.append((view_outputs(model, batch.images, precision, views).movedim(0, -1), batch.labels, batch.ids))
+            pace.step()
             bar.update()
             stop()
     if not found:

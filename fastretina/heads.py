@@ -100,10 +100,13 @@ class Regression(Head):
         return 1
 
     def log_probabilities(self, outputs: Tensor, decision: Decision | None = None) -> Tensor:
-        found = decision or Decision(tuple(k + 0.5 for k in range(self.num_classes - 1)), DEFAULT_SCALE)
-        offsets = torch.tensor([0.0, *found.thresholds], device=outputs.device).cumsum(dim=0)
         grades = torch.arange(self.num_classes, dtype=torch.float32, device=outputs.device)
-        return ((grades * outputs.float() - offsets) / found.scale).log_softmax(dim=-1)
+        if decision is None:
+            # The sums of 0.5, 1.5, ..., made on the device: in training each step would wait for a copy of them.
+            offsets, scale = grades.square() / 2, DEFAULT_SCALE
+        else:
+            offsets, scale = torch.tensor([0.0, *decision.thresholds], device=outputs.device).cumsum(dim=0), decision.scale
+        return ((grades * outputs.float() - offsets) / scale).log_softmax(dim=-1)
 
     def target(self, outputs: Tensor, grades: Tensor) -> Tensor:
         return outputs[:, 0]

@@ -144,8 +144,31 @@ class EpochRecord:
         return cls(**{**data, "train": scores(data["train"]), "test": scores(data["test"]), "val": val})
 
 
+_Step = tuple[int, Tensor, Tensor]  # its number, scalar loss, (B,) sample ids
+
+
+class _Coming:
+    """The losses of some steps on their way to the host."""
+
+    def __init__(self, steps: list[_Step]) -> None:
+        self.steps = steps
+        losses = torch.stack([loss for _, loss, _ in steps]).double()
+        self._arrived: torch.cuda.Event | None = None
+        self._losses = losses
+        if losses.is_cuda:
+            self._losses = torch.empty_like(losses, device="cpu", pin_memory=True).copy_(losses, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+
+    def losses(self) -> Tensor:
+        """(steps,) float64 on the CPU. Waits for them."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._losses
+
+
 class Tally:
-    """What the current epoch's training pass has given so far. `add` leaves tensors on their device; only `read` waits for it.
+    """What the current epoch's training pass has given so far. `add` leaves tensors on their device; `read` fetches them.
 
     Of several ranks each notes its part of every step. What is read is of all of them; the grades come together in `gather`.
     """
@@ -157,7 +180,8 @@ class Tally:
         self.wait_seconds = 0.0
         self._predicted: list[Tensor] = []
         self._labels: list[Tensor] = []
-        self._unread: list[tuple[int, Tensor, Tensor]] = []
+        self._unread: list[_Step] = []
+        self._coming: _Coming | None = None
 
     def add(self, step: int, loss: Tensor, predicted: Tensor, labels: Tensor, ids: Tensor) -> None:
         """Note one step: its number, scalar mean loss (of several ranks: the mean of theirs is the step's), (B,) predicted and true
@@ -166,14 +190,26 @@ class Tally:
         self._predicted.append(predicted)
         self._labels.append(labels)
 
-    def read(self, epoch: int, world: World = ALONE) -> None:
-        """Fetch the losses noted since the last read, in one transfer. RunError (epoch, step, samples) where one is not finite."""
-        if not self._unread:
+    def read(self, epoch: int, world: World = ALONE, late: bool = False) -> None:
+        """Fetch the losses noted so far. RunError (epoch, step, samples) where one is not finite.
+
+        late: fetch what was noted until the last such call, and let the rest set out: a device that has more to do by now need not
+        run dry while the host waits for these.
+        """
+        coming, self._coming = self._coming, _Coming(self._unread) if self._unread else None
+        self._unread = []
+        self._note(coming, epoch, world)
+        if not late:
+            coming, self._coming = self._coming, None
+            self._note(coming, epoch, world)
+
+    def _note(self, coming: _Coming | None, epoch: int, world: World) -> None:
+        if coming is None:
             return
-        losses = torch.stack([loss for _, loss, _ in self._unread]).double().cpu() / world.size
-        images = torch.tensor([len(ids) for _, _, ids in self._unread], dtype=torch.float64)
+        losses = coming.losses() / world.size
+        images = torch.tensor([len(ids) for _, _, ids in coming.steps], dtype=torch.float64)
         summed = world.sum(torch.stack([losses, images], dim=1))().tolist()
-        for (value, count), (step, _, ids) in zip(summed, self._unread, strict=True):
+        for (value, count), (step, _, ids) in zip(summed, coming.steps, strict=True):
             if not math.isfinite(value):
                 shown = shown_ids(ids, world)
                 raise RunError(
@@ -182,7 +218,11 @@ class Tally:
                 )
             self.loss_sum += value * count
             self.images += int(count)
-        self._unread.clear()
+
+    def noted(self, world: World = ALONE) -> int:
+        """Images so far, those included whose losses are not read, of which other ranks are taken to have as many."""
+        steps = [*self._unread, *(self._coming.steps if self._coming else ())]
+        return self.images + world.size * sum(len(ids) for _, _, ids in steps)
 
     @property
     def loss(self) -> float:

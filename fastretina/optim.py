@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
@@ -15,7 +16,6 @@ from fastretina.models import head_layer
 
 ScheduleName = Literal["cosine", "two-phase", "onecycle", "constant"]
 OptimizerName = Literal["adamw", "sgd"]
-Tensors = list[Tensor] | tuple[Tensor, ...]
 
 DECAYED_MODULES = (nn.Conv2d, nn.Linear)
 WARMUP_SHARE = 0.05  # of all steps, and one epoch at most: the cosine's climb from 1 % of the rate
@@ -56,15 +56,24 @@ class ExponentialAverage(AveragedModel):
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        super().__init__(model, multi_avg_fn=self._average, use_buffers=True)
+        super().__init__(model, use_buffers=True)
         self.decay = decay
 
-    def _average(self, averaged: Tensors, current: Tensors, _: Tensor | int) -> None:
-        updates = int(self.n_averaged)  # the buffer, which stays on the CPU: the argument is on the device, and reading it waits
-        if torch.is_floating_point(averaged[0]):
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """One update. The base class's would copy its counter to the device, and each time wait for all that is queued there."""
+        updates = int(self.n_averaged)  # a buffer that stays on the CPU
+        own, others = (itertools.chain(each.parameters(), each.buffers()) for each in (self.module, model))
+        pairs = list(zip(own, others, strict=True))
+        moved = [pair for pair in pairs if updates and pair[0].is_floating_point()]
+        copied = [pair for pair in pairs if not (updates and pair[0].is_floating_point())]  # BatchNorm's counters, and all at first
+        if moved:
+            averaged, current = (list(part) for part in zip(*moved, strict=True))
             torch._foreach_lerp_(averaged, current, 1.0 - min(self.decay, (1 + updates) / (10 + updates)))
-        else:  # BatchNorm's counters
+        if copied:
+            averaged, current = (list(part) for part in zip(*copied, strict=True))
             torch._foreach_copy_(averaged, current)
+        self.n_averaged += 1
 
     def restart(self, model: nn.Module) -> None:
         """Begin anew from `model`."""

@@ -11,14 +11,21 @@ import psutil
 import pytest
 import torch
 from devices import DEVICES, DeviceLoader, write_blocks
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastretina import build_model
+from fastretina import build_model, engine, train
 from fastretina.compile import StepForward
 from fastretina.decode import choice
-from fastretina.device_memory import training_bytes
-from fastretina.optim import build_optimizer
+from fastretina.device_memory import STEPS_AHEAD, Pace, training_bytes
+from fastretina.errors import RunError
+from fastretina.heads import HEADS, Loss
+from fastretina.history import Tally
+from fastretina.optim import ExponentialAverage, build_optimizer
 from fastretina.precision import Precision
+from fastretina.recipe import TrainConfig
 
 
 def losses(device: str, dtype: torch.dtype | None, steps: int, mode: str | None = None) -> list[float]:
@@ -59,6 +66,81 @@ def test_half_precision_loses_as_float32_does(device, dtype):
 def test_a_compiled_step_trains_as_the_eager_one(device, mode):
     compiled, eager = losses(device, torch.bfloat16, 20, mode), losses(device, torch.bfloat16, 20)
     assert compiled == pytest.approx(eager, rel=0.02)
+
+
+@pytest.mark.parametrize("device", [DEVICES[1]])
+@pytest.mark.parametrize("changes", [{}, {"ema": 0.9, "accumulate": 2, "clip_norm": 1.0, "head": "ordinal"}], ids=str)
+def test_no_step_waits_for_the_device(tiny_betons, tmp_path, device, changes, monkeypatch):
+    timed, steps = engine._timed, []
+
+    def strict(batches, tally):
+        for batch in timed(batches, tally):
+            # The first steps allocate memory and choose convolutions; the last one reads what the epoch has given.
+            torch.cuda.set_sync_debug_mode("error" if 2 < len(steps) < 18 else "default")
+            steps.append(len(batch.ids))
+            yield batch
+        torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(engine, "_timed", strict)
+    monkeypatch.setattr(engine, "READ_EVERY", 3)
+    data = {"train": tiny_betons.train, "test": tiny_betons.test, "out": tmp_path / "run"}
+    common = {"amp": True, "epochs": 1, "batch_size": 2, "resolution": 64, "device": device, "resident": "on"}
+    try:
+        train.main(TrainConfig(**data, **common, **changes))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(steps) == 20
+
+
+def fake_cuda(value: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cuda")
+
+
+class Watch(TorchDispatchMode):
+    """Notes operations for which a host with a GPU would wait: those that need a value, and copies that are not asynchronous."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        found = function(*args, **kwargs)
+        tensors = [value for value in (*args, *kwargs.values(), found) if isinstance(value, torch.Tensor)]
+        copied = "copy" in str(function) and len({value.device.type for value in tensors}) > 1
+        if (copied and not kwargs.get("non_blocking")) or ("_local_scalar" in str(function) and tensors[0].is_cuda):
+            self.waits.append(str(function))
+        return found
+
+
+@pytest.mark.parametrize("head", list(HEADS))
+def test_nothing_of_a_step_asks_for_a_value_that_is_on_the_device(head):
+    # Tensors without memory that say they are on a GPU: all of a step but the backward pass, which needs a device.
+    head_of = HEADS[head](5)
+    model, loss = build_model("resnet18", num_classes=head_of.outputs), Loss(head_of, [9, 3, 4, 2, 1], class_weights="sqrt")
+    average = ExponentialAverage(model, 0.9)
+    with FakeTensorMode():
+        average.n_averaged = torch.tensor(0)
+        for module in (*model.modules(), *average.module.modules()):
+            for name, value in list(module._parameters.items()):
+                module._parameters[name] = None if value is None else nn.Parameter(fake_cuda(value))
+            for name, value in list(module._buffers.items()):
+                module._buffers[name] = None if value is None else fake_cuda(value)
+        loss.weights = fake_cuda(loss.weights)
+        parameters = list(model.parameters())
+        optimizer, tally = build_optimizer(model, "adamw", 1e-3, 0.01), Tally()
+        images, labels = torch.empty(4, 3, 32, 32, device="cuda"), torch.empty(4, dtype=torch.int64, device="cuda")
+        with Watch() as watch:
+            for step in range(2):
+                outputs = model(images)
+                lost = loss(outputs, labels, loss.weight(labels))
+                for parameter in parameters:
+                    parameter.grad = torch.zeros_like(parameter)
+                nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
+                average.update_parameters(model)
+                tally.add(step, lost, head_of.log_probabilities(outputs).argmax(dim=1), labels, labels)
+    assert watch.waits == []
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -116,6 +198,49 @@ def test_the_reserve_covers_what_training_takes_and_leaves_the_model_alone(devic
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     assert torch.cuda.max_memory_allocated() - start <= reserve
+
+
+def test_the_host_waits_for_the_step_before_the_last_two_and_for_no_later_one(monkeypatch):
+    waited = []
+
+    class Event:
+        made = 0
+
+        def record(self):
+            self.number, Event.made = Event.made, Event.made + 1
+
+        def synchronize(self):
+            waited.append((Event.made - 1, self.number))
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    pace = Pace(torch.device("cuda"))
+    for _ in range(5):
+        pace.step()
+    assert waited == [(step, step - STEPS_AHEAD) for step in range(STEPS_AHEAD, 5)]
+    Pace(torch.device("cpu")).step()
+    assert Event.made == 5
+
+
+def test_losses_read_late_are_those_of_the_call_before():
+    tally, ids = Tally(), torch.tensor([7, 8])
+
+    def add(step, loss):
+        tally.add(step, torch.tensor(loss), torch.tensor([0, 1]), torch.tensor([0, 1]), ids)
+
+    add(1, 1.0)
+    tally.read(0, late=True)
+    assert (tally.images, tally.noted()) == (0, 2)
+    add(2, 3.0)
+    tally.read(0, late=True)
+    assert (tally.images, tally.loss, tally.noted()) == (2, 1.0, 4)
+    tally.read(0)
+    assert (tally.images, tally.loss, tally.noted()) == (4, 2.0, 4)
+    tally.read(0)
+    assert tally.images == 4
+    add(3, float("nan"))
+    tally.read(0, late=True)
+    with pytest.raises(RunError, match=r"the loss is nan in epoch 1 at step 3, sample ids 7, 8"):
+        tally.read(0, late=True)
 
 
 def test_a_cpu_needs_no_reserve():
