@@ -23,8 +23,8 @@ import torch
 from measure import FULL_TRAIN_SET, hardware, summary, versions
 from sides import cpu_seconds
 
-from fastretina.augment import Augment, cpu, draw
-from fastretina.augment.parameters import IMAGENET_MEAN, IMAGENET_STD
+from fastretina.augment import Augment, WarpParameters, cpu, draw
+from fastretina.augment.parameters import IMAGENET_MEAN, IMAGENET_STD, affine_matrices
 from fastretina.beton import Beton
 from fastretina.cli import run
 from fastretina.decode.cpu import decode
@@ -97,10 +97,16 @@ def kernel(device: torch.device, config: DeviceBenchmark, copy_gb_per_second: fl
     norm = torch.from_numpy(np.ascontiguousarray(cpu.kernel_norm(IMAGENET_MEAN, IMAGENET_STD)[:, :3])).to(device)
     output = torch.empty((count, side, side, 3), dtype=torch.bfloat16, device=device)
     results: dict[str, Any] = {}
-    for name, augment in (("turn and flip", Augment()), ("all", Augment.full()), ("none", Augment.none())):
-        drawn = draw(augment, side, np.full(count, side), np.full(count, side), 0, 0, np.arange(count))
+    sizes, one = np.full(count, side), np.ones(count)
+    quarter = affine_matrices(side, sizes, sizes, np.full(count, np.pi / 2), one, one, one, np.zeros((2, count)))
+    cases = [
+        (name, draw(augment, side, sizes, sizes, 0, 0, np.arange(count)), augment.brightness > 0)
+        for name, augment in (("turn and flip", Augment()), ("all", Augment.full()), ("none", Augment.none()))
+    ]
+    # A row's source is a column then: the most cache lines that a row can lie across.
+    cases.append(("a quarter turn", WarpParameters(quarter, cases[0][1].colour), False))
+    for name, drawn, recolour in cases:
         affine, colour = (torch.from_numpy(part.astype(np.float32)).to(device) for part in drawn)
-        recolour = augment.brightness > 0
 
         def work(affine: torch.Tensor = affine, colour: torch.Tensor = colour, recolour: bool = recolour) -> None:
             warp(addresses, sides, sides, affine, colour, norm, recolour, output)

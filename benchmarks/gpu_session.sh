@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that a GPU is needed for, in one call: the tests, then the measurements, each with a time limit of its own.
 #
-#   bash benchmarks/gpu_session.sh [STEP ...]        no STEP: check data tests device loader train18 train50
+#   bash benchmarks/gpu_session.sh [STEP ...]        no STEP: check data tests device train18 loader train50
 #
 # Steps: check      which libraries and which GPU there are
 #        data       28,100 samples at $DATA, unless they are there
@@ -13,8 +13,9 @@
 #        timeline   a profile of streaming with decoding on the CPU and on the GPU
 #        run        fastretina.train for two epochs on $DATA
 #
-# A step that fails or runs out of time does not stop the others. Each leaves $OUT/STEP.json where it measures, and $OUT/STEP.log;
-# $OUT/session.json says how each ended. The whole call ends within $LIMIT seconds: what did not get its time is named there.
+# A step that fails or runs out of time does not stop the others. Each leaves $OUT/STEP.json where it measures, all of them one
+# $OUT/session.log, and $OUT/session.json says how each ended. The whole call ends within $LIMIT seconds: what did not get its time is
+# named there. Call it again with the steps that are left, on the same machine, where data and compiled kernels still are.
 #
 # Environment: OUT (benchmarks/results), DATA (/tmp/fastretina-bench.beton), LIMIT (530), PYTHON (python3), and for a rehearsal
 # without a GPU: DEVICE=cpu TRITON_INTERPRET=1, COUNT, SIZE (px), BATCH, ROUNDS.
@@ -25,6 +26,7 @@ OUT="${OUT:-benchmarks/results}" DATA="${DATA:-/tmp/fastretina-bench.beton}" LIM
 DEVICE="${DEVICE:-cuda}" COUNT="${COUNT:-28100}" SIZE="${SIZE:-512}" BATCH="${BATCH:-256}" ROUNDS="${ROUNDS:-5}"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 mkdir -p "$OUT"
+: >"$OUT/session.log"
 
 ended=()   # JSON members, one a step
 
@@ -32,13 +34,15 @@ note() { ended+=("\"$1\": {\"exit\": $2, \"seconds\": $3}"); printf '%s: exit %s
 
 # step NAME SECONDS COMMAND...: run it for so long at most, and no longer than the call has left.
 step() {
-  local name="$1" most="$2" start=$SECONDS code; shift 2
+  local name="$1" most="$2" start=$SECONDS code log; shift 2
   local left=$((LIMIT - SECONDS))
   if [ "$left" -lt 10 ]; then note "$name" '"no time left"' 0; return; fi
   printf '\n== %s\n' "$name"
-  timeout --kill-after=5 "$((most < left - 5 ? most : left - 5))" "$@" >"$OUT/$name.log" 2>&1
+  log="$(mktemp)"
+  timeout --kill-after=5 "$((most < left - 5 ? most : left - 5))" "$@" >"$log" 2>&1
   code=$?
-  tail -n 40 "$OUT/$name.log"
+  tail -n 40 "$log"
+  { printf '\n== %s\n' "$name"; cat "$log"; } >>"$OUT/session.log"; rm "$log"
   note "$name" "$code" "$((SECONDS - start))"
 }
 
@@ -68,7 +72,7 @@ PY
 export -f check
 export PYTHON
 
-[ $# -gt 0 ] || set -- check data tests device loader train18 train50
+[ $# -gt 0 ] || set -- check data tests device train18 loader train50
 for name in "$@"; do
   case "$name" in
     check) step check 60 bash -c check ;;
@@ -79,7 +83,7 @@ for name in "$@"; do
       # Their files alone, because the others may need what a GPU machine lacks; and a warning of another version of a library is
       # no failure of the GPU path.
       mapfile -t files < <(grep -lE 'DEVICES|mark\.gpu' tests/test_*.py)
-      step tests 240 "$PYTHON" -m pytest -m gpu -q -W default -p no:cacheprovider --durations=10 "${files[@]}" ;;
+      step tests 180 "$PYTHON" -m pytest -m gpu -q -W default -p no:cacheprovider --durations=10 "${files[@]}" ;;
     device)
       step device 150 "$PYTHON" benchmarks/device.py --device "$DEVICE" --data "$DATA" --batch-size "$BATCH" --resolution "$SIZE" \
         --rounds "$ROUNDS" --json "$OUT/device.json" ;;
@@ -93,9 +97,11 @@ for name in "$@"; do
         step "timeline-$decode" 90 "$PYTHON" benchmarks/timeline.py --device "$DEVICE" --data "$DATA" --decode "$decode" --out "$OUT/timeline-$decode"
       done ;;
     run)
-      rm -rf "$OUT/run"
+      runs="$(mktemp -d)"  # its checkpoints are hundreds of megabytes; what it says is in the log
       step run 200 "$PYTHON" -m fastretina.train --train "$DATA" --test "$DATA" --amp --epochs 2 --batch-size 128 --resolution "$SIZE" \
-        --device "$DEVICE" --out "$OUT/run" ;;
+        --device "$DEVICE" --out "$runs/run"
+      [ ! -e "$runs/run/report.html" ] || cp "$runs/run/report.html" "$OUT/run.html"
+      rm -rf "$runs" ;;
     *) printf 'gpu_session: unknown step %s; see the head of %s\n' "$name" "${BASH_SOURCE[0]}" >&2; exit 2 ;;
   esac
 done

@@ -114,7 +114,9 @@ def test_the_gpu_session_goes_on_after_a_step_that_fails_and_says_how_each_ended
     ended = json.loads((tmp_path / "out" / "session.json").read_text())
     assert {name: step["exit"] for name, step in ended.items()} == {"device": 1, "data": 0, "check": 0}
     assert len(Beton(tmp_path / "absent" / "d.beton")) == 5
-    assert "versions" in (tmp_path / "out" / "check.log").read_text()
+    log = (tmp_path / "out" / "session.log").read_text()
+    assert '"versions"' in log
+    assert [line for line in log.splitlines() if line.startswith("== ")] == ["== device", "== data", "== check"]
     refused = subprocess.run(
         ["bash", str(BENCHMARKS / "gpu_session.sh"), "everything"], env=environment, capture_output=True, check=False
     )
