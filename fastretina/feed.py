@@ -109,7 +109,7 @@ class BatchJob(ABC):
         self.feed, self.order, self.epoch = feed, order, epoch
         self.indices = order.indices[self._place]
         self.ids = feed.beton.ids[self.indices]
-        self.rows = len(self.indices)
+        self.rows = self.pieces = len(self.indices)
         self.bad: dict[int, SampleError] = {}  # by row
         self.sizes = feed.sizes.of(self.indices)
 
@@ -192,6 +192,8 @@ class DeviceJob(BatchJob):
         widths, heights = self.sizes
         self.offsets = np.concatenate([[0], np.cumsum(widths * heights * 3)])
         held = feed.on_device is not None and bool(feed.on_device[self.indices].all())
+        if held:  # then no thread need look at it, let alone all of them at each row
+            self.pieces = 0
         self.pixels: NDArray[np.uint8] = np.empty(0, np.uint8)
         if not (held or feed.device_decodes):
             self.pixels = feed.pool.take((int(self.offsets[-1]),), np.uint8)

@@ -1,6 +1,6 @@
-"""A stream of jobs, run row by row on threads, delivered in order.
+"""A stream of jobs, run piece by piece on threads, delivered in order. A piece is mostly a batch's row.
 
-Threads take single rows, not batches: none waits at the end of a batch for the slowest, and with two threads and a batch of
+Threads take single pieces, not batches: none waits at the end of a batch for the slowest, and with two threads and a batch of
 two hundred the first batch is ready as soon as it can be. The stream runs at most `ahead` jobs before the consumer.
 """
 
@@ -15,11 +15,11 @@ from fastretina.errors import LoaderError
 
 
 class Job(Protocol):
-    """A batch in the making: `rows` independent pieces of work, 0 or more."""
+    """A batch in the making: `pieces` independent pieces of work, 0 or more."""
 
-    rows: int
+    pieces: int
 
-    def run(self, row: int) -> None:
+    def run(self, piece: int) -> None:
         """Do one piece, on any thread, in any order. What it raises reaches the consumer in place of the job."""
 
 
@@ -30,7 +30,7 @@ class _Running:
 
     def __init__(self, job: Job | None, error: BaseException | None = None) -> None:
         self.job, self.error = job, error
-        self.claimed, self.pending = 0, job.rows if job else 0
+        self.claimed, self.pending = 0, job.pieces if job else 0
 
     @property
     def finished(self) -> bool:
@@ -43,7 +43,7 @@ class _Shared:
     def __init__(self, ahead: int) -> None:
         self.ahead = ahead
         self.lock = threading.Lock()
-        self.work = threading.Condition(self.lock)  # there may be rows to claim, or it is time to stop
+        self.work = threading.Condition(self.lock)  # there may be pieces to claim, or it is time to stop
         self.ready = threading.Condition(self.lock)  # the first job may be finished
         self.jobs: Iterator[Job] = iter(())
         self.exhausted = True
@@ -51,9 +51,9 @@ class _Shared:
         self.closed = False
 
     def claim(self) -> tuple[_Running, int] | None:
-        """The next row to work on, or None where there is nothing to do now. Called with the lock held."""
+        """The next piece to work on, or None where there is nothing to do now. Called with the lock held."""
         for running in self.running:
-            if running.job is not None and running.error is None and running.claimed < running.job.rows:
+            if running.job is not None and running.error is None and running.claimed < running.job.pieces:
                 running.claimed += 1
                 return running, running.claimed - 1
         while not self.exhausted and len(self.running) < self.ahead:
@@ -63,7 +63,7 @@ class _Shared:
         return None
 
     def _begin(self) -> tuple[_Running, int] | None:
-        """Take the next job of the stream: its first row, or None where it has none."""
+        """Take the next job of the stream: its first piece, or None where it has none."""
         try:
             job = next(self.jobs)
         except StopIteration:
@@ -77,11 +77,11 @@ class _Shared:
             return None
         running = _Running(job)
         self.running.append(running)
-        if job.rows == 0:
+        if job.pieces == 0:
             self.ready.notify_all()
             return None
         running.claimed = 1
-        if job.rows > 1:
+        if job.pieces > 1:
             self.work.notify_all()
         return running, 0
 
@@ -99,10 +99,10 @@ def _work(shared: _Shared) -> None:
                 shared.work.wait()
             if shared.closed:
                 return
-            running, row = claim  # type: ignore[misc]  # the loop above ends with a claim
+            running, piece = claim  # type: ignore[misc]  # the loop above ends with a claim
         assert running.job is not None
         try:
-            running.job.run(row)
+            running.job.run(piece)
         except BaseException as error:
             running.error = running.error or error
 
@@ -123,7 +123,7 @@ class Pipeline:
             thread.start()
 
     def start(self, jobs: Iterator[Job]) -> None:
-        """Work on these jobs from now on; rows of earlier jobs that are already under way finish unseen."""
+        """Work on these jobs from now on; pieces of earlier jobs that are already under way finish unseen."""
         shared = self._shared
         with shared.lock:
             if shared.closed:
@@ -153,7 +153,7 @@ class Pipeline:
         return running.job
 
     def close(self) -> None:
-        """Stop and join the threads; each first finishes the row that it is at. May be called again, from any thread."""
+        """Stop and join the threads; each first finishes the piece that it is at. May be called again, from any thread."""
         shared = self._shared
         with shared.lock:
             shared.closed, shared.exhausted = True, True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from fastretina.augment import Augment
 from fastretina.beton import Beton
 from fastretina.decode import choice, gpu
 from fastretina.errors import LoaderError, SampleError, UsageError
+from fastretina.loader import CHECKING_THREADS
 from fastretina.resident import plan_residence
 
 SIDE = 32  # px
@@ -251,3 +253,16 @@ def test_a_batch_that_is_let_go_is_not_overwritten_while_a_long_kernel_still_rea
         images = next(iter(expected)).images
     for ids, found in late:
         assert (found.cpu() - images[ids.cpu() - 100]).abs().max() < 3 * GREY_LEVEL
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="decodes on the CPU device")
+def test_resident_batches_take_no_work_of_the_threads_and_checking_takes_few(tmp_path):
+    path = write_blocks(tmp_path / "blocks.beton", 6, 8)
+    with DeviceLoader(path, batch_size=4, resolution=8, workers=16, decode="cpu", resident="on") as loader:
+        assert len(loader._pipeline._threads) == 16
+        loader.fill()
+        assert [job.pieces for job in islice(loader._feed.jobs(0, 0), 2)] == [0, 0]
+        assert sum(len(batch.ids) for batch in loader) == 6
+    with DeviceLoader(path, batch_size=4, resolution=8, workers=16, decode="gpu", decoder="torchvision") as loader:
+        assert len(loader._pipeline._threads) == CHECKING_THREADS
+        assert [job.pieces for job in islice(loader._feed.jobs(0, 0), 2)] == [4, 2]

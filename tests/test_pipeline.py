@@ -18,7 +18,7 @@ class Squares:
     """A job that squares its numbers; row `fails` raises."""
 
     def __init__(self, start: int, rows: int = 8, fails: int | None = None) -> None:
-        self.rows, self.start, self.fails = rows, start, fails
+        self.pieces, self.start, self.fails = rows, start, fails
         self.out = [0] * rows
 
     def run(self, row: int) -> None:
