@@ -259,7 +259,8 @@ def view_outputs(model: nn.Module, images: Tensor, precision: Precision, views: 
 
 def turn(images: Tensor, view: int) -> Tensor:
     """(B, C, R, R) images in one of the square's 8 symmetries: by `view` quarter turns, from 4 on mirrored after that."""
-    turned = torch.rot90(images, view % 4, dims=(2, 3))
+    # No turn is no copy, of which rot90 would make one, and in another memory format.
+    turned = torch.rot90(images, view % 4, dims=(2, 3)) if view % 4 else images
     return turned.flip(3) if view >= 4 else turned
 
 
