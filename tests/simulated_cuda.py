@@ -1,0 +1,193 @@
+"""CUDA's streams, events and memory, simulated on a CPU at their most unkind.
+
+Work that is queued on a stream runs late, in any order that the events allow, and reads and writes bare addresses, as a device
+does. Memory that a program lets go of is overwritten as soon as CUDA's allocator might hand it out again: behind the work of the
+stream that it was allocated on, and behind what the streams named by record_stream had queued by then. So whatever relies on luck,
+a wait too few or a reference dropped too early, shows in the values.
+
+    with monkeypatch.context() as patch:
+        cuda = SimulatedCuda(patch, np.random.default_rng(0))
+
+Only what fastretina.device calls is there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+POISON = 0xAA
+
+
+class Mark:
+    """A place in a stream's queue, passed once the stream is there."""
+
+    passed = False
+
+    def __call__(self) -> None:
+        self.passed = True
+
+
+class Stream:
+    def __init__(self, cuda: SimulatedCuda) -> None:
+        self.cuda = cuda
+        self.queue: deque[Callable[[], None] | Mark] = deque()
+        self.waits: dict[int, Mark] = {}  # by id of the work that must wait
+        cuda.streams.append(self)
+
+    def wait_event(self, event: Event) -> None:
+        if event.mark is not None:
+            self._after(event.mark, lambda: None)
+
+    def _after(self, mark: Mark, work: Callable[[], None]) -> None:
+        self.waits[id(work)] = mark
+        self.queue.append(work)
+
+    def can_go_on(self) -> bool:
+        if not self.queue:
+            return False
+        mark = self.waits.get(id(self.queue[0]))
+        return mark is None or mark.passed
+
+    def go_on(self) -> None:
+        work = self.queue.popleft()
+        self.waits.pop(id(work), None)
+        work()
+
+
+class Event:
+    cuda: SimulatedCuda
+
+    def __init__(self) -> None:
+        self.mark: Mark | None = None
+
+    def record(self, stream: Stream | None = None) -> None:
+        self.mark = Mark()
+        (stream or self.cuda.current).queue.append(self.mark)
+
+    def query(self) -> bool:
+        self.cuda.run(int(self.cuda.random.integers(0, 4)))
+        return self.mark is None or self.mark.passed
+
+    def synchronize(self) -> None:
+        while self.mark is not None and not self.mark.passed:
+            self.cuda.run(1)
+
+
+class SimulatedCuda:
+    """Takes torch.cuda's place while `patch` holds; `current` is the consumer's stream at first."""
+
+    def __init__(self, patch, random: np.random.Generator) -> None:
+        self.random = random
+        self.streams: list[Stream] = []
+        self.current = self.consumer = Stream(self)
+        self._memory: dict[int, tuple[np.ndarray, list[Stream]]] = {}  # by address, with the streams of record_stream
+        cuda = self
+
+        class OwnEvent(Event):
+            pass
+
+        OwnEvent.cuda = self
+
+        @contextmanager
+        def on(stream: Stream) -> Iterator[None]:
+            before, cuda.current = cuda.current, stream
+            try:
+                yield
+            finally:
+                cuda.current = before
+
+        real_to = torch.Tensor.to
+
+        def to(tensor, *where, non_blocking=False, **others):
+            if where[:1] != (torch.device("cpu"),):
+                return real_to(tensor, *where, non_blocking=non_blocking, **others)
+            found = cuda.empty(tuple(tensor.shape), dtype=tensor.dtype)
+            cuda.copy(found, tensor)
+            if not non_blocking:
+                cuda.finish(cuda.current)
+            return found
+
+        def copy_(target, source):
+            cuda.copy(target, source)
+            return target
+
+        patch.setattr(torch.cuda, "Event", OwnEvent)
+        patch.setattr(torch.cuda, "stream", on)
+        patch.setattr(torch.cuda, "current_stream", lambda device=None: cuda.current)
+        patch.setattr(torch.Tensor, "to", to)
+        patch.setattr(torch.Tensor, "copy_", copy_)
+        patch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: cuda.record_stream(tensor, stream))
+        real_empty = torch.empty
+        patch.setattr(
+            torch,
+            "empty",
+            lambda *shape, device=None, **others: real_empty(*shape, **others) if device is None else cuda.empty(*shape, **others),
+        )
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Memory of the current stream, poisoned; given back to it when the last tensor over it is gone."""
+        nbytes = int(np.prod(shape)) * dtype.itemsize
+        memory = np.full(nbytes, POISON, np.uint8)  # stays for good, so that late readers find poison there and not a fault
+        handle, users = memory[:], []
+        self._memory[memory.ctypes.data] = memory, users
+        weakref.finalize(handle, self._free, memory, self.current, users)
+        return torch.from_numpy(handle).view(dtype).view(shape)
+
+    def _free(self, memory: np.ndarray, owner: Stream, users: list[Stream]) -> None:
+        for user in users:
+            mark = Mark()
+            user.queue.append(mark)
+            owner._after(mark, lambda: None)
+        owner.queue.append(lambda: memory.fill(POISON))
+
+    def record_stream(self, tensor: torch.Tensor, stream: Stream) -> None:
+        self._memory[tensor.untyped_storage().data_ptr()][1].append(stream)
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        assert target.is_contiguous()
+        assert source.is_contiguous()
+        to, of, nbytes = target.data_ptr(), source.data_ptr(), target.numel() * target.element_size()
+        self.launch(lambda: write(to, bytes_at(of, nbytes)))
+
+    def launch(self, work: Callable[[], None]) -> None:
+        """Queue work on the current stream. It must hold no tensor, as a kernel does not."""
+        self.current.queue.append(work)
+
+    def run(self, steps: int) -> None:
+        """So many pieces of work, each of a stream drawn at random from those that can go on."""
+        for _ in range(steps):
+            able = [stream for stream in self.streams if stream.can_go_on()]
+            if not able:
+                return
+            able[int(self.random.integers(len(able)))].go_on()
+
+    def finish(self, *streams: Stream) -> None:
+        """Run until these streams, or all, have nothing left."""
+        while any(stream.queue for stream in streams or self.streams):
+            before = sum(len(stream.queue) for stream in self.streams)
+            self.run(1)
+            assert sum(len(stream.queue) for stream in self.streams) < before, "streams wait for each other"
+
+
+def bytes_at(address: int, nbytes: int) -> np.ndarray:
+    """A copy of what is there now; poison where nothing is, which a program that is at fault may ask for."""
+    try:
+        with Path("/proc/self/mem").open("rb", buffering=0) as memory:
+            found = os.pread(memory.fileno(), nbytes, address)
+    except (OSError, OverflowError):
+        found = b""
+    return np.frombuffer(found.ljust(nbytes, bytes([POISON])), np.uint8)
+
+
+def write(address: int, content: np.ndarray) -> None:
+    """Put bytes at an address, which must be one of the simulation's."""
+    ctypes.memmove(address, content.ctypes.data, content.nbytes)
