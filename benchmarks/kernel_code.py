@@ -41,8 +41,9 @@ class KernelCode:
     """Compute capability, without its point: 90 is an H100."""
 
 
-def compiled(capability: int, dtype: str, recolour: bool, planar: bool, whole: bool) -> bytes:
-    """The machine code of one variant of the kernel; whole: for a resolution that is a multiple of 16."""
+def compiled(capability: int, dtype: str, recolour: bool, planar: bool, whole: bool) -> dict[str, Any]:
+    """One variant of the kernel, by stage ("llir": LLVM IR as text, "cubin": machine code); whole: for resolutions that are
+    multiples of 16."""
     pointers = {"addresses": "i64", "heights": "i32", "widths": "i32", "affine": "fp32", "colour": "fp32", "norm": "fp32"}
     constants = {"recolour": recolour, "planar": planar, "whole": whole}
     signature = {name: f"*{element}" for name, element in pointers.items()}
@@ -52,8 +53,8 @@ def compiled(capability: int, dtype: str, recolour: bool, planar: bool, whole: b
     source = ASTSource(
         gpu._warp_kernel, signature=signature, constexprs=constants, attrs={(n,): [["tt.divisibility", 16]] for n in aligned}
     )
-    code: bytes = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4}).asm["cubin"]
-    return code
+    stages: dict[str, Any] = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4}).asm
+    return stages
 
 
 def counted(code: bytes) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def main(config: KernelCode) -> None:
         for recolour, planar, whole in ((False, False, True), (True, False, True), (False, True, True), (False, False, False)):
             parts = [dtype, "recoloured" * recolour, "planar" * planar, "any resolution" * (not whole)]
             name = ", ".join(part for part in parts if part)
-            variants[name] = counts = counted(compiled(config.capability, dtype, recolour, planar, whole))
+            variants[name] = counts = counted(compiled(config.capability, dtype, recolour, planar, whole)["cubin"])
             print(
                 f"{name}: {counts['instructions_per_pixel']} instructions a pixel, {counts['registers']} registers, "
                 f"{counts['spilled_bytes']} bytes spilled, {counts['in_a_step']}"

@@ -136,7 +136,8 @@ def _warp_kernel(  # type: ignore[no-untyped-def]
     byte: tl.constexpr = output.dtype.element_ty == tl.uint8
     element = tl.arange(0, 4)[None, :]
     first = tl.program_id(1) * _TILE_HEIGHT
-    for step in range(first, tl.minimum(first + _TILE_HEIGHT, resolution), _STEP_HEIGHT):
+    step, end = first, tl.minimum(first + _TILE_HEIGHT, resolution)
+    while step < end:
         py = step + line
         x, y = px.to(tl.float32), py.to(tl.float32)
         sx, sy = xy * y + x0, yy * y + y0
@@ -159,6 +160,7 @@ def _warp_kernel(  # type: ignore[no-untyped-def]
         _store(target, place, r0, g0, b0, r1, mine & (room > 0), byte)
         _store(target, place + 4, g1, b1, r2, g2, mine & (room > (0 if whole else 4)), byte)
         _store(target, place + 8, b2, r3, g3, b3, mine & (room > (0 if whole else 8)), byte)
+        step += _STEP_HEIGHT
 
 
 def warp(
