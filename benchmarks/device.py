@@ -143,7 +143,7 @@ def decoders(device: torch.device, config: DeviceBenchmark, workers: int = 0) ->
                 decoder.decode([beton.jpeg(i) for i in batch], sizes)  # noqa: B023
                 event = None
                 if device.type == "cuda":
-                    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
                     event.record()
                 decoder.release(event)  # noqa: B023
 

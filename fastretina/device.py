@@ -103,7 +103,7 @@ class DeviceStage:
     def _mark(self, stream: torch.cuda.Stream | None) -> torch.cuda.Event | None:
         if stream is None:
             return None
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         event.record(stream)
         return event
 

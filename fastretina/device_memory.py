@@ -60,7 +60,8 @@ class Pace:
     """Keeps the host from queueing more than STEPS_AHEAD steps on a CUDA device.
 
     A step that is launched in no time, as a CUDA graph is, would otherwise take batch after batch, each in memory of its own. The
-    device never runs dry: the host waits for the last step but STEPS_AHEAD. On a CPU there is nothing to do.
+    device never runs dry: the host waits for the last step but STEPS_AHEAD, and asleep, because CUDA's other way of waiting takes a
+    core from decoding. On a CPU there is nothing to do.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -70,7 +71,7 @@ class Pace:
         """A step has been queued on the current stream."""
         if self._queued is None:
             return
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         event.record()
         self._queued.append(event)
         if len(self._queued) > STEPS_AHEAD:

@@ -157,7 +157,7 @@ class _Coming:
         self._losses = losses
         if losses.is_cuda:
             self._losses = torch.empty_like(losses, device="cpu", pin_memory=True).copy_(losses, non_blocking=True)
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             self._arrived.record()
 
     def losses(self) -> Tensor:

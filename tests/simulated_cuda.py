@@ -66,7 +66,7 @@ class Stream:
 class Event:
     cuda: SimulatedCuda
 
-    def __init__(self) -> None:
+    def __init__(self, blocking: bool = False) -> None:
         self.mark: Mark | None = None
 
     def record(self, stream: Stream | None = None) -> None:

@@ -206,6 +206,9 @@ def test_the_host_waits_for_the_step_before_the_last_two_and_for_no_later_one(mo
     class Event:
         made = 0
 
+        def __init__(self, blocking):
+            assert blocking
+
         def record(self):
             self.number, Event.made = Event.made, Event.made + 1
 

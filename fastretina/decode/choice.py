@@ -92,7 +92,7 @@ def device_rate(feed: Feed, device: torch.device, backend: Backend, seconds: flo
         images = backend.decode(jpegs, sizes).images
         event = None
         if device.type == "cuda":
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             event.record()
         backend.release(event)
         made = sum(image is not None for image in images)

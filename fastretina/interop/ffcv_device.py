@@ -105,7 +105,7 @@ class DecodeOnDevice(Operation):  # type: ignore[misc]
                         self._note(SampleError(*self._named(int(indices[row])), f"{self._decoder.name} cannot decode it"))
             event = None
             if self._device.type == "cuda":
-                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
                 event.record()
             self._decoder.release(event)
             return output
