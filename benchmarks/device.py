@@ -31,6 +31,7 @@ from fastretina.decode.cpu import decode
 from fastretina.decode.gpu import DECODERS, make_decoder
 from fastretina.errors import FastretinaError
 from fastretina.precision import choose_device
+from fastretina.streams import current_stream, mark
 
 Piece = Literal["roof", "kernel", "decode", "fill"]
 
@@ -141,11 +142,7 @@ def decoders(device: torch.device, config: DeviceBenchmark, workers: int = 0) ->
                 batch = next(turns)  # noqa: B023  # called before the next decoder's turn
                 sizes = [(int(beton.heights[i]), int(beton.widths[i])) for i in batch]
                 decoder.decode([beton.jpeg(i) for i in batch], sizes)  # noqa: B023
-                event = None
-                if device.type == "cuda":
-                    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-                    event.record()
-                decoder.release(event)  # noqa: B023
+                decoder.release(mark(current_stream(device)))  # noqa: B023
 
             cpu_before, start = cpu_seconds(), time.perf_counter()
             seconds = timed(work, device, config.rounds, len(batches))

@@ -23,6 +23,7 @@ from fastretina.errors import SampleError
 from fastretina.feed import DeviceJob, Feed
 from fastretina.profiling import span
 from fastretina.resident import DeviceStore
+from fastretina.streams import mark
 
 # What the kernel and the consumer need to know of each row, in one piece of pinned memory and one copy: pageable memory might
 # make the host wait for the stream, and six copies cost six launches. 8-byte types first, so that every part is aligned.
@@ -63,7 +64,7 @@ class DeviceStage:
             addresses, planar, keep = self._sources(job)
             good = [row for row in range(job.rows) if row not in job.bad]
             described, rows = self._describe(job, addresses, good)
-            sourced = self._mark(self._sourcing)
+            sourced = mark(self._sourcing)
         resolution = self._feed.settings.resolution
         with span("warp"), _on(self._warping):
             if sourced is not None and self._warping is not None:
@@ -75,14 +76,14 @@ class DeviceStage:
                     self._feed.recolours, images, planar,
                 )  # fmt: skip
         batch = DeviceBatch(images, rows["labels"], rows["ids"])
-        self._hand_over(self._mark(self._warping), (keep, described, rows), batch)
+        self._hand_over(mark(self._warping), (keep, described, rows), batch)
         return batch
 
     def keep(self, job: DeviceJob) -> None:
         """Queue what brings a job's samples into the store."""
         with _on(self._sourcing):
             _, _, keep = self._sources(job)
-        self._hand_over(self._mark(self._sourcing), keep, None)
+        self._hand_over(mark(self._sourcing), keep, None)
 
     def kept(self) -> None:
         """All that `keep` was given is on its way."""
@@ -99,13 +100,6 @@ class DeviceStage:
     def decoder(self) -> str | None:
         """The name of what decodes on the device, if anything does."""
         return None if self._backend is None else self._backend.name
-
-    def _mark(self, stream: torch.cuda.Stream | None) -> torch.cuda.Event | None:
-        if stream is None:
-            return None
-        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        event.record(stream)
-        return event
 
     def _hand_over(self, event: torch.cuda.Event | None, keep: Any, batch: DeviceBatch | None) -> None:
         """Order the consumer's stream after the batch, and hold what the batch is made of until it is made."""

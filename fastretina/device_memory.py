@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastretina.streams import current_stream, mark
+
 OPTIMIZER_STATES = 2  # tensors that AdamW keeps for each parameter
 STEPS_AHEAD = 2  # that the host may have queued, one of them running
 # Beside what one step measures: fragments between blocks, cuDNN's workspaces for the last and shorter batch, the evaluation's.
@@ -60,19 +62,18 @@ class Pace:
     """Keeps the host from queueing more than STEPS_AHEAD steps on a CUDA device.
 
     A step that is launched in no time, as a CUDA graph is, would otherwise take batch after batch, each in memory of its own. The
-    device never runs dry: the host waits for the last step but STEPS_AHEAD, and asleep, because CUDA's other way of waiting takes a
-    core from decoding. On a CPU there is nothing to do.
+    device never runs dry: the host waits for the last step but STEPS_AHEAD. On a CPU there is nothing to do.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._queued: deque[torch.cuda.Event] | None = deque() if device.type == "cuda" else None
+        self._device = device
+        self._queued: deque[torch.cuda.Event] = deque()
 
     def step(self) -> None:
         """A step has been queued on the current stream."""
-        if self._queued is None:
+        event = mark(current_stream(self._device))
+        if event is None:
             return
-        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        event.record()
         self._queued.append(event)
         if len(self._queued) > STEPS_AHEAD:
             self._queued.popleft().synchronize()

@@ -13,6 +13,7 @@ from fastretina.distributed import ALONE, World
 from fastretina.errors import RunError
 from fastretina.heads import Decision, Head
 from fastretina.metrics import GradeMetrics, grade_metrics
+from fastretina.streams import current_stream, mark
 
 SHOWN_IDS = 64
 SelectionMetric = Literal["qwk", "accuracy", "balanced_accuracy", "macro_f1", "loss"]
@@ -153,12 +154,9 @@ class _Coming:
     def __init__(self, steps: list[_Step]) -> None:
         self.steps = steps
         losses = torch.stack([loss for _, loss, _ in steps]).double()
-        self._arrived: torch.cuda.Event | None = None
-        self._losses = losses
         if losses.is_cuda:
-            self._losses = torch.empty_like(losses, device="cpu", pin_memory=True).copy_(losses, non_blocking=True)
-            self._arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-            self._arrived.record()
+            losses = torch.empty_like(losses, device="cpu", pin_memory=True).copy_(losses, non_blocking=True)
+        self._losses, self._arrived = losses, mark(current_stream(steps[0][1].device))
 
     def losses(self) -> Tensor:
         """(steps,) float64 on the CPU. Waits for them."""

@@ -14,6 +14,7 @@ Only what fastretina.device calls is there.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import weakref
 from collections import deque
@@ -39,39 +40,35 @@ class Mark:
 class Stream:
     def __init__(self, cuda: SimulatedCuda) -> None:
         self.cuda = cuda
-        self.queue: deque[Callable[[], None] | Mark] = deque()
-        self.waits: dict[int, Mark] = {}  # by id of the work that must wait
+        self.queue: deque[tuple[Mark | None, Callable[[], None]]] = deque()  # work, and what must be passed before it
         cuda.streams.append(self)
+
+    def add(self, work: Callable[[], None], after: Mark | None = None) -> None:
+        self.queue.append((after, work))
 
     def wait_event(self, event: Event) -> None:
         if event.mark is not None:
-            self._after(event.mark, lambda: None)
+            self.add(lambda: None, after=event.mark)
 
-    def _after(self, mark: Mark, work: Callable[[], None]) -> None:
-        self.waits[id(work)] = mark
-        self.queue.append(work)
+    def mark(self) -> Mark:
+        mark = Mark()
+        self.add(mark)
+        return mark
 
     def can_go_on(self) -> bool:
-        if not self.queue:
-            return False
-        mark = self.waits.get(id(self.queue[0]))
-        return mark is None or mark.passed
+        return bool(self.queue) and (self.queue[0][0] is None or self.queue[0][0].passed)
 
     def go_on(self) -> None:
-        work = self.queue.popleft()
-        self.waits.pop(id(work), None)
-        work()
+        self.queue.popleft()[1]()
 
 
 class Event:
-    cuda: SimulatedCuda
-
-    def __init__(self, blocking: bool = False) -> None:
+    def __init__(self, cuda: SimulatedCuda, blocking: bool = False) -> None:
+        self.cuda = cuda
         self.mark: Mark | None = None
 
-    def record(self, stream: Stream | None = None) -> None:
-        self.mark = Mark()
-        (stream or self.cuda.current).queue.append(self.mark)
+    def record(self, stream: Stream) -> None:
+        self.mark = stream.mark()
 
     def query(self) -> bool:
         self.cuda.run(int(self.cuda.random.integers(0, 4)))
@@ -88,14 +85,9 @@ class SimulatedCuda:
     def __init__(self, patch, random: np.random.Generator) -> None:
         self.random = random
         self.streams: list[Stream] = []
-        self.current = self.consumer = Stream(self)
+        self.current = Stream(self)
         self._memory: dict[int, tuple[np.ndarray, list[Stream]]] = {}  # by address, with the streams of record_stream
         cuda = self
-
-        class OwnEvent(Event):
-            pass
-
-        OwnEvent.cuda = self
 
         @contextmanager
         def on(stream: Stream) -> Iterator[None]:
@@ -120,7 +112,7 @@ class SimulatedCuda:
             cuda.copy(target, source)
             return target
 
-        patch.setattr(torch.cuda, "Event", OwnEvent)
+        patch.setattr(torch.cuda, "Event", functools.partial(Event, self))
         patch.setattr(torch.cuda, "stream", on)
         patch.setattr(torch.cuda, "current_stream", lambda device=None: cuda.current)
         patch.setattr(torch.Tensor, "to", to)
@@ -144,10 +136,8 @@ class SimulatedCuda:
 
     def _free(self, memory: np.ndarray, owner: Stream, users: list[Stream]) -> None:
         for user in users:
-            mark = Mark()
-            user.queue.append(mark)
-            owner._after(mark, lambda: None)
-        owner.queue.append(lambda: memory.fill(POISON))
+            owner.add(lambda: None, after=user.mark())
+        owner.add(lambda: memory.fill(POISON))
 
     def record_stream(self, tensor: torch.Tensor, stream: Stream) -> None:
         self._memory[tensor.untyped_storage().data_ptr()][1].append(stream)
@@ -160,7 +150,7 @@ class SimulatedCuda:
 
     def launch(self, work: Callable[[], None]) -> None:
         """Queue work on the current stream. It must hold no tensor, as a kernel does not."""
-        self.current.queue.append(work)
+        self.current.add(work)
 
     def run(self, steps: int) -> None:
         """So many pieces of work, each of a stream drawn at random from those that can go on."""

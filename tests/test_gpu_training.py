@@ -209,13 +209,15 @@ def test_the_host_waits_for_the_step_before_the_last_two_and_for_no_later_one(mo
         def __init__(self, blocking):
             assert blocking
 
-        def record(self):
+        def record(self, stream):
+            assert stream == "the current one"
             self.number, Event.made = Event.made, Event.made + 1
 
         def synchronize(self):
             waited.append((Event.made - 1, self.number))
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the current one")
     pace = Pace(torch.device("cuda"))
     for _ in range(5):
         pace.step()

@@ -15,6 +15,7 @@ import torch
 from fastretina.beton_format import MODE_JPEG
 from fastretina.decode.gpu import Backend, make_decoder
 from fastretina.errors import FastretinaError, LoaderError, SampleError, UsageError
+from fastretina.streams import current_stream, mark
 
 if TYPE_CHECKING:
     from fastretina.feed import Feed
@@ -90,11 +91,7 @@ def device_rate(feed: Feed, device: torch.device, backend: Backend, seconds: flo
 
     def work() -> int:
         images = backend.decode(jpegs, sizes).images
-        event = None
-        if device.type == "cuda":
-            event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-            event.record()
-        backend.release(event)
+        backend.release(mark(current_stream(device)))
         made = sum(image is not None for image in images)
         if 2 * made <= len(jpegs):
             raise LoaderError(f"{backend.name} decoded {made} of the first {len(jpegs)} samples")

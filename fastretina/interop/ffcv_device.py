@@ -37,6 +37,7 @@ from fastretina.beton import Beton
 from fastretina.decode.gpu import Backend, make_decoder
 from fastretina.errors import SampleError
 from fastretina.interop.ffcv import Warp
+from fastretina.streams import current_stream, mark
 
 
 class JpegAddress(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv is untyped
@@ -103,11 +104,7 @@ class DecodeOnDevice(Operation):  # type: ignore[misc]
                     output[row].zero_()
                     if row in images:
                         self._note(SampleError(*self._named(int(indices[row])), f"{self._decoder.name} cannot decode it"))
-            event = None
-            if self._device.type == "cuda":
-                event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-                event.record()
-            self._decoder.release(event)
+            self._decoder.release(mark(current_stream(self._device)))
             return output
 
         decode.with_indices = True  # type: ignore[attr-defined]  # how FFCV is asked for the batch's positions in the file
