@@ -13,6 +13,7 @@ import itertools
 import re
 import struct
 from collections.abc import Callable
+from typing import Any
 
 import llvmlite.binding as llvm
 
@@ -35,6 +36,28 @@ class Unreadable(Exception):
 def features() -> dict[str, bool]:
     """What this machine's CPU can do, in LLVM's names. It must have instructions for the format that the kernel writes."""
     return dict(llvm.get_host_cpu_features())
+
+
+class Compiled:
+    """Takes the kernel's place: `Compiled(variants)[grid](*arguments)` runs every thread.
+
+    variants: LLVM IR by (recolour, planar), for resolutions that are multiples of 16.
+    """
+
+    def __init__(self, variants: dict[tuple[bool, bool], str]) -> None:
+        """Raises Unreadable."""
+        self._variants = {variant: native(ir) for variant, ir in variants.items()}
+
+    def __getitem__(self, grid: tuple[int, int, int]) -> Callable[..., None]:
+        def launch(*arguments: Any, num_warps: int) -> None:
+            *tensors, resolution, recolour, planar, whole = arguments
+            assert whole
+            assert resolution % 16 == 0
+            addresses = [tensor.data_ptr() for tensor in tensors]
+            for place in itertools.product(range(32 * num_warps), *map(range, grid)):
+                self._variants[recolour, planar](*addresses, resolution, *place)
+
+        return launch
 
 
 def native(ir: str) -> Callable[..., None]:

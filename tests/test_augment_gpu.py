@@ -6,43 +6,12 @@ import numpy as np
 import pytest
 import torch
 from devices import DEVICES
+from warps import DTYPES, agrees, run, surrounded
 
-from fastretina.augment import Augment, WarpParameters, draw, reference
-from fastretina.augment.gpu import warp
+from fastretina.augment import Augment, WarpParameters
 from fastretina.augment.parameters import affine_matrices
 
 pytestmark = pytest.mark.parametrize("device", DEVICES)
-
-IDENTITY = torch.tensor([[1.0, 1, 1], [0, 0, 0]])
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
-
-
-def tolerance(dtype: torch.dtype, device: str) -> float:
-    """In grey levels: bfloat16's step at 255 is 1, and Triton's interpreter cuts where a device rounds."""
-    bfloat16 = 1.05 if device == "cpu" else 0.55
-    return {torch.float32: 0.05, torch.bfloat16: bfloat16, torch.float16: 0.1, torch.uint8: 0.56}[dtype]
-
-
-def run(sources, parameters: WarpParameters, resolution: int, dtype: torch.dtype, device: str, recolour=False, planar=False):
-    """Warp images of these tensors, which may be views into one; the output begins poisoned."""
-    output = torch.full((len(sources), resolution, resolution, 3), 7, dtype=dtype, device=device)
-    if dtype.is_floating_point:
-        output.fill_(float("nan"))
-    axes = (1, 2) if planar else (0, 1)
-    heights, widths = (torch.tensor([s.shape[axis] for s in sources], dtype=torch.int32, device=device) for axis in axes)
-    addresses = torch.tensor([source.data_ptr() for source in sources], device=device)
-    affine, colour = (torch.from_numpy(np.asarray(part, np.float32)).to(device) for part in parameters)
-    warp(addresses, heights, widths, affine, colour, IDENTITY.to(device), recolour, output, planar)
-    return output
-
-
-def agrees(images, sources, augment: Augment, resolution: int, dtype: torch.dtype, device: str, planar=False) -> None:
-    heights, widths = np.array([i.shape[0] for i in images]), np.array([i.shape[1] for i in images])
-    parameters = draw(augment, resolution, widths, heights, 3, 0, np.arange(len(images)))
-    output = run(sources, parameters, resolution, dtype, device, augment.brightness > 0, planar).double().cpu().numpy()
-    assert np.isfinite(output).all(), "an element was not written"
-    for image, affine, colour, got in zip(images, *parameters, output, strict=True):
-        assert np.abs(got - reference.warp(image, affine, colour, resolution)).max() < tolerance(dtype, device)
 
 
 @pytest.mark.parametrize("augment", [Augment(), Augment.full(), Augment.none()], ids=["default", "full", "none"])
@@ -78,12 +47,7 @@ def test_nothing_around_an_image_is_seen_wherever_it_begins_and_ends(device, poi
         rng.integers(100, 150, (h, w, 3), dtype=np.uint8) for h, w in ((1, 1), (5, 1), (1, 6), (2, 2), (6, 7), (3, 8), (7, 5))
     ]
     for offset in range(4):
-        sources = []
-        for image in images:
-            memory = torch.full((image.size + 64,), poison, dtype=torch.uint8, device=device)
-            place = memory[16 + offset : 16 + offset + image.size]
-            place.copy_(torch.from_numpy(image).flatten())
-            sources.append(place.view(image.shape))
+        sources = [surrounded(image, offset, poison, device) for image in images]
         agrees(images, sources, Augment(zoom=(0.4, 1.5), shift=0.4), 8 + offset % 2, torch.float32, device)
 
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 import triton
-from kernel_on_cpu import WRITTEN_FOR, Unreadable, features, native
+from kernel_on_cpu import WRITTEN_FOR, Compiled, Unreadable, features
+from warps import agrees, surrounded
 
-from fastretina.augment import Augment, draw, reference
+from fastretina.augment import Augment, gpu
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 STORES = {"float32": "STG.E.128", "bfloat16": "STG.E.64", "float16": "STG.E.64", "uint8": "STG.E"}
@@ -58,7 +59,7 @@ def test_every_variant_compiles_without_spills_and_with_wide_accesses(capability
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_what_is_compiled_for_a_gpu_agrees_with_float64_thread_by_thread(dtype, tmp_path):
+def test_what_is_compiled_for_a_gpu_agrees_with_float64_thread_by_thread(dtype, tmp_path, monkeypatch):
     if dtype in INSTRUCTIONS and not features().get(INSTRUCTIONS[dtype]):
         pytest.skip(f"this CPU has no {INSTRUCTIONS[dtype]}")
     variants = [(recolour, planar) for recolour in (False, True) for planar in (False, True)]
@@ -66,41 +67,17 @@ def test_what_is_compiled_for_a_gpu_agrees_with_float64_thread_by_thread(dtype, 
     printed = subprocess.run(
         [sys.executable, "-c", PRINT_IR, *words], env=without_interpreter(tmp_path), capture_output=True, text=True, check=True
     )
-    for (recolour, planar), ir in zip(variants, printed.stdout.split("\0")[:-1], strict=True):
-        try:
-            kernel = native(ir)
-        except Unreadable as error:
-            if triton.__version__.startswith(WRITTEN_FOR):
-                raise
-            pytest.skip(f"Triton's LLVM IR is of another kind here: {error}")
-        augment = Augment.full() if recolour else Augment(zoom=(0.4, 1.6), shift=0.3)
-        for resolution in (16, 80):  # half a tile, and two and a half by one and a quarter
-            agrees(kernel, augment, planar, resolution, TYPES[dtype], LEVELS[dtype])
-
-
-def agrees(kernel, augment: Augment, planar: bool, resolution: int, dtype: torch.dtype, levels: float) -> None:
+    try:
+        kernel = Compiled(dict(zip(variants, printed.stdout.split("\0")[:-1], strict=True)))
+    except Unreadable as error:
+        if triton.__version__.startswith(WRITTEN_FOR):
+            raise
+        pytest.skip(f"Triton's LLVM IR is of another kind here: {error}")
+    monkeypatch.setattr(gpu, "_warp_kernel", kernel)
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 255, (h, w, 3), dtype=np.uint8) for h, w in ((64, 64), (1, 1), (5, 1), (1, 6), (33, 70), (90, 31))]
-    memory = [np.full(image.size + 64, 255, np.uint8) for image in images]
-    for number, (image, around) in enumerate(zip(images, memory, strict=True)):
-        place = 16 + number % 4  # each of a word's bytes
-        around[place : place + image.size] = (image.transpose(2, 0, 1) if planar else image).reshape(-1)
-    addresses = np.array([around.ctypes.data + 16 + number % 4 for number, around in enumerate(memory)], np.int64)
-    heights, widths = (np.array([image.shape[axis] for image in images], np.int32) for axis in (0, 1))
-    drawn = draw(augment, resolution, widths.astype(np.int64), heights.astype(np.int64), 3, 0, np.arange(len(images)))
-    affine, colour = (np.ascontiguousarray(part, np.float32) for part in drawn)
-    norm = np.array([[1, 1, 1], [0, 0, 0]], np.float32)
-    # One image more than there is, to see what is written past the end.
-    output = torch.full((len(images) + 1, resolution, resolution, 3), float("nan") if dtype.is_floating_point else 7, dtype=dtype)
-    untouched = output[-1].clone()
-    arrays = (addresses, heights, widths, affine, colour, norm)
-    for image in range(len(images)):
-        for row in range(-(-resolution // 64)):
-            for column in range(-(-resolution // 32)):
-                for thread in range(128):
-                    kernel(*(array.ctypes.data for array in arrays), output.data_ptr(), resolution, thread, column, row, image)
-    assert torch.equal(output[-1].view(torch.uint8), untouched.view(torch.uint8))
-    found = output[:-1].double().numpy()
-    assert np.isfinite(found).all(), "an element was not written"
-    for image, parameters, colours, got in zip(images, *drawn, found, strict=True):
-        assert np.abs(got - reference.warp(image, parameters, colours, resolution)).max() < levels
+    for recolour, planar in variants:
+        sources = [surrounded(image, number % 4, 255, "cpu", planar) for number, image in enumerate(images)]
+        augment = Augment.full() if recolour else Augment(zoom=(0.4, 1.6), shift=0.3)
+        for resolution in (16, 80):  # half a tile, and two and a half by one and a quarter
+            agrees(images, sources, augment, resolution, TYPES[dtype], "cpu", planar, LEVELS[dtype])

@@ -135,11 +135,12 @@ def _warp_kernel(  # type: ignore[no-untyped-def]
     target = output + image.to(tl.int64) * resolution * resolution * 3
     byte: tl.constexpr = output.dtype.element_ty == tl.uint8
     element = tl.arange(0, 4)[None, :]
-    first = tl.program_id(1) * _TILE_HEIGHT
-    step, end = first, tl.minimum(first + _TILE_HEIGHT, resolution)
-    while step < end:
-        py = step + line
-        x, y = px.to(tl.float32), py.to(tl.float32)
+    x = px.to(tl.float32)
+    top = tl.program_id(1) * _TILE_HEIGHT
+    end = tl.minimum(top + _TILE_HEIGHT, resolution)
+    while top < end:
+        py = top + line
+        y = py.to(tl.float32)
         sx, sy = xy * y + x0, yy * y + y0
         r0, g0, b0 = _sample(address, height, width, xx * x + sx, yx * x + sy, planar)
         r1, g1, b1 = _sample(address, height, width, xx * (x + 1.0) + sx, yx * (x + 1.0) + sy, planar)
@@ -160,7 +161,7 @@ def _warp_kernel(  # type: ignore[no-untyped-def]
         _store(target, place, r0, g0, b0, r1, mine & (room > 0), byte)
         _store(target, place + 4, g1, b1, r2, g2, mine & (room > (0 if whole else 4)), byte)
         _store(target, place + 8, b2, r3, g3, b3, mine & (room > (0 if whole else 8)), byte)
-        step += _STEP_HEIGHT
+        top += _STEP_HEIGHT
 
 
 def warp(
