@@ -41,11 +41,11 @@ class KernelCode:
     """Compute capability, without its point: 90 is an H100."""
 
 
-def compiled(capability: int, dtype: str, recolour: bool, planar: bool, whole: bool) -> dict[str, Any]:
+def compiled(capability: int, dtype: str, recolour: bool, whole: bool) -> dict[str, Any]:
     """One variant of the kernel, by stage ("llir": LLVM IR as text, "cubin": machine code); whole: for resolutions that are
     multiples of 16."""
     pointers = {"addresses": "i64", "heights": "i32", "widths": "i32", "affine": "fp32", "colour": "fp32", "norm": "fp32"}
-    constants = {"recolour": recolour, "planar": planar, "whole": whole}
+    constants = {"recolour": recolour, "whole": whole}
     signature = {name: f"*{element}" for name, element in pointers.items()}
     signature |= {"output": f"*{TYPES[dtype]}", "resolution": "i32"} | dict.fromkeys(constants, "constexpr")
     # What Triton finds out of real arguments: torch's memory begins at multiples of 16.
@@ -96,10 +96,10 @@ def main(config: KernelCode) -> None:
     """What the warp kernel compiles to, counted without a GPU."""
     variants: dict[str, dict[str, Any]] = {}
     for dtype in TYPES:
-        for recolour, planar, whole in ((False, False, True), (True, False, True), (False, True, True), (False, False, False)):
-            parts = [dtype, "recoloured" * recolour, "planar" * planar, "any resolution" * (not whole)]
+        for recolour, whole in ((False, True), (True, True), (False, False)):
+            parts = [dtype, "recoloured" * recolour, "any resolution" * (not whole)]
             name = ", ".join(part for part in parts if part)
-            variants[name] = counts = counted(compiled(config.capability, dtype, recolour, planar, whole)["cubin"])
+            variants[name] = counts = counted(compiled(config.capability, dtype, recolour, whole)["cubin"])
             print(
                 f"{name}: {counts['instructions_per_pixel']} instructions a pixel, {counts['registers']} registers, "
                 f"{counts['spilled_bytes']} bytes spilled, {counts['in_a_step']}"

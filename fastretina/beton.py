@@ -280,6 +280,11 @@ class Beton:
         """Offsets and sizes, int64 (N,) each, of the samples' bytes in the file."""
         return self._pointers.astype(np.int64), self._sizes.astype(np.int64)
 
+    @property
+    def mean_bytes(self) -> float:
+        """Mean size of the samples' bytes; of a set of several files or a selection of it: in all of its files."""
+        return float(self._sizes.mean())
+
     def at(self, i: int) -> tuple[Beton, int]:
         """The file that holds sample `i`, and its place there: this one, unless it is a set of several. Raises as `jpeg` does."""
         return self, i

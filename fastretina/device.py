@@ -1,8 +1,8 @@
 """The device half of a batch: pixels go to the GPU (or are decoded or kept there) and one kernel makes the batch of them.
 
 Copies and decoding are queued on one stream, the warp on another, so that both run beside the training step; streams wait for
-events, the host for nothing (but before a device decoder writes, see fastretina.decode.gpu). On a CPU device (the tests, with
-Triton's interpreter) there are no streams.
+events, the host for nothing (but for a device decoder, before it writes and until it has: see fastretina.decode.gpu). On a CPU
+device (the tests, with Triton's interpreter) there are no streams.
 """
 
 from __future__ import annotations
@@ -18,21 +18,33 @@ from torch import Tensor
 
 from fastretina.augment.gpu import warp
 from fastretina.buffers import BufferPool
-from fastretina.decode.gpu import Backend
-from fastretina.errors import SampleError
+from fastretina.decode.gpu import DeviceDecoder
+from fastretina.errors import LoaderError, SampleError
 from fastretina.feed import DeviceJob, Feed
 from fastretina.profiling import span
 from fastretina.resident import DeviceStore
 from fastretina.streams import mark
 
 # What the kernel and the consumer need to know of each row, in one piece of pinned memory and one copy: pageable memory might
-# make the host wait for the stream, and six copies cost six launches. 8-byte types first, so that every part is aligned.
+# make the host wait for the stream, and seven copies cost seven launches.
 _ROW = (
     ("addresses", torch.int64, ()), ("labels", torch.int64, ()), ("ids", torch.int64, ()),
     ("affine", torch.float32, (2, 3)), ("colour", torch.float32, (3, 4)),
     ("heights", torch.int32, ()), ("widths", torch.int32, ()),
 )  # fmt: skip
-_ROW_BYTES = 3 * 8 + (6 + 12) * 4 + 2 * 4
+# Each part begins at a multiple of this, which is what Triton compiles a variant of the kernel for: parts that begin anywhere, as
+# those of a shorter batch would, were another variant each, compiled in the midst of an epoch.
+_ALIGNMENT = 16  # bytes
+
+
+def _layout(rows: int) -> tuple[dict[str, slice], int]:
+    """Where the parts of _ROW lie for so many rows, in bytes, and what all of them take."""
+    places, end = {}, 0
+    for name, dtype, shape in _ROW:
+        start = -(-end // _ALIGNMENT) * _ALIGNMENT
+        end = start + rows * int(np.prod(shape)) * dtype.itemsize
+        places[name] = slice(start, end)
+    return places, end
 
 
 class DeviceBatch(NamedTuple):
@@ -46,22 +58,23 @@ class DeviceBatch(NamedTuple):
 class DeviceStage:
     """Turns decoded jobs into tensors on the device. Not for more than one thread."""
 
-    def __init__(self, feed: Feed, device: torch.device, store: DeviceStore | None, backend: Backend | None) -> None:
-        self._feed, self._device, self._store, self._backend = feed, device, store, backend
+    def __init__(self, feed: Feed, device: torch.device, store: DeviceStore | None, decoder: DeviceDecoder | None) -> None:
+        self._feed, self._device, self._store, self._decoder = feed, device, store, decoder
         self._norm = torch.from_numpy(np.ascontiguousarray(feed.norm[:, :3])).to(device)
         self._cuda = device.type == "cuda"
         self._sourcing, self._warping = (torch.cuda.Stream(device) if self._cuda else None for _ in range(2))  # type: ignore[no-untyped-call]
-        self._rows = BufferPool(_ROW_BYTES * feed.settings.batch_size, keep=4, pinned=self._cuda)
+        self._rows = BufferPool(_layout(feed.settings.batch_size)[1], keep=4, pinned=self._cuda)
         # Memory that queued work still reads, with the event after which it is free.
         self._in_use: deque[tuple[torch.cuda.Event, Any]] = deque()
 
     def launch(self, job: DeviceJob) -> DeviceBatch:
         """Queue everything that is left to do, for the job's good rows.
 
-        Rows that the device cannot decode, and the CPU neither, become the job's bad rows, or raise SampleError.
+        Rows that the device cannot decode, and the CPU neither, become the job's bad rows, or raise SampleError. LoaderError where
+        a device decoder claims to have decoded what it did not write.
         """
         with _on(self._sourcing):
-            addresses, planar, keep = self._sources(job)
+            addresses, keep = self._sources(job)
             good = [row for row in range(job.rows) if row not in job.bad]
             described, rows = self._describe(job, addresses, good)
             sourced = mark(self._sourcing)
@@ -73,7 +86,7 @@ class DeviceStage:
             if good:
                 warp(
                     rows["addresses"], rows["heights"], rows["widths"], rows["affine"], rows["colour"], self._norm,
-                    self._feed.recolours, images, planar,
+                    self._feed.recolours, images,
                 )  # fmt: skip
         batch = DeviceBatch(images, rows["labels"], rows["ids"])
         self._hand_over(mark(self._warping), (keep, described, rows), batch)
@@ -82,7 +95,7 @@ class DeviceStage:
     def keep(self, job: DeviceJob) -> None:
         """Queue what brings a job's samples into the store."""
         with _on(self._sourcing):
-            _, _, keep = self._sources(job)
+            _, keep = self._sources(job)
         self._hand_over(mark(self._sourcing), keep, None)
 
     def kept(self) -> None:
@@ -96,15 +109,10 @@ class DeviceStage:
         assert self._store is not None
         return self._store.owned
 
-    @property
-    def decoder(self) -> str | None:
-        """The name of what decodes on the device, if anything does."""
-        return None if self._backend is None else self._backend.name
-
     def _hand_over(self, event: torch.cuda.Event | None, keep: Any, batch: DeviceBatch | None) -> None:
         """Order the consumer's stream after the batch, and hold what the batch is made of until it is made."""
-        if self._backend is not None:
-            self._backend.release(event)
+        if self._decoder is not None:
+            self._decoder.release(event)
         if event is None:
             return
         if batch is not None:
@@ -123,65 +131,62 @@ class DeviceStage:
             "addresses": addresses, "labels": self._feed.beton.labels[job.indices], "ids": job.ids,
             "affine": job.parameters.affine, "colour": job.parameters.colour, "heights": heights, "widths": widths,
         }  # fmt: skip
-        memory = self._rows.take((_ROW_BYTES * len(good),), np.uint8)
-        places: list[tuple[str, slice, torch.dtype, tuple[int, ...]]] = []
-        offset = 0
-        for name, dtype, shape in _ROW:
-            size = len(good) * int(np.prod(shape)) * dtype.itemsize
-            place = slice(offset, offset + size)
-            memory[place].view(_NUMPY[dtype])[:] = values[name][good].reshape(-1)
-            places.append((name, place, dtype, shape))
-            offset += size
+        places, size = _layout(len(good))
+        memory = self._rows.take((size,), np.uint8)
+        for name, dtype, _ in _ROW:
+            memory[places[name]].view(_NUMPY[dtype])[:] = values[name][good].reshape(-1)
         on_device = torch.from_numpy(memory).to(self._device, non_blocking=True)
-        return memory, {name: on_device[place].view(dtype).view(len(good), *shape) for name, place, dtype, shape in places}
+        return memory, {name: on_device[places[name]].view(dtype).view(len(good), *shape) for name, dtype, shape in _ROW}
 
-    def _sources(self, job: DeviceJob) -> tuple[NDArray[np.int64], bool, Any]:
-        """Addresses (rows,) of the images on the device, whether they are planar, and what keeps them there.
+    def _sources(self, job: DeviceJob) -> tuple[NDArray[np.int64], Any]:
+        """Addresses (rows,) of the images on the device, and what keeps them there.
 
         Rows that the device holds already, and bad ones, have no source of their own.
         """
         fresh = [row for row in np.flatnonzero(job.fresh).tolist() if row not in job.bad]
         store = self._store
         if not fresh and store is not None:
-            return store.addresses(job.indices), False, None
-        images, planar, keep = self._decoded(job, fresh) if self._backend is not None else self._copied(job, fresh)
+            return store.addresses(job.indices), None
+        memory, offsets, keep = self._decoded(job, fresh) if self._decoder is not None else self._copied(job)
+        if self._warping is not None:
+            memory.record_stream(self._warping)  # also where this stage is let go of before the warp has run
+        fresh = [row for row in fresh if row not in job.bad]
         if store is None:
             addresses = np.zeros(job.rows, np.int64)
-            addresses[list(images)] = [image.data_ptr() for image in images.values()]
-            return addresses, planar, keep
-        addresses, elsewhere = store.addresses(job.indices), []
+            addresses[fresh] = memory.data_ptr() + offsets[fresh]
+            return addresses, keep
+        addresses = store.addresses(job.indices)
         with span("keep"):
-            for row, image in images.items():
-                pixels = image.permute(1, 2, 0) if planar else image
-                if not store.put(int(job.indices[row]), pixels):  # another rank's to keep, who could not read it
-                    elsewhere.append(pixels.contiguous())
-                    addresses[row] = elsewhere[-1].data_ptr()
-        return addresses, False, (keep, elsewhere)
+            kept = store.put(job.indices[fresh], memory, offsets[fresh])
+        elsewhere = np.array(fresh)[~kept]  # another rank's to keep, who could not read it
+        addresses[elsewhere] = memory.data_ptr() + offsets[elsewhere]
+        return addresses, keep
 
-    def _copied(self, job: DeviceJob, fresh: list[int]) -> tuple[dict[int, Tensor], bool, Any]:
-        """What the CPU decoded, by row, copied from pinned memory in one piece."""
+    def _copied(self, job: DeviceJob) -> tuple[Tensor, NDArray[np.int64], Any]:
+        """What the CPU decoded, copied from pinned memory in one piece: the memory, where in it each row begins, what to keep."""
         with span("copy"):
             pixels = torch.from_numpy(job.pixels)
             staged = pixels.to(self._device, non_blocking=True)
-        widths, heights = job.sizes
-        images = {
-            row: staged[job.offsets[row] : job.offsets[row + 1]].view(int(heights[row]), int(widths[row]), 3) for row in fresh
-        }
-        return images, False, (pixels, staged)
+        return staged, job.offsets, (pixels, staged)
 
-    def _decoded(self, job: DeviceJob, fresh: list[int]) -> tuple[dict[int, Tensor], bool, Any]:
-        """Decode on the device; what it cannot decode (raw pixels among it) is decoded here, and is bad only if that fails too."""
-        assert self._backend is not None
+    def _decoded(self, job: DeviceJob, fresh: list[int]) -> tuple[Tensor, NDArray[np.int64], Any]:
+        """Decode on the device, as `_copied`; what it cannot decode (raw pixels among it) the CPU does, and is bad only if that
+        fails too."""
+        assert self._decoder is not None
         widths, heights = job.sizes
-        jpegs = [row for row in fresh if row in job.jpegs]
-        sizes = {row: (int(heights[row]), int(widths[row])) for row in fresh}
+        sizes = [(int(heights[row]), int(widths[row])) for row in fresh]
         with span("decode"):
-            decoded = self._backend.decode([job.jpegs[row] for row in jpegs], [sizes[row] for row in jpegs])
-        images = {row: image for row, image in zip(jpegs, decoded.images, strict=True) if image is not None}
-        for row in fresh:
-            if row in images:
+            decoded = self._decoder.decode([job.jpegs.get(row) for row in fresh], sizes)
+        if decoded.unwritten:
+            beton, index = self._feed.beton, int(job.indices[fresh[decoded.unwritten[0]]])
+            raise LoaderError(
+                f"{beton.path}: sample {index} ({beton.names[index]}) and {len(decoded.unwritten) - 1} more of {len(fresh)}: "
+                f"{self._decoder.name} says that it decoded it, and did not write it; use decode='cpu' or another decoder"
+            )
+        for position, row in enumerate(fresh):
+            if decoded.done[position]:
                 continue
-            pixels = np.empty((*sizes[row], 3), np.uint8)
+            pixels = np.empty((*sizes[position], 3), np.uint8)
             try:
                 self._feed.decode(int(job.indices[row]), pixels)
             except SampleError as error:
@@ -189,9 +194,10 @@ class DeviceStage:
                     raise
                 job.bad[row] = error.with_traceback(None)
                 continue
-            uploaded = torch.from_numpy(pixels).to(self._device)
-            images[row] = uploaded.permute(2, 0, 1).contiguous() if decoded.planar else uploaded
-        return images, decoded.planar, (decoded.keep, images)
+            decoded.image(position).copy_(torch.from_numpy(pixels))
+        offsets = np.zeros(job.rows, np.int64)
+        offsets[fresh] = decoded.offsets
+        return decoded.memory, offsets, (decoded.memory, job.jpegs)
 
 
 _NUMPY = {torch.int64: np.int64, torch.float32: np.float32, torch.int32: np.int32}

@@ -20,6 +20,7 @@ from fastretina.beton import Beton
 from fastretina.buffers import BufferPool
 from fastretina.decode.choice import choose_decode, cpu_threads
 from fastretina.decode.cpu import decoded_sizes
+from fastretina.decode.gpu import DEVICE_BATCH, DeviceDecoder
 from fastretina.errors import LoaderError, SampleError, UsageError
 from fastretina.feed import KERNEL_DTYPES, BatchJob, CpuJob, DeviceJob, Feed, FeedSettings
 from fastretina.order import Sampling, rank_places
@@ -29,14 +30,12 @@ from fastretina.resident import DeviceStore, Store, make_store, plan_residence
 from fastretina.shards import ShardedBeton, open_beton
 
 if TYPE_CHECKING:
-    from fastretina.decode.gpu import Backend
     from fastretina.device import DeviceStage
     from fastretina.remote import Cache
 
 # Threads at most where a device decodes and they only read and check: more wait for each other (on two cores, 16: 18,000 images a
 # second and 76 us of CPU each; 4: 42,000 and 39), fewer might wait for a disk.
 CHECKING_THREADS = 4
-FILL_BATCH = 256  # images that a device decoder gets at once when resident memory is filled
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +76,7 @@ class Loader:
         max_bad: float = 0.005,
         cache: Cache | None = None,
         decoder: str | None = None,
+        demand: float | None = None,
         reserve: int | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -91,14 +91,16 @@ class Loader:
             train: shuffled and augmented; False: file order, resized only. `sampling` and `augment` override either.
             resolution: side R of the square images, px. Files are decoded at 1/2, 1/4 or 1/8 where that still serves it.
             workers: threads; None takes every core that this process may use, which several ranks on one machine must share.
-            decode: "auto" on a CUDA device tries CPU and GPU on this file for a moment and takes the faster (their pixels differ
-                by a few grey levels: name one where a run must repeat exactly); "gpu" raises LoaderError where that cannot be.
+            decode: "auto" on a CUDA device leaves it to the CPU's threads where so many of them should give 1.5 times what the
+                consumer takes, and to the GPU otherwise (their pixels differ by a few grey levels: name one where a run must repeat
+                exactly on another machine); "gpu" raises LoaderError where that cannot be.
             resident: keep the decoded data set in memory: "on" (LoaderError where it does not fit), "auto" (where it fits well).
             dtype: float32, bfloat16 or float16, normalised by ImageNet's mean and standard deviation; uint8: pixels as they are.
             verify: check every sample's crc32 as it is decoded.
             on_bad: "skip" leaves bad samples out, lists them in `skipped`, and stops with LoaderError when they are more than
                 `max_bad` (a fraction) of the file.
-            decoder: which one decodes on the GPU, a key of decode.gpu.DECODERS; None: the best that is there.
+            decoder: which one decodes on the GPU, a key of decode.gpu.DECODERS; None: the first.
+            demand: images per second that the consumer takes at most, for decode="auto"; None: what a ResNet18 on an H100 might.
             reserve: bytes of memory that resident="auto" leaves to the model; see device_memory.training_bytes.
             rank, world_size: make this rank's part of each batch, every world_size-th of its samples. The order is the same for
                 every world size, every rank gets the same number of batches, and each sample still comes once an epoch: in a
@@ -141,9 +143,11 @@ class Loader:
             pixels = int(np.prod(decoded_sizes(self.beton, resolution).largest))
             pool = BufferPool(rows * pixels * 3, keep=ahead + 2, pinned=self.device.type == "cuda")
             self._feed = Feed(self.beton, settings, pool, DeviceJob)
-            choice = choose_decode(self._feed, self.device, decode, decoder, workers)
+            # Of a resident data set the decoder sees nothing but the filling.
+            batch = max(rows, DEVICE_BATCH) if residence.size else rows
+            choice = choose_decode(self._feed, self.device, decode, decoder, workers, batch, demand)
             store, kept = make_store(len(self.beton), residence, self.device, resident, peers)
-            self._stage = _make_stage(self._feed, self.device, store, choice.backend)
+            self._stage = _make_stage(self._feed, self.device, store, choice.decoder)
             where = choice.note
         else:
             nbytes = rows * resolution * resolution * 3 * dtype.itemsize
@@ -164,6 +168,11 @@ class Loader:
     def _makes_on_device(self) -> bool:
         """Whether the device makes the batches; tests say so of a CPU, whose kernel is Triton's interpreter."""
         return self.device.type != "cpu"
+
+    @property
+    def decodes_on(self) -> Literal["cpu", "gpu"]:
+        """Who decodes."""
+        return "gpu" if self._feed.device_decodes else "cpu"
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -199,7 +208,7 @@ class Loader:
         settings = self._feed.settings
         size = -(-settings.batch_size // settings.world_size)
         # A device decoder wants many at a time; the pinned memory that the CPU decodes into holds a rank's part of a batch.
-        rows, samples = max(size, FILL_BATCH) if self._feed.device_decodes else size, self._stage.owned
+        rows, samples = max(size, DEVICE_BATCH) if self._feed.device_decodes else size, self._stage.owned
         self._pipeline.start(self._feed.filling(samples, rows))
         self._next_job = None  # whatever was under way has been dropped
         hidden = not sys.stderr.isatty()
@@ -302,10 +311,10 @@ class Loader:
         self.close()
 
 
-def _make_stage(feed: Feed, device: torch.device, store: DeviceStore | None, backend: Backend | None) -> DeviceStage:
+def _make_stage(feed: Feed, device: torch.device, store: DeviceStore | None, decoder: DeviceDecoder | None) -> DeviceStage:
     """The device half. Its module is imported here: the CPU path needs no Triton."""
     from fastretina.device import DeviceStage
 
     feed.on_device = store.held if store else None
-    feed.device_decodes = backend is not None
-    return DeviceStage(feed, device, store, backend)
+    feed.device_decodes = decoder is not None
+    return DeviceStage(feed, device, store, decoder)

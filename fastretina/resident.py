@@ -90,14 +90,21 @@ class DeviceStore:
         # Set when the copy has been queued: whatever reads the sample is queued later, behind the same event.
         self.held = np.zeros(samples, np.bool_)
 
-    def put(self, index: int, image: Tensor) -> bool:
-        """Queue a copy of sample `index`, (H, W, 3), to its place. False where that is another rank's, who had it to bring."""
-        if index not in self.owned:
-            return False
-        place = (index - self.owned.start) * self._image_bytes
-        self._own[place : place + self._image_bytes].view(self._shape).copy_(image)
-        self.held[index] = True
-        return True
+    def put(self, indices: NDArray[np.int64], memory: Tensor, offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Queue copies of samples that lie in `memory`, flat uint8, at these byte offsets. (n,) whether each was this rank's to
+        keep: another's it has not to bring.
+
+        Samples that lie side by side here and there are one copy: 256 of their own would take the host 1.5 ms.
+        """
+        mine = (indices >= self.owned.start) & (indices < self.owned.stop)
+        targets, sources, size = (indices[mine] - self.owned.start) * self._image_bytes, offsets[mine], self._image_bytes
+        seams = np.flatnonzero((np.diff(targets) != size) | (np.diff(sources) != size)) + 1
+        for run in np.split(np.arange(len(targets)), seams):
+            if len(run):
+                to, of, nbytes = int(targets[run[0]]), int(sources[run[0]]), len(run) * size
+                self._own[to : to + nbytes].copy_(memory[of : of + nbytes])
+        self.held[indices[mine]] = True
+        return mine
 
     def addresses(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """(B,) addresses of these samples, as this rank's device reads them."""

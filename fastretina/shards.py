@@ -251,6 +251,10 @@ class ShardedBeton(Beton):
         """What is the same in the provenance of all shards. Raises BetonError."""
         return _packing(self.shards[0])
 
+    @property
+    def mean_bytes(self) -> float:
+        return sum(shard.mean_bytes * len(shard) for shard in self.shards) / sum(map(len, self.shards))
+
     def shard_of(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Where these samples (B,) lie: numbers of their shards and positions in those, int64 (B,) each."""
         places = indices if self._positions is None else self._positions[indices]

@@ -41,21 +41,21 @@ def features() -> dict[str, bool]:
 class Compiled:
     """Takes the kernel's place: `Compiled(variants)[grid](*arguments)` runs every thread.
 
-    variants: LLVM IR by (recolour, planar), for resolutions that are multiples of 16.
+    variants: LLVM IR by whether it recolours, for resolutions that are multiples of 16.
     """
 
-    def __init__(self, variants: dict[tuple[bool, bool], str]) -> None:
+    def __init__(self, variants: dict[bool, str]) -> None:
         """Raises Unreadable."""
         self._variants = {variant: native(ir) for variant, ir in variants.items()}
 
     def __getitem__(self, grid: tuple[int, int, int]) -> Callable[..., None]:
         def launch(*arguments: Any, num_warps: int) -> None:
-            *tensors, resolution, recolour, planar, whole = arguments
+            *tensors, resolution, recolour, whole = arguments
             assert whole
             assert resolution % 16 == 0
             addresses = [tensor.data_ptr() for tensor in tensors]
             for place in itertools.product(range(32 * num_warps), *map(range, grid)):
-                self._variants[recolour, planar](*addresses, resolution, *place)
+                self._variants[recolour](*addresses, resolution, *place)
 
         return launch
 

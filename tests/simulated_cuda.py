@@ -33,6 +33,9 @@ class Mark:
 
     passed = False
 
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+
     def __call__(self) -> None:
         self.passed = True
 
@@ -51,7 +54,7 @@ class Stream:
             self.add(lambda: None, after=event.mark)
 
     def mark(self) -> Mark:
-        mark = Mark()
+        mark = Mark(self)
         self.add(mark)
         return mark
 
@@ -60,6 +63,14 @@ class Stream:
 
     def go_on(self) -> None:
         self.queue.popleft()[1]()
+
+    def run_until(self, mark: Mark) -> None:
+        """No more than what the mark needs, of this stream and of those that it waits for: all else stays as late as it can be."""
+        while not mark.passed:
+            after = self.queue[0][0]
+            if after is not None and not after.passed:
+                after.stream.run_until(after)
+            self.go_on()
 
 
 class Event:
@@ -75,8 +86,8 @@ class Event:
         return self.mark is None or self.mark.passed
 
     def synchronize(self) -> None:
-        while self.mark is not None and not self.mark.passed:
-            self.cuda.run(1)
+        if self.mark is not None:
+            self.mark.stream.run_until(self.mark)
 
 
 class SimulatedCuda:

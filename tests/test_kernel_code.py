@@ -27,8 +27,8 @@ LEVELS = {"float32": 0.01, "bfloat16": 0.51, "float16": 0.07, "uint8": 0.51}  # 
 PRINT_IR = """
 import sys, kernel_code
 for words in sys.argv[1:]:
-    dtype, recolour, planar = words.split()
-    print(kernel_code.compiled(90, dtype, recolour == "True", planar == "True", True)["llir"], end="\\0")
+    dtype, recolour = words.split()
+    print(kernel_code.compiled(90, dtype, recolour == "True", True)["llir"], end="\\0")
 """
 
 
@@ -46,14 +46,13 @@ def test_every_variant_compiles_without_spills_and_with_wide_accesses(capability
     done = subprocess.run(command, env=without_interpreter(tmp_path), capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     variants = json.loads(out.read_text())["variants"]
-    assert len(variants) == 16
+    assert len(variants) == 12
     for name, counts in variants.items():
         step = counts["in_a_step"]
         assert counts["spilled_bytes"] == 0, name
         assert step["flushing_denormals"] == 0, f"{name}: bytes read as denormals would become zero"
-        if "planar" not in name:
-            # Two rows of three words for each of four pixels, and no byte by itself.
-            assert step["loads"] == {"LDG.E": 24}, name
+        # Two rows of three words for each of four pixels, and no byte by itself.
+        assert step["loads"] == {"LDG.E": 24}, name
         if "any resolution" not in name:
             assert step["stores"] == {STORES[name.split(",")[0]]: 3}, name
 
@@ -62,8 +61,8 @@ def test_every_variant_compiles_without_spills_and_with_wide_accesses(capability
 def test_what_is_compiled_for_a_gpu_agrees_with_float64_thread_by_thread(dtype, tmp_path, monkeypatch):
     if dtype in INSTRUCTIONS and not features().get(INSTRUCTIONS[dtype]):
         pytest.skip(f"this CPU has no {INSTRUCTIONS[dtype]}")
-    variants = [(recolour, planar) for recolour in (False, True) for planar in (False, True)]
-    words = [f"{dtype} {recolour} {planar}" for recolour, planar in variants]
+    variants = (False, True)
+    words = [f"{dtype} {recolour}" for recolour in variants]
     printed = subprocess.run(
         [sys.executable, "-c", PRINT_IR, *words], env=without_interpreter(tmp_path), capture_output=True, text=True, check=True
     )
@@ -76,8 +75,8 @@ def test_what_is_compiled_for_a_gpu_agrees_with_float64_thread_by_thread(dtype, 
     monkeypatch.setattr(gpu, "_warp_kernel", kernel)
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 255, (h, w, 3), dtype=np.uint8) for h, w in ((64, 64), (1, 1), (5, 1), (1, 6), (33, 70), (90, 31))]
-    for recolour, planar in variants:
-        sources = [surrounded(image, number % 4, 255, "cpu", planar) for number, image in enumerate(images)]
+    for recolour in variants:
+        sources = [surrounded(image, number % 4, 255, "cpu") for number, image in enumerate(images)]
         augment = Augment.full() if recolour else Augment(zoom=(0.4, 1.6), shift=0.3)
         for resolution in (16, 80):  # half a tile, and two and a half by one and a quarter
-            agrees(images, sources, augment, resolution, TYPES[dtype], "cpu", planar, LEVELS[dtype])
+            agrees(images, sources, augment, resolution, TYPES[dtype], "cpu", LEVELS[dtype])

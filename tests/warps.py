@@ -19,35 +19,33 @@ def tolerance(dtype: torch.dtype, device: str) -> float:
     return {torch.float32: 0.05, torch.bfloat16: bfloat16, torch.float16: 0.1, torch.uint8: 0.56}[dtype]
 
 
-def run(sources, parameters: WarpParameters, resolution: int, dtype: torch.dtype, device: str, recolour=False, planar=False):
+def run(sources, parameters: WarpParameters, resolution: int, dtype: torch.dtype, device: str, recolour=False):
     """Warp images of these tensors, which may be views into one; the output begins poisoned."""
     poison = float("nan") if dtype.is_floating_point else 7
     # An image more than there are, to see what is written past the end.
     memory = torch.full((len(sources) + 1, resolution, resolution, 3), poison, dtype=dtype, device=device)
     output, untouched = memory[:-1], memory[-1].clone()
-    axes = (1, 2) if planar else (0, 1)
-    heights, widths = (torch.tensor([s.shape[axis] for s in sources], dtype=torch.int32, device=device) for axis in axes)
+    heights, widths = (torch.tensor([s.shape[axis] for s in sources], dtype=torch.int32, device=device) for axis in (0, 1))
     addresses = torch.tensor([source.data_ptr() for source in sources], device=device)
     affine, colour = (torch.from_numpy(np.asarray(part, np.float32)).to(device) for part in parameters)
-    warp(addresses, heights, widths, affine, colour, IDENTITY.to(device), recolour, output, planar)
+    warp(addresses, heights, widths, affine, colour, IDENTITY.to(device), recolour, output)
     assert torch.equal(memory[-1].view(torch.uint8), untouched.view(torch.uint8))
     return output
 
 
-def surrounded(image: np.ndarray, offset: int, poison: int, device: str, planar=False) -> torch.Tensor:
+def surrounded(image: np.ndarray, offset: int, poison: int, device: str) -> torch.Tensor:
     """The image on the device, so many bytes past a multiple of 16, in the midst of poison."""
     memory = torch.full((image.size + 64,), poison, dtype=torch.uint8, device=device)
-    pixels = np.ascontiguousarray(image.transpose(2, 0, 1) if planar else image)
-    place = memory[16 + offset : 16 + offset + image.size].view(pixels.shape)
-    return place.copy_(torch.from_numpy(pixels))
+    place = memory[16 + offset : 16 + offset + image.size].view(image.shape)
+    return place.copy_(torch.from_numpy(image))
 
 
-def agrees(images, sources, augment: Augment, resolution: int, dtype: torch.dtype, device: str, planar=False, levels=None) -> None:
+def agrees(images, sources, augment: Augment, resolution: int, dtype: torch.dtype, device: str, levels=None) -> None:
     """levels: the largest difference in grey levels; None: the device's tolerance."""
     levels = tolerance(dtype, device) if levels is None else levels
     heights, widths = np.array([i.shape[0] for i in images]), np.array([i.shape[1] for i in images])
     parameters = draw(augment, resolution, widths, heights, 3, 0, np.arange(len(images)))
-    output = run(sources, parameters, resolution, dtype, device, augment.brightness > 0, planar).double().cpu().numpy()
+    output = run(sources, parameters, resolution, dtype, device, augment.brightness > 0).double().cpu().numpy()
     assert np.isfinite(output).all(), "an element was not written"
     for image, affine, colour, got in zip(images, *parameters, output, strict=True):
         assert np.abs(got - reference.warp(image, affine, colour, resolution)).max() < levels

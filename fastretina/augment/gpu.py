@@ -47,15 +47,7 @@ def _level(word, byte: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _plane(pixels, offset, below, wide):  # type: ignore[no-untyped-def]
-    """The four taps of one channel of a planar image."""
-    t00, t10 = tl.load(pixels + offset), tl.load(pixels + offset + below)
-    t01, t11 = tl.load(pixels + offset + 1, mask=wide, other=0), tl.load(pixels + offset + below + 1, mask=wide, other=0)
-    return _level(t00.to(tl.uint32), 0), _level(t01.to(tl.uint32), 0), _level(t10.to(tl.uint32), 0), _level(t11.to(tl.uint32), 0)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _sample(address, height, width, sx, sy, planar: tl.constexpr):  # type: ignore[no-untyped-def]
+def _sample(address, height, width, sx, sy):  # type: ignore[no-untyped-def]
     """Red, green and blue at (sx, sy), in grey levels divided by _LEVEL; zeros outside the image, and a pixel's fade at its edge.
 
     The taps are the nearest two rows and columns that the image has. Their weights fall to 0 one pixel away, so that at an edge
@@ -69,20 +61,13 @@ def _sample(address, height, width, sx, sy, planar: tl.constexpr):  # type: igno
     left, right = 1.0 - tl.minimum(tl.abs(dx), 1.0), one - one * tl.minimum(tl.abs(dx - 1.0), 1.0)
     top, bottom = _WEIGHT - _WEIGHT * tl.minimum(tl.abs(dy), 1.0), weight - weight * tl.minimum(tl.abs(dy - 1.0), 1.0)
     w00, w01, w10, w11 = left * top, right * top, left * bottom, right * bottom
-    if planar:
-        pixels, plane = address.to(tl.pointer_type(tl.uint8)), height * width
-        offset, below = row * width + column, tl.where(tall, width, 0)
-        r00, r01, r10, r11 = _plane(pixels, offset, below, wide)
-        g00, g01, g10, g11 = _plane(pixels, offset + plane, below, wide)
-        b00, b01, b10, b11 = _plane(pixels, offset + 2 * plane, below, wide)
-    else:
-        words = (address & -4).to(tl.pointer_type(tl.uint32))
-        offset = (row * width + column) * 3 + (address & 3).to(tl.int32)
-        last, below = tl.where(wide, 5, 2), tl.where(tall, width * 3, 0)
-        u, v = _row_of_words(words, offset, last)
-        r00, g00, b00, r01, g01, b01 = _level(u, 0), _level(u, 1), _level(u, 2), _level(u, 3), _level(v, 0), _level(v, 1)
-        u, v = _row_of_words(words, offset + below, last)
-        r10, g10, b10, r11, g11, b11 = _level(u, 0), _level(u, 1), _level(u, 2), _level(u, 3), _level(v, 0), _level(v, 1)
+    words = (address & -4).to(tl.pointer_type(tl.uint32))
+    offset = (row * width + column) * 3 + (address & 3).to(tl.int32)
+    last, below = tl.where(wide, 5, 2), tl.where(tall, width * 3, 0)
+    u, v = _row_of_words(words, offset, last)
+    r00, g00, b00, r01, g01, b01 = _level(u, 0), _level(u, 1), _level(u, 2), _level(u, 3), _level(v, 0), _level(v, 1)
+    u, v = _row_of_words(words, offset + below, last)
+    r10, g10, b10, r11, g11, b11 = _level(u, 0), _level(u, 1), _level(u, 2), _level(u, 3), _level(v, 0), _level(v, 1)
     red = w00 * r00 + w01 * r01 + w10 * r10 + w11 * r11
     green = w00 * g00 + w01 * g01 + w10 * g10 + w11 * g11
     blue = w00 * b00 + w01 * b01 + w10 * b10 + w11 * b11
@@ -114,7 +99,6 @@ def _warp_kernel(  # type: ignore[no-untyped-def]
     output,
     resolution,
     recolour: tl.constexpr,
-    planar: tl.constexpr,
     whole: tl.constexpr,
 ):
     image = tl.program_id(2)
@@ -142,10 +126,10 @@ def _warp_kernel(  # type: ignore[no-untyped-def]
         py = top + line
         y = py.to(tl.float32)
         sx, sy = xy * y + x0, yy * y + y0
-        r0, g0, b0 = _sample(address, height, width, xx * x + sx, yx * x + sy, planar)
-        r1, g1, b1 = _sample(address, height, width, xx * (x + 1.0) + sx, yx * (x + 1.0) + sy, planar)
-        r2, g2, b2 = _sample(address, height, width, xx * (x + 2.0) + sx, yx * (x + 2.0) + sy, planar)
-        r3, g3, b3 = _sample(address, height, width, xx * (x + 3.0) + sx, yx * (x + 3.0) + sy, planar)
+        r0, g0, b0 = _sample(address, height, width, xx * x + sx, yx * x + sy)
+        r1, g1, b1 = _sample(address, height, width, xx * (x + 1.0) + sx, yx * (x + 1.0) + sy)
+        r2, g2, b2 = _sample(address, height, width, xx * (x + 2.0) + sx, yx * (x + 2.0) + sy)
+        r3, g3, b3 = _sample(address, height, width, xx * (x + 3.0) + sx, yx * (x + 3.0) + sy)
         if recolour:
             r0, g0, b0 = _mixed(r0, g0, b0, rr, rg, rb, r), _mixed(r0, g0, b0, gr, gg, gb, g), _mixed(r0, g0, b0, br, bg, bb, b)
             r1, g1, b1 = _mixed(r1, g1, b1, rr, rg, rb, r), _mixed(r1, g1, b1, gr, gg, gb, g), _mixed(r1, g1, b1, br, bg, bb, b)
@@ -173,21 +157,19 @@ def warp(
     norm: Tensor,
     recolour: bool,
     output: Tensor,
-    planar: bool = False,
 ) -> None:
     """Warp B images on the device that `output` is on, in its current stream. All tensors are on that device.
 
     addresses: (B,) int64, of each image's first byte: uint8 RGB rows without gaps, whether in a stacked batch, in buffers of
     their own or in the resident array. heights, widths: (B,) int32, px. affine: (B, 2, 3) and colour: (B, 3, 4) float32, as
     `augment.draw` gives them. norm: (2, 3) float32, scale and bias per channel. recolour: whether the colour matrices do
-    anything. output: (B, R, R, 3) contiguous; float32, bfloat16, float16 or uint8. planar: the sources are (3, H, W) and not
-    (H, W, 3). The caller keeps all of it alive and unwritten until the stream has passed this point. An image, and one of the
-    output, has less than 2 GiB; B is below 65,536.
+    anything. output: (B, R, R, 3) contiguous; float32, bfloat16, float16 or uint8. The caller keeps all of it alive and unwritten
+    until the stream has passed this point. An image, and one of the output, has less than 2 GiB; B is below 65,536.
     """
     count, resolution = output.shape[0], output.shape[1]
     if not output.is_contiguous() or output.shape != (count, resolution, resolution, 3):
         raise ValueError(f"output must be a contiguous (B, R, R, 3), not {tuple(output.shape)}")
     grid = (triton.cdiv(resolution, _TILE_WIDTH.value), triton.cdiv(resolution, _TILE_HEIGHT.value), count)
     _warp_kernel[grid](
-        addresses, heights, widths, affine, colour, norm, output, resolution, recolour, planar, resolution % 4 == 0, num_warps=4
+        addresses, heights, widths, affine, colour, norm, output, resolution, recolour, resolution % 4 == 0, num_warps=4
     )

@@ -34,7 +34,7 @@ from torch import Tensor
 from fastretina.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, cpu, draw
 from fastretina.augment.gpu import warp
 from fastretina.beton import Beton
-from fastretina.decode.gpu import Backend, make_decoder
+from fastretina.decode.gpu import DeviceDecoder, make_decoder
 from fastretina.errors import SampleError
 from fastretina.interop.ffcv import Warp
 from fastretina.streams import current_stream, mark
@@ -77,7 +77,7 @@ class DecodeOnDevice(Operation):  # type: ignore[misc]
         bad: SampleErrors by position in the file.
     """
 
-    def __init__(self, beton: Beton, device: torch.device, decoder: Backend, verify: bool = True) -> None:
+    def __init__(self, beton: Beton, device: torch.device, decoder: DeviceDecoder, verify: bool = True) -> None:
         """verify: compare each sample with its checksum."""
         super().__init__()
         self.bad: dict[int, SampleError] = {}
@@ -93,17 +93,17 @@ class DecodeOnDevice(Operation):  # type: ignore[misc]
         def decode(found: NDArray[np.int64], output: Tensor, indices: Any) -> Tensor:
             output = output[: len(found)]
             good = [row for row in range(len(found)) if self._intact(int(indices[row]), int(found[row, 1]))]
-            jpegs = [_bytes_at(*map(int, found[row])) for row in good]
-            decoded = self._decoder.decode(jpegs, [self._size] * len(good))
-            images = dict(zip(good, decoded.images, strict=True))
+            decoded = self._decoder.decode([_bytes_at(*map(int, found[row])) for row in good], [self._size] * len(good))
+            images = {row: decoded.image(position) for position, row in enumerate(good) if decoded.done[position]}
             for row in range(len(found)):
-                image = images.get(row)
-                if image is not None:
-                    output[row].copy_(image.permute(1, 2, 0) if decoded.planar else image, non_blocking=True)
+                if row in images:
+                    output[row].copy_(images[row], non_blocking=True)
                 else:
                     output[row].zero_()
-                    if row in images:
-                        self._note(SampleError(*self._named(int(indices[row])), f"{self._decoder.name} cannot decode it"))
+            for position, row in enumerate(good):
+                if not decoded.done[position]:
+                    did = "did not write" if position in decoded.unwritten else "cannot decode"
+                    self._note(SampleError(*self._named(int(indices[row])), f"{self._decoder.name} {did} it"))
             self._decoder.release(mark(current_stream(self._device)))
             return output
 
@@ -189,7 +189,7 @@ def device_pipelines(
     decode.gpu.make_decoder. Raises BetonError for a file that cannot be used, LoaderError where no decoder starts.
     """
     beton, device = Beton(path), torch.device(device)
-    decode = DecodeOnDevice(beton, device, make_decoder(device, decoder))
+    decode = DecodeOnDevice(beton, device, make_decoder(beton, device, decoder))
     turn = WarpOnDevice(beton.ids, resolution, Augment() if augment is None else augment, device, seed, dtype)
     pipes: dict[str, list[Operation] | None] = {
         "image": [JpegAddress(), decode, turn, ToTorchImage(convert_back_int16=False)],
