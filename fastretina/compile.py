@@ -7,6 +7,7 @@ compile_seconds = forward.warm_up((batch_size, 3, resolution, resolution), dtype
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -51,6 +52,8 @@ SECONDS_PER_CONVOLUTION = 1.0  # of compiling, forward and backward
 # Up to here an eager step's kernels take less time than launching them (about 600 launches of 5 us for a ResNet18), which
 # a CUDA graph saves; above it, a graph only costs the copy of its input.
 LAUNCH_BOUND_TFLOP = 0.3
+WARM_UP_STEPS = 2  # the first compiles
+GRAPH_WARM_UP_STEPS = 3  # the first compiles and runs eagerly, the second records the CUDA graphs, the third replays them
 
 
 @dataclass(frozen=True)
@@ -64,17 +67,12 @@ class CompileChoice:
 def training_flops(model: nn.Module, resolution: int) -> int:
     """Floating-point operations of training on one image, counted by torch over the forward and backward pass.
 
-    A multiply-add is 2. On the model's device, with a batch of one; nothing of the model changes but its gradients, which are
-    cleared.
+    A multiply-add is 2. Of a copy without memory, so that nothing is computed.
     """
-    parameter = next(model.parameters())
-    image = torch.zeros(1, 3, resolution, resolution, device=parameter.device, dtype=parameter.dtype)
-    training = model.training
-    model.eval()  # a batch of one has no variance for the statistics, and they stay as they are
+    twin = copy.deepcopy(model).to("meta").eval()  # a batch of one has no variance for BatchNorm
+    image = torch.zeros(1, 3, resolution, resolution, device="meta", dtype=next(twin.parameters()).dtype)
     with FlopCounterMode(display=False) as counter:
-        torch.autograd.backward(model(image).sum())
-    model.train(training)
-    model.zero_grad(set_to_none=True)
+        torch.autograd.backward(twin(image).sum())
     return int(counter.get_total_flops())
 
 
@@ -86,10 +84,12 @@ def choose_compile(
     batch_size: int,
     steps: int,
     capability: tuple[int, int] | None = None,
+    accumulate: int = 1,
 ) -> CompileChoice:
     """Decide for `setting`: "auto", "off", or a mode of torch.compile by name, which is always obeyed.
 
-    batch_size: images that one forward pass takes. steps: left in this run. capability: of the CUDA device; None asks it.
+    batch_size: images that one forward pass takes. steps: forward passes left in this run. capability: of the CUDA device; None
+    asks it. accumulate: forward passes whose gradients add up; CUDA graphs are for one (see `recipe.check`).
     """
     if setting == "off":
         return CompileChoice(None, "off")
@@ -108,7 +108,7 @@ def choose_compile(
     estimate = f"may save {SAVING * eager:.0f} s of {steps:,} steps and costs about {costs:.0f} s"
     if SAVING * eager <= costs:
         return CompileChoice(None, f"off: {estimate}")
-    if per_step <= LAUNCH_BOUND_TFLOP:
+    if per_step <= LAUNCH_BOUND_TFLOP and accumulate == 1:
         return CompileChoice(
             "reduce-overhead", f"reduce-overhead (CUDA graphs: steps of {per_step:.2f} TFLOP wait for launches): {estimate}"
         )
@@ -125,7 +125,7 @@ class StepForward:
     def __init__(self, model: nn.Module, mode: str | None, batch_size: int, backend: str = "inductor") -> None:
         """mode: torch.compile's (its name is inductor's affair, other backends have none), or None: always eager."""
         self._model, self._batch_size = model, batch_size
-        self._copies = mode == "reduce-overhead"
+        self._graphs = mode == "reduce-overhead"
         self._compiled: Callable[[Tensor], Tensor] | None = None
         if mode is not None:
             # dynamic=False: a second size must not make it give up what it knows of the first.
@@ -136,7 +136,7 @@ class StepForward:
         """(B, C) logits of (B, 3, R, R) images."""
         if self._compiled is None or len(images) != self._batch_size:
             return self._model(images)  # type: ignore[no-any-return]
-        if not self._copies:
+        if not self._graphs:
             return self._compiled(images)
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         # A CUDA graph's output is overwritten by its next replay, and who counts the answers reads them many steps later.
@@ -154,19 +154,21 @@ class StepForward:
         device: torch.device,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> float:
-        """Compile now, by two training steps on zeros of the real shape, without an optimizer: so no epoch's clock holds it.
+        """Compile now, by two training steps (with CUDA graphs three) on zeros of the real shape, without an optimizer: so no
+        epoch's clock holds it. The model must be in the mode that it is trained in.
 
-        Seconds that the first took beyond the second; 0 without compilation. The model's statistics and torch's random state stay
-        as they are, gradients are cleared.
+        Returns the seconds that all steps took beyond as many of the last; 0 without compilation. The model's statistics and
+        torch's random state stay as they are, gradients are cleared.
         """
         if self._compiled is None:
             return 0.0
         buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
-        training = self._model.training
-        self._model.train()
         zeros = torch.zeros(shape, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
 
         def step() -> float:
+            # As the training loop does: gradients are outputs of a CUDA graph, whose memory the next step takes back. Adding to
+            # them then is an error (pytorch#169545).
+            self._model.zero_grad(set_to_none=True)
             started = time.perf_counter()
             with autocast():
                 logits = self(zeros)
@@ -176,11 +178,9 @@ class StepForward:
             return time.perf_counter() - started
 
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            first = step()
-            second = step()
+            seconds = [step() for _ in range(GRAPH_WARM_UP_STEPS if self._graphs else WARM_UP_STEPS)]
         self._model.zero_grad(set_to_none=True)
-        self._model.train(training)
         with torch.no_grad():
             for name, buffer in self._model.named_buffers():
                 buffer.copy_(buffers[name])
-        return max(0.0, first - second)
+        return max(0.0, sum(seconds) - len(seconds) * seconds[-1])

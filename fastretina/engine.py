@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,6 +25,7 @@ from fastretina.optim import ExponentialAverage
 from fastretina.precision import Precision
 from fastretina.profiling import StepProfiler, span
 from fastretina.signals import Signals, StopAsked
+from fastretina.streams import current_stream
 
 if TYPE_CHECKING:
     from fastretina.loader import Batch, Loader
@@ -58,7 +59,8 @@ class Training:
     Attributes:
         wrap: makes of `model` what is called in training: itself, of several ranks a DistributedDataParallel, or what torch.compile
             makes of either. average: of its weights; what is evaluated and kept, if there is one.
-        train_loader: gives the loader of an epoch, from 0; the same one until the resolution changes.
+        train_loader: gives the loader of an epoch, from 0; the same one until the resolution changes. full_batch: images that this
+            rank has of every batch but the last.
         epochs, patience: when the run is over, see `Progress.is_over`. stop_after: steps of this call, or None.
         second_phase: the epoch, from 0, that starts again from the best weights, or None. freeze_epochs: how many train the head
             alone. clip_norm: the largest norm of all gradients together, or None. accumulate: micro-batches that each rank's part
@@ -76,6 +78,7 @@ class Training:
     precision: Precision
     world: World
     train_loader: Callable[[int], Loader]
+    full_batch: int
     test_loader: Loader
     val_loader: Loader | None
     epochs: int
@@ -135,7 +138,8 @@ def fit(training: Training, keeper: Keeper) -> bool:
                         if at.step == 0:
                             sample = batch.images, batch.labels
                         optimizer.zero_grad(set_to_none=True)
-                        loss, outputs = _backward(training, forward, batch)
+                        with nullcontext() if len(batch.ids) == training.full_batch else no_cudnn_benchmark():
+                            loss, outputs = _backward(training, forward, batch)
                         if training.clip_norm is not None:
                             scaler.unscale_(optimizer)
                             nn.utils.clip_grad_norm_(parameters, training.clip_norm)
@@ -211,6 +215,20 @@ def _backward(training: Training, forward: Callable[[Tensor], Tensor], batch: Ba
     return torch.stack(losses).sum(), torch.cat(outputs)
 
 
+@contextmanager
+def no_cudnn_benchmark() -> Iterator[None]:
+    """While entered, cuDNN takes the algorithms that its heuristics choose, for shapes that are too rare to try all on each.
+
+    A trial costs more than the few batches of that shape gain, and empties torch's cache of device memory.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def run_model(
     model: nn.Module,
     loader: Loader,
@@ -228,7 +246,7 @@ def run_model(
     model.eval()
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     pace = Pace(loader.device)
-    with torch.no_grad(), progress_bar(title, len(loader), 0, shown=shown) as bar:
+    with torch.no_grad(), no_cudnn_benchmark(), progress_bar(title, len(loader), 0, shown=shown) as bar:
         for batch in loader:
             # Views last, so that batches can be joined along the first dimension as labels and ids are.
             found.append((view_outputs(model, batch.images, precision, views).movedim(0, -1), batch.labels, batch.ids))
@@ -287,18 +305,18 @@ def _check_scale(training: Training, ids: Tensor) -> None:
         )
 
 
-def _timed(batches: Iterable[Batch], tally: Tally) -> Iterator[Batch]:
-    source = iter(batches)
+def _timed(loader: Loader, tally: Tally) -> Iterator[Batch]:
+    batches = iter(loader)
     while True:
         started = time.perf_counter()
+        tally.data_wait.begin(current_stream(loader.device))
         try:
             with span("wait"):
-                batch = next(source)
+                batch = next(batches)
         except StopIteration:
             return
-        waited = time.perf_counter() - started
-        tally.wait_seconds += waited
-        tally.seconds += waited
+        tally.data_wait.end()
+        tally.seconds += time.perf_counter() - started
         yield batch
 
 

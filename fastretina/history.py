@@ -13,7 +13,7 @@ from fastretina.distributed import ALONE, World
 from fastretina.errors import RunError
 from fastretina.heads import Decision, Head
 from fastretina.metrics import GradeMetrics, grade_metrics
-from fastretina.streams import current_stream, mark
+from fastretina.streams import DataWait, current_stream, mark
 
 SHOWN_IDS = 64
 SelectionMetric = Literal["qwk", "accuracy", "balanced_accuracy", "macro_f1", "loss"]
@@ -98,7 +98,8 @@ class EpochRecord:
         epoch: from 1. lr: the learning rate at its end. train: scores of the augmented images as they were trained on, while
             the weights moved. test, val: scores after it, without augmentation; val is None without a validation set.
         train_seconds: the training pass. epoch_seconds: with the evaluation. data_wait_seconds: the part of train_seconds in
-            which the training waited for the loader. images_per_second: training images by train_seconds.
+            which training had no batch to work on: on CUDA the device, by its own clock, however long the host blocked; on a CPU
+            the host, in the loader. Of several ranks, rank 0's. images_per_second: training images by train_seconds.
     """
 
     epoch: int
@@ -175,7 +176,8 @@ class Tally:
         self.loss_sum = 0.0
         self.images = 0  # those read
         self.seconds = 0.0
-        self.wait_seconds = 0.0
+        self.wait_seconds = 0.0  # those read
+        self.data_wait = DataWait()
         self._predicted: list[Tensor] = []
         self._labels: list[Tensor] = []
         self._unread: list[_Step] = []
@@ -189,7 +191,8 @@ class Tally:
         self._labels.append(labels)
 
     def read(self, epoch: int, world: World = ALONE, late: bool = False) -> None:
-        """Fetch the losses noted so far. RunError (epoch, step, samples) where one is not finite.
+        """Fetch the losses noted so far, and how long training waited for data. RunError (epoch, step, samples) where a loss is not
+        finite.
 
         late: fetch what was noted until the last such call, and let the rest set out: a device that has more to do by now need not
         run dry while the host waits for these.
@@ -200,6 +203,7 @@ class Tally:
         if not late:
             coming, self._coming = self._coming, None
             self._note(coming, epoch, world)
+        self.wait_seconds += self.data_wait.read(late)
 
     def _note(self, coming: _Coming | None, epoch: int, world: World) -> None:
         if coming is None:

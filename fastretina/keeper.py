@@ -153,6 +153,7 @@ class RunKeeper:
             "schedule": training.schedule.state_dict(),
             "scaler": training.scaler.state_dict(),
             "precision": training.precision.name,
+            "decode": training.test_loader.decodes_on,
             "loader": training.train_loader(training.progress.epoch).state_dict(),
             "rng_cpu": torch.get_rng_state(),
             "rng_cuda": [torch.cuda.get_rng_state()] if training.world.device.type == "cuda" else [],

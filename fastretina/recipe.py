@@ -102,6 +102,12 @@ def check(config: TrainConfig) -> None:
             raise UsageError(f"--{name.replace('_', '-')} must be 1 or more, got {value}")
     if config.accumulate > config.batch_size:
         raise UsageError(f"--accumulate {config.accumulate}: is more than --batch-size {config.batch_size}")
+    if config.accumulate > 1 and config.compile == "reduce-overhead":
+        # The gradients of all micro-batches but one may be missing, without a word (pytorch#96693).
+        raise UsageError(
+            f"--compile reduce-overhead with --accumulate {config.accumulate}: CUDA graphs may lose gradients that add up "
+            "over micro-batches; use --compile default, or leave --accumulate away"
+        )
     if config.profile < 0:
         raise UsageError(f"--profile must be 0 or more, got {config.profile}")
     if not config.lr > 0 or config.weight_decay < 0:

@@ -9,6 +9,7 @@ Ctrl-C and SIGTERM save first; the same command then goes on where it stopped.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -21,7 +22,8 @@ from fastretina import __version__, cli
 from fastretina.augment import IMAGENET_MEAN, IMAGENET_STD, Augment
 from fastretina.beton import Beton
 from fastretina.checkpoint import Grader
-from fastretina.compile import CompileChoice, StepForward, choose_compile
+from fastretina.compile import CompileChoice, StepForward, choose_compile, training_flops
+from fastretina.decode.choice import FASTEST_FLOPS
 from fastretina.device_memory import training_bytes
 from fastretina.distributed import World, joined
 from fastretina.engine import Training, fit
@@ -33,6 +35,7 @@ from fastretina.keeper import NoKeeper, RunKeeper, restore, resume_state
 from fastretina.loader import Loader
 from fastretina.models import build_model
 from fastretina.optim import ExponentialAverage, build_optimizer, build_schedule, second_phase_epoch
+from fastretina.order import rank_places
 from fastretina.precision import Precision, bf16_speedup, choose_precision, device_name
 from fastretina.preparation import common_preparation
 from fastretina.profiling import StepProfiler
@@ -78,9 +81,10 @@ def main(config: TrainConfig) -> int:
 
         # Measured before any data is on the device, so that --resident auto leaves the model its room.
         reserve = _reserve(config, model, world, precision) if world.device.type == "cuda" else None
+        decoding = _decoding(config, model, world, state)
 
         def loader(name: str, resolution: int = config.resolution) -> Loader:
-            return _loader(config, name, data[name], resolution, world, precision, reserve)
+            return _loader(config, name, data[name], resolution, world, precision, reserve, decoding)
 
         growth = stack.enter_context(closing(Growth(config, lambda resolution: loader("train", resolution))))
         evaluated = {name: stack.enter_context(loader(name)) for name in data if name != "train"}
@@ -190,6 +194,11 @@ def _images(config: TrainConfig, world: World) -> tuple[int, int, int, int]:
     return -(-config.batch_size // world.size), 3, config.resolution, config.resolution
 
 
+def _full_batch(config: TrainConfig, world: World) -> int:
+    """The images that this rank has of every batch but the last; ranks may differ by one."""
+    return len(rank_places(0, config.batch_size, config.batch_size, world.rank, world.size))
+
+
 def _micro_batch(config: TrainConfig, world: World) -> int:
     """The most images that one forward pass of a rank takes."""
     return -(-_images(config, world)[0] // config.accumulate)
@@ -201,16 +210,33 @@ def _image_dtype(world: World, precision: Precision) -> torch.dtype:
 
 
 def _compile_choice(config: TrainConfig, model: nn.Module, world: World, steps: int) -> CompileChoice:
-    images = _micro_batch(config, world)
-    return choose_compile(config.compile, world.device, model, config.resolution, images, steps * config.accumulate)
+    images, parts = _micro_batch(config, world), config.accumulate
+    return choose_compile(config.compile, world.device, model, config.resolution, images, steps * parts, accumulate=parts)
 
 
 def _reserve(config: TrainConfig, model: nn.Module, world: World, precision: Precision) -> int:
     return training_bytes(model, _images(config, world), precision.dtype or torch.float32, world.device, precision.autocast)
 
 
+def _decoding(config: TrainConfig, model: nn.Module, world: World, state: dict[str, Any] | None) -> dict[str, Any]:
+    """What the loaders are told of decoding: the same for all, and as the run began, on a machine with other cores too."""
+    if config.decode != "auto" or world.device.type == "cpu":
+        return {"decode": config.decode}
+    began = None if state is None else state.get("decode")
+    if began == "cpu":
+        return {"decode": "cpu"}
+    return {"demand": math.inf if began == "gpu" else FASTEST_FLOPS / training_flops(model, config.resolution)}
+
+
 def _loader(
-    config: TrainConfig, name: str, beton: Beton, resolution: int, world: World, precision: Precision, reserve: int | None
+    config: TrainConfig,
+    name: str,
+    beton: Beton,
+    resolution: int,
+    world: World,
+    precision: Precision,
+    reserve: int | None,
+    decoding: dict[str, Any],
 ) -> Loader:
     device = world.device
     return Loader(
@@ -221,7 +247,7 @@ def _loader(
         device=str(device),
         seed=config.seed,
         workers=config.workers or max(1, len(os.sched_getaffinity(0)) // world.local_size),
-        decode=config.decode,
+        **decoding,
         resident=config.resident,
         reserve=reserve,
         dtype=_image_dtype(world, precision),
@@ -270,6 +296,7 @@ def _training(
         precision=precision,
         world=world,
         train_loader=growth,
+        full_batch=_full_batch(config, world),
         test_loader=loaders["test"],
         val_loader=loaders.get("val"),
         epochs=config.epochs,

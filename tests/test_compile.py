@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
+from fastretina import compile as compiling
+from fastretina import train
 from fastretina.compile import StepForward, choose_compile, training_flops
-from fastretina.models import build_model
+from fastretina.distributed import World
+from fastretina.models import build_model, freeze_trunk
+from fastretina.recipe import TrainConfig
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -37,6 +43,15 @@ def test_auto_weighs_what_compiling_saves_against_what_it_costs(device, steps, b
     assert choice.mode == mode
     assert says in choice.note
     assert "\n" not in choice.note
+
+
+@pytest.mark.parametrize(("accumulate", "mode"), [(1, "reduce-overhead"), (2, "default")])
+def test_auto_leaves_cuda_graphs_to_steps_of_one_micro_batch(accumulate, mode, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    settings = TrainConfig(compile="auto", batch_size=4 * accumulate, accumulate=accumulate)
+    choice = train._compile_choice(settings, build_model("resnet18"), World(device=CUDA), 10**6)
+    assert choice.mode == mode
+    assert choice.note.startswith(mode)
 
 
 def test_a_mode_by_name_is_obeyed_even_where_auto_would_not_choose_it():
@@ -72,6 +87,53 @@ def test_only_full_batches_are_compiled_and_only_once(backend):
         forward(images).sum().backward()
     # eval() made one more graph; the sizes made none.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= compiled + 1
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("mode", "durations", "compile_seconds"),
+    [("default", [10.0, 1.0], 9.0), ("reduce-overhead", [10.0, 4.0, 1.0], 9.0 + 3.0), ("default", [1.0, 2.0], 0.0)],
+)
+def test_the_warm_up_takes_the_steps_that_the_mode_needs_each_without_old_gradients(monkeypatch, mode, durations, compile_seconds):
+    """A CUDA graph's gradients die when the next step begins, and a step that adds to them fails."""
+    torch._dynamo.reset()
+    model = nn.Sequential(TwoConvolutions(), nn.Dropout(0.5))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    left_over, now = [], 0.0
+
+    def backend(graph, inputs):
+        def run(*given):
+            nonlocal now
+            now += durations[len(left_over)]
+            left_over.append([name for name, parameter in model.named_parameters() if parameter.grad is not None])
+            return graph(*given)
+
+        return run
+
+    monkeypatch.setattr(compiling, "time", SimpleNamespace(perf_counter=lambda: now))
+    forward = StepForward(model, mode, batch_size=4, backend=backend)
+    before, random = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    assert forward.warm_up((4, 3, 8, 8), torch.float32, CPU) == compile_seconds
+    assert left_over == [[]] * len(durations)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    torch._dynamo.reset()
+
+
+def test_the_warm_up_of_a_frozen_trunk_compiles_the_step_that_follows_and_leaves_it_frozen():
+    torch._dynamo.reset()
+    model = nn.Sequential(TwoConvolutions(), nn.Linear(5, 5))
+    model.train()
+    freeze_trunk(model, frozen=True)
+    modes = [module.training for module in model.modules()]
+    forward = StepForward(model, "default", batch_size=4, backend="aot_eager")
+    forward.warm_up((4, 3, 8, 8), torch.float32, CPU)
+    assert [module.training for module in model.modules()] == modes
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    forward(torch.randn(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)).sum().backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
     torch._dynamo.reset()
 
 

@@ -37,11 +37,12 @@ def losses(device: str, dtype: torch.dtype | None, steps: int, mode: str | None 
     optimizer = build_optimizer(model, "sgd", 1e-3 if device == "cuda" else 1e-4, 0.01)
     precision, forward = Precision(device, dtype, ""), StepForward(model, mode, size)
     scaler, found = precision.scaler(), []
+    forward.warm_up((size, 3, side, side), torch.float32, torch.device(device), precision.autocast)
     for _ in range(steps):
         images = (torch.randn(size, 3, side, side) + colours[labels]).to(device, memory_format=torch.channels_last)
+        optimizer.zero_grad(set_to_none=True)
         with precision.autocast():
             loss = cross_entropy(forward(images), labels.to(device))
-        optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()

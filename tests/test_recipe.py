@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from fastretina import engine, evaluate, train, write_beton
+from fastretina import Loader, engine, evaluate, train, write_beton
 from fastretina.beton import Beton
 from fastretina.checkpoint import load_grader, load_state, read_grader
+from fastretina.distributed import World
 from fastretina.errors import UsageError
 from fastretina.evaluate import EvaluateConfig
 from fastretina.labels import patients_in_both
-from fastretina.recipe import TrainConfig
+from fastretina.precision import Precision
+from fastretina.recipe import TrainConfig, check
+from fastretina.signals import StopAsked
 from fastretina.train import main
 
 STEPS = 5
@@ -258,12 +261,67 @@ def test_the_best_epoch_is_chosen_by_the_metric_asked_for(tiny_betons, tmp_path,
         {"val_fraction": 0.6}, {"val_fraction": -0.1}, {"ema": 1.0}, {"label_smoothing": 1.0}, {"clip_norm": 0.0}, {"patience": 0},
         {"profile": -1},
         {"grow_from": 64}, {"freeze_epochs": 1}, {"trunk_lr": -1.0}, {"logit_adjustment": 1.0, "head": "ordinal"},
+        {"compile": "reduce-overhead", "accumulate": 2},
     ],
     ids=str,
 )  # fmt: skip
 def test_options_that_cannot_work_are_usage_errors(tiny_betons, tmp_path, wrong):
     with pytest.raises(UsageError):
         main(config(tiny_betons, tmp_path / "run", **wrong))
+
+
+def test_cuda_graphs_with_accumulation_are_refused_with_the_way_out_and_each_alone_is_not(tiny_betons, tmp_path):
+    graphs, parts = {"compile": "reduce-overhead"}, {"accumulate": 2}
+    with pytest.raises(UsageError, match=r"--compile reduce-overhead with --accumulate 2: .* use --compile default, or leave"):
+        check(config(tiny_betons, tmp_path / "run", **graphs, **parts))
+    for accepted in (graphs, parts, {"compile": "default"} | parts, {"compile": "auto"} | parts):
+        check(config(tiny_betons, tmp_path / "run", **accepted))
+
+
+@pytest.mark.parametrize(("accumulate", "sizes", "last"), [(1, [9], [4]), (2, [5, 4], [2, 2])])
+def test_cudnn_tries_its_algorithms_on_sizes_of_full_batches_and_on_no_others(
+    tiny_betons, tmp_path, monkeypatch, accumulate, sizes, last
+):
+    seen: dict[str, list[tuple[int, bool]]] = {"train": [], "test": []}
+    forward = Tiny.forward
+
+    def looked(self, images):
+        seen["train" if self.training else "test"].append((len(images), torch.backends.cudnn.benchmark))
+        return forward(self, images)
+
+    monkeypatch.setattr(Tiny, "forward", looked)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # what a run leaves behind is none of the other tests' business
+    main(config(tiny_betons, tmp_path / "run", epochs=2, batch_size=9, accumulate=accumulate))
+    epoch = 4 * [(size, True) for size in sizes] + [(size, False) for size in last]
+    assert seen == {"train": 2 * epoch, "test": 2 * [(9, False), (9, False), (2, False)]}
+    assert torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_an_evaluation_leaves_cudnns_setting_as_it_was_even_where_it_fails(tiny_betons, monkeypatch, before):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", before)
+    seen = []
+
+    def stop():
+        seen.append(torch.backends.cudnn.benchmark)
+        if len(seen) == 4:
+            raise StopAsked
+
+    with Loader(tiny_betons.test, batch_size=9, train=False, resolution=16, workers=1) as loader:
+        engine.run_model(Tiny(5), loader, Precision("cpu", None, ""), "graded", stop=stop)
+        assert torch.backends.cudnn.benchmark is before
+        with pytest.raises(StopAsked):
+            engine.run_model(Tiny(5), loader, Precision("cpu", None, ""), "graded", stop=stop)
+    assert seen == [False] * 4
+    assert torch.backends.cudnn.benchmark is before
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_full_batch_is_what_the_loader_gives_each_rank(tiny_betons, tmp_path, size):
+    settings = config(tiny_betons, tmp_path / "run", batch_size=10)
+    for rank in range(size):
+        with Loader(tiny_betons.train, batch_size=10, resolution=16, workers=1, rank=rank, world_size=size) as loader:
+            assert {len(batch.ids) for batch in loader} == {train._full_batch(settings, World(rank, size))}
 
 
 def test_a_selection_of_a_file_reads_the_same_samples_and_names_bad_ones_by_their_place_in_the_file(tiny_betons):

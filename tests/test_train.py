@@ -26,6 +26,7 @@ from fastretina.compile import StepForward
 from fastretina.errors import RunError, UsageError
 from fastretina.heads import Softmax
 from fastretina.history import Predictions, Progress
+from fastretina.models import build_model
 from fastretina.recipe import TrainConfig
 from fastretina.signals import Signals, StopAsked
 from fastretina.train import main
@@ -177,6 +178,17 @@ def test_a_run_goes_on_in_the_number_format_that_it_began_in(whole, tmp_path, mo
     main(settings)
     assert "bfloat16, as this run began" in capsys.readouterr().out
     assert json.loads((settings.out / "metrics.json").read_text())["amp_dtype"] == "bfloat16"
+
+
+def test_a_run_goes_on_decoding_where_it_began_whatever_the_cores_of_the_machine(whole):
+    gpu, model = SimpleNamespace(device=torch.device("cuda")), build_model("resnet18")
+    settings = replace(whole, resolution=512)
+    # 222 TFLOP/s, the fastest step hoped for, by 55.6 GFLOP an image.
+    assert train._decoding(settings, model, gpu, None) == {"demand": pytest.approx(222e12 / 55.6e9, rel=0.01)}
+    assert train._decoding(settings, model, gpu, {"decode": "cpu"}) == {"decode": "cpu"}
+    assert train._decoding(settings, model, gpu, {"decode": "gpu"}) == {"demand": float("inf")}
+    assert train._decoding(replace(settings, decode="gpu"), model, gpu, {"decode": "cpu"}) == {"decode": "gpu"}
+    assert load_state(whole.out / "last.pt")["decode"] == "cpu"
 
 
 def test_a_compiled_run_trains_as_the_eager_one(whole, tmp_path, monkeypatch, capsys):
