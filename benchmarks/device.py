@@ -1,6 +1,6 @@
 """The device half piece by piece: the roofs of the device, the warp kernel, the decoders, the filling of resident memory.
 
-    python benchmarks/device.py --data train.beton --json out.json
+    python benchmarks/device.py --data train.beton --json out.json [--only roof kernel]
 
 Medians with intervals (see measure.summary) of synchronised repeats after untimed ones. --device cpu runs all of it on a CPU
 (with TRITON_INTERPRET=1), to see that it works: its figures say nothing.
@@ -13,27 +13,35 @@ import json
 import statistics
 import sys
 import time
+import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from measure import FULL_TRAIN_SET, hardware, summary, versions
+from measure import FULL_TRAIN_SET, brief, save, summary
+from roof import roof, timed
 from sides import cpu_seconds
+from torch import Tensor
 
 from fastretina.augment import Augment, WarpParameters, cpu, draw
 from fastretina.augment.parameters import IMAGENET_MEAN, IMAGENET_STD, affine_matrices
 from fastretina.beton import Beton
 from fastretina.cli import run
 from fastretina.decode.cpu import decode
-from fastretina.decode.gpu import DECODERS, make_decoder
+from fastretina.decode.gpu import DECODERS, Codec, CodecSettings, DeviceDecoder, NvImageCodec, shared
 from fastretina.errors import FastretinaError
 from fastretina.precision import choose_device
 from fastretina.streams import current_stream, mark
 
-Piece = Literal["roof", "kernel", "decode", "fill"]
+Piece = Literal["roof", "kernel", "decode", "shares", "fill"]
+SHARES = (0.1, 0.25, 0.5, 0.75)
+Keep = Callable[[dict[str, Any]], None]  # is given the part of a piece's result that is there by now
+Decode = Callable[[list[memoryview], list[tuple[int, int]]], list[Tensor | None]]  # JPEGs, (height, width) -> (H, W, 3) each
 
 
 @dataclass(frozen=True)
@@ -45,46 +53,14 @@ class DeviceBenchmark:
     json: Path | None = None
     """Where to write the results."""
     device: Literal["cpu", "cuda"] = "cuda"
-    only: Piece | None = None
-    """One piece; default: all."""
+    only: tuple[Piece, ...] = ()
+    """These pieces; default: all."""
     rounds: int = 7
     """Timed repeats, after two untimed ones."""
     batch_size: int = 256
     """Images at a time."""
     resolution: int = 512
     """Side of the warp's images, px."""
-
-
-def timed(work: Callable[[], Any], device: torch.device, rounds: int, calls: int = 1) -> list[float]:
-    """Seconds of one call of `work`, `rounds` times, each over so many calls."""
-
-    def synchronised() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    found = []
-    for number in range(rounds + 2):
-        start = synchronised()
-        for _ in range(calls):
-            work()
-        if number >= 2:
-            found.append((synchronised() - start) / calls)
-    return found
-
-
-def roof(device: torch.device, rounds: int) -> dict[str, Any]:
-    """The device's own limits: TFLOP/s of a square matrix product in bfloat16, GB/s of a copy (bytes read + bytes written)."""
-    large = device.type == "cuda"
-    side, size = (8192, 1 << 30) if large else (256, 1 << 22)
-    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16 if large else torch.float32) for _ in range(2))
-    source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
-    product = timed(lambda: torch.matmul(a, b), device, rounds, 10)
-    copy = timed(lambda: target.copy_(source), device, rounds, 10)
-    return {
-        "matmul_tflops": summary([2 * side**3 / seconds / 1e12 for seconds in product]),
-        "copy_gb_per_second": summary([2 * size / seconds / 1e9 for seconds in copy]),
-    }
 
 
 def kernel(device: torch.device, config: DeviceBenchmark, copy_gb_per_second: float) -> dict[str, Any]:
@@ -122,56 +98,93 @@ def kernel(device: torch.device, config: DeviceBenchmark, copy_gb_per_second: fl
     return results
 
 
-def decoders(device: torch.device, config: DeviceBenchmark, workers: int = 0) -> dict[str, Any]:
-    """Every device decoder alone: images/s, CPU cores busy, and how near its pixels are to the CPU's."""
-    beton = Beton(config.data)
-    batches = [
-        range(first, min(first + config.batch_size, len(beton)))
-        for first in range(0, min(len(beton), 8 * config.batch_size), config.batch_size)
-    ]
-    # Full batches only, so that a rate is one of the batch size named.
-    batches = [batch for batch in batches if len(batch) == len(batches[0])]
-    results: dict[str, Any] = {}
-    for name in DECODERS:
-        try:
-            decoder = make_decoder(device, name, workers)
-            near = agreement(decoder, beton, batches[0])
-            turns = itertools.cycle(batches)
+def ours(device: torch.device, beton: Beton, batch: int, make: Callable[[CodecSettings], Codec]) -> Decode:
+    """A codec as the loader uses it, with the proof that it wrote."""
+    settings = CodecSettings(device, 0, int(beton.heights.max()), int(beton.widths.max()), batch)
+    decoder = DeviceDecoder(make(settings), device, int((beton.heights.astype(np.int64) * beton.widths).min()) * 3)
 
-            def work() -> None:
+    def decode(jpegs: list[memoryview], sizes: list[tuple[int, int]]) -> list[Tensor | None]:
+        decoded = decoder.decode(jpegs, sizes)
+        decoder.release(mark(current_stream(device)))
+        if decoded.unwritten:
+            raise RuntimeError(
+                f"{decoder.name} did not write {len(decoded.unwritten)} of {len(jpegs)} images, and said that it did"
+            )
+        return [decoded.image(n) if done else None for n, done in enumerate(decoded.done)]
+
+    return decode
+
+
+def torchvision(device: torch.device) -> Decode:
+    """The peer: torchvision's nvJPEG."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    def decode(jpegs: list[memoryview], sizes: list[tuple[int, int]]) -> list[Tensor | None]:
+        sources = [torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for jpeg in jpegs]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # from 0.29 on it points to torchcodec
+            images: list[Tensor] = decode_jpeg(sources, mode=ImageReadMode.RGB, device=device)
+        return [image.permute(1, 2, 0) for image in images]
+
+    return decode
+
+
+def decoders(config: DeviceBenchmark, beton: Beton, contestants: dict[str, Callable[[], Decode]], keep: Keep) -> dict[str, Any]:
+    """Every device decoder alone: images/s, CPU cores busy, and how near its pixels are to the CPU's."""
+    device, size = choose_device(config.device), min(config.batch_size, len(beton))
+    # Full batches only, so that a rate is one of the batch size named.
+    batches = [range(first, first + size) for first in range(0, min(len(beton), 8 * size) - size + 1, size)]
+    results: dict[str, Any] = {}
+    for name, contestant in contestants.items():
+        try:
+            decode, turns = contestant(), itertools.cycle(batches)
+
+            def work() -> list[Tensor | None]:
                 batch = next(turns)  # noqa: B023  # called before the next decoder's turn
                 sizes = [(int(beton.heights[i]), int(beton.widths[i])) for i in batch]
-                decoder.decode([beton.jpeg(i) for i in batch], sizes)  # noqa: B023
-                decoder.release(mark(current_stream(device)))  # noqa: B023
+                return decode([beton.jpeg(i) for i in batch], sizes)  # noqa: B023
 
+            near = agreement(beton, batches[0], work())
             cpu_before, start = cpu_seconds(), time.perf_counter()
             seconds = timed(work, device, config.rounds, len(batches))
             busy = (cpu_seconds() - cpu_before) / (time.perf_counter() - start)
-        except (FastretinaError, RuntimeError) as error:
+            results[name] = {"per_second": summary([size / s for s in seconds]), "cpu_cores": busy} | near
+        except (FastretinaError, RuntimeError, ImportError) as error:
             results[name] = {"failed": str(error).splitlines()[0]}
-            continue
-        results[name] = {"per_second": summary([len(batches[0]) / s for s in seconds]), "cpu_cores": busy} | near
+        keep(results)
     return results
 
 
-def agreement(decoder: Any, beton: Beton, batch: range) -> dict[str, Any]:
-    """How many of a batch it decodes, and the share of values within 3 grey levels of the CPU's."""
-    sizes = [(int(beton.heights[i]), int(beton.widths[i])) for i in batch]
-    decoded = decoder.decode([beton.jpeg(i) for i in batch], sizes)
+def agreement(beton: Beton, batch: range, images: list[Tensor | None]) -> dict[str, Any]:
+    """How many of a batch are there, and the share of values within 3 grey levels of the CPU's."""
     shares = []
-    for index, size, image in zip(batch, sizes, decoded.images, strict=True):
+    for index, image in zip(batch, images, strict=True):
         if image is None:
             continue
-        expected = np.empty((*size, 3), np.uint8)
-        decode(beton, index, max(size), expected, verify=False)
-        found = (image.permute(1, 2, 0) if decoded.planar else image).cpu().numpy()
-        shares.append(float((np.abs(found.astype(np.int16) - expected) <= 3).mean()))
-    decoder.release(None)
+        expected = np.empty(tuple(image.shape), np.uint8)
+        decode(beton, index, max(image.shape), expected, verify=False)
+        shares.append(float((np.abs(image.cpu().numpy().astype(np.int16) - expected) <= 3).mean()))
     near = {"within_3_levels": statistics.fmean(shares), "worst": min(shares)} if shares else {}
     return {"decoded": len(shares), "of": len(batch)} | near
 
 
-def fill(device: torch.device, config: DeviceBenchmark) -> dict[str, Any]:
+def all_decoders(device: torch.device, beton: Beton, batch: int) -> dict[str, Callable[[], Decode]]:
+    """Those that a loader may use, the first of them without interpolated chroma, and the peer."""
+    nearest = partial(NvImageCodec, fancy_upsampling=False)
+    makers = dict(DECODERS) | {"nvimgcodec, nearest chroma": nearest}
+    found: dict[str, Callable[[], Decode]] = {name: partial(ours, device, beton, batch, make) for name, make in makers.items()}
+    return found | {"torchvision": partial(torchvision, device)}
+
+
+def all_shares(device: torch.device, beton: Beton, batch: int) -> dict[str, Callable[[], Decode]]:
+    """A share of each batch for the hardware engine, the rest for CUDA."""
+    return {
+        f"hardware {share:.0%}": partial(ours, device, beton, batch, partial(NvImageCodec, engines=shared(share)))
+        for share in SHARES
+    }
+
+
+def fill(device: torch.device, config: DeviceBenchmark, keep: Keep) -> dict[str, Any]:
     """Seconds until the whole file is resident, by who decodes; and what that is for 28,100 images."""
     from fastretina.loader import Loader
 
@@ -200,34 +213,41 @@ def fill(device: torch.device, config: DeviceBenchmark) -> dict[str, Any]:
             "seconds": summary(seconds[1:]), "samples": samples, "loader": description,
             "seconds_for_28100": summary([s * FULL_TRAIN_SET / samples for s in seconds[1:]]),
         }  # fmt: skip
+        keep(results)
     return results
 
 
-def main(config: DeviceBenchmark) -> None:
-    """The pieces of the device half, measured one by one."""
+def main(config: DeviceBenchmark) -> int:
+    """The pieces of the device half, measured one by one. 1 where one fails."""
     device = choose_device(config.device)
-    result: dict[str, Any] = {"benchmark": "device", "command": " ".join(["python", *sys.argv])}
+    result: dict[str, Any] = {"benchmark": "device", "command": " ".join(["python", *sys.argv]), "batch_size": config.batch_size}
+    limits = cache(lambda: roof(device, config.rounds))
+    opened = cache(lambda: Beton(config.data))  # roofs and kernel need none
+    where = torch.empty(0, device=device).device  # with its number
+
+    def keep(name: Piece, found: dict[str, Any]) -> None:
+        result[name] = found
+        save(config.json, result)
+
     pieces: dict[Piece, Callable[[], dict[str, Any]]] = {
-        "roof": lambda: roof(device, config.rounds),
-        "kernel": lambda: kernel(device, config, roof(device, config.rounds)["copy_gb_per_second"]["median"]),
-        "decode": lambda: decoders(device, config),
-        "fill": lambda: fill(device, config),
+        "roof": limits,
+        "kernel": lambda: kernel(device, config, limits()["copy_gb_per_second"]["median"]),
+        "decode": lambda: decoders(config, opened(), all_decoders(where, opened(), config.batch_size), partial(keep, "decode")),
+        "shares": lambda: decoders(config, opened(), all_shares(where, opened(), config.batch_size), partial(keep, "shares")),
+        "fill": lambda: fill(device, config, partial(keep, "fill")),
     }
+    failed = 0
     for name, piece in pieces.items():
-        if config.only in (None, name):
-            result[name] = piece()
-            print(f"{name}: {json.dumps(brief(result[name]), indent=2)}", flush=True)
-    result |= {"batch_size": config.batch_size, "versions": versions(), "hardware": hardware()}
-    if config.json is not None:
-        config.json.parent.mkdir(parents=True, exist_ok=True)
-        config.json.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def brief(value: Any) -> Any:
-    """The same with medians in place of summaries."""
-    if isinstance(value, dict):
-        return f"{value['median']:,.4g}" if "median" in value else {key: brief(part) for key, part in value.items()}
-    return round(value, 4) if isinstance(value, float) else value
+        if config.only and name not in config.only:
+            continue
+        try:
+            keep(name, piece())
+        except Exception as error:
+            traceback.print_exc()
+            failed = 1
+            keep(name, result.get(name, {}) | {"failed": f"{type(error).__name__}: {error}"})
+        print(f"{name}: {json.dumps(brief(result[name]), indent=2)}", flush=True)
+    return failed
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Every figure is taken in a fresh process on files that this script makes in a te
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import simplejpeg
-from measure import hardware, summary, versions
+from measure import save, summary
 
 from fastretina.beton_writer import BetonWriter
 from fastretina.cli import run
@@ -127,14 +126,11 @@ def main(config: EngineBenchmark) -> None:
         "private_memory_mb": {name: summary(values)["median"] / 1e6 for name, values in memory.items()},
         f"seconds_to_open_{config.samples}_samples": {"worst": max(opening), **summary(opening)},
         "seconds_to_write_them": wrote,
-        "versions": versions(),
-        "hardware": hardware(),
     }
     print(f"a stage that raises, at {len(errors)} places: at the consumer after {max(errors) * 1e3:.1f} ms at worst")
     print(f"private memory, 40,000 over 4,000 samples: {ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})")
     print(f"opening {config.samples:,} samples: {summary(opening)['median'] * 1e3:.1f} ms (worst {max(opening) * 1e3:.1f} ms)")
-    if config.json is not None:
-        config.json.write_text(json.dumps(result, indent=2) + "\n")
+    save(config.json, result)
 
 
 if __name__ == "__main__":

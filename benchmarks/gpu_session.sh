@@ -1,110 +1,223 @@
 #!/usr/bin/env bash
-# Everything that a GPU is needed for, in one call: the tests, then the measurements, each with a time limit of its own.
+# Everything that a GPU is needed for, in three calls of less than ten minutes, each for a machine of its own.
 #
-#   bash benchmarks/gpu_session.sh [STEP ...]        no STEP: check data tests device train18 loader train50
+#   bash benchmarks/gpu_session.sh 1 | 2 | 3 | STEP ...
 #
-# Steps: check      which libraries and which GPU there are
-#        data       28,100 samples at $DATA, unless they are there
-#        tests      pytest -m gpu, in the files that have such tests
-#        device     roofs, warp kernel, decoders, resident fill
-#        loader     the loader alone, beside FFCV and DALI where they are installed
-#        train18    ResNet18: synthetic, resident, decoded on the CPU, on the GPU     (train50: ResNet50)
-#        compile18  ResNet18: the modes of torch.compile                              (compile50: ResNet50)
-#        timeline   a profile of streaming with decoding on the CPU and on the GPU
-#        run        fastretina.train for two epochs on $DATA
+#   1: data check headline18 headline50 device tests
+#   2: data check fill run timeline loader
+#   3: data check sweep18 sweep50 shares resident
+#
+# Steps: data        28,100 samples at $DATA, unless they are there: made beside the next steps, which wait for them
+#        check       which libraries and which GPU there are; where one is missing the call ends here, with 1
+#        headline18  ResNet18 on clones, resident, decoded on the CPU, on the GPU     (headline50: ResNet50, two batch sizes)
+#        sweep18     ResNet18 on clones: modes of torch.compile, batch sizes, memory formats     (sweep50: ResNet50)
+#        device      roofs, warp kernel, decoders     (fill: resident memory; shares: the decoders' shares of the work)
+#        tests       pytest -m gpu, one process for each file that has such tests
+#        loader      the loader alone, beside FFCV and DALI where they are installed     (resident: from resident memory)
+#        timeline    a profile of streaming with decoding on the CPU and on the GPU
+#        run         fastretina.train for two epochs on $DATA
 #
 # A step that fails or runs out of time does not stop the others. Each leaves $OUT/STEP.json where it measures, all of them one
-# $OUT/session.log, and $OUT/session.json says how each ended. The whole call ends within $LIMIT seconds: what did not get its time is
-# named there. Call it again with the steps that are left, on the same machine, where data and compiled kernels still are.
+# $OUT/session.log, to which a second call appends, and $OUT/session.json says how each ended, from the moment that it does. The whole
+# call ends within $LIMIT seconds: what did not get its time is named there. At most 8 files are left in $OUT.
 #
-# Environment: OUT (benchmarks/results), DATA (/tmp/fastretina-bench.beton), LIMIT (530), PYTHON (python3), and for a rehearsal
-# without a GPU: DEVICE=cpu TRITON_INTERPRET=1, COUNT, SIZE (px), BATCH, ROUNDS.
+# Environment: OUT (benchmarks/results), DATA (/tmp/fastretina-bench.beton), LIMIT (560), PYTHON (python3), CACHE (the caches.tar.gz
+# that an earlier call left: what torch.compile and Triton have compiled), ROUNDS, and for a rehearsal without a GPU: DEVICE=cpu
+# TRITON_INTERPRET=1, COUNT, SIZE (px), BATCH, STEPS.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-OUT="${OUT:-benchmarks/results}" DATA="${DATA:-/tmp/fastretina-bench.beton}" LIMIT="${LIMIT:-530}" PYTHON="${PYTHON:-python3}"
-DEVICE="${DEVICE:-cuda}" COUNT="${COUNT:-28100}" SIZE="${SIZE:-512}" BATCH="${BATCH:-256}" ROUNDS="${ROUNDS:-5}"
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-mkdir -p "$OUT"
-: >"$OUT/session.log"
+OUT="${OUT:-benchmarks/results}" DATA="${DATA:-/tmp/fastretina-bench.beton}" LIMIT="${LIMIT:-560}" PYTHON="${PYTHON:-python3}"
+DEVICE="${DEVICE:-cuda}" COUNT="${COUNT:-28100}" SIZE="${SIZE:-512}" BATCH="${BATCH:-}" STEPS="${STEPS:-0}" ROUNDS="${ROUNDS:-}"
+caches="${TMPDIR:-/tmp}/fastretina-caches"
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+export TORCHINDUCTOR_CACHE_DIR="$caches/inductor" TRITON_CACHE_DIR="$caches/triton"
+export PYTHON DEVICE
 
-ended=()   # JSON members, one a step
-
-note() { ended+=("\"$1\": {\"exit\": $2, \"seconds\": $3}"); printf '%s: exit %s after %s s\n' "$1" "$2" "$3"; }
-
-# step NAME SECONDS COMMAND...: run it for so long at most, and no longer than the call has left.
-step() {
-  local name="$1" most="$2" start=$SECONDS code log; shift 2
-  local left=$((LIMIT - SECONDS))
-  if [ "$left" -lt 10 ]; then note "$name" '"no time left"' 0; return; fi
-  printf '\n== %s\n' "$name"
-  log="$(mktemp)"
-  timeout --kill-after=5 "$((most < left - 5 ? most : left - 5))" "$@" >"$log" 2>&1
-  code=$?
-  tail -n 40 "$log"
-  { printf '\n== %s\n' "$name"; cat "$log"; } >>"$OUT/session.log"; rm "$log"
-  note "$name" "$code" "$((SECONDS - start))"
-}
-
-throughput() {  # throughput NAME SECONDS FLAGS...
-  local name="$1" most="$2"; shift 2
-  step "$name" "$most" "$PYTHON" benchmarks/throughput.py --device "$DEVICE" --data "$DATA" --rounds "$ROUNDS" --json "$OUT/$name.json" "$@"
-}
-
-check() {
-  "$PYTHON" - <<'PY'
-import importlib, json, sys
-sys.path.insert(0, "benchmarks")
-needed = "numpy pandas PIL numba matplotlib simplejpeg cv2 torchmetrics tqdm tyro safetensors torch torchvision triton pytest psutil"
-optional = "nvidia.nvimgcodec ffcv.loader nvidia.dali pynvml"
-missing = {}
-for name in (needed + " " + optional).split():
-    try:
-        importlib.import_module(name)
-    except Exception as error:
-        missing[name] = str(error).splitlines()[0] if str(error) else type(error).__name__
-print(json.dumps({"missing": missing}, indent=2))
-from measure import hardware, versions
-print(json.dumps({"versions": versions(), "hardware": hardware()}, indent=2))
-sys.exit(any(name in missing for name in needed.split()))
-PY
-}
-export -f check
-export PYTHON
-
-[ $# -gt 0 ] || set -- check data tests device train18 loader train50
+case "$*" in
+  1) set -- data check headline18 headline50 device tests ;;
+  2) set -- data check fill run timeline loader ;;
+  3) set -- data check sweep18 sweep50 shares resident ;;
+esac
 for name in "$@"; do
   case "$name" in
-    check) step check 60 bash -c check ;;
-    data)
-      if [ -e "$DATA" ]; then note data 0 0
-      else step data 120 "$PYTHON" benchmarks/photographs.py --out "$DATA" --count "$COUNT" --size "$SIZE"; fi ;;
-    tests)
-      # Their files alone, because the others may need what a GPU machine lacks; and a warning of another version of a library is
-      # no failure of the GPU path.
-      mapfile -t files < <(grep -lE 'DEVICES|mark\.gpu' tests/test_*.py)
-      step tests 180 "$PYTHON" -m pytest -m gpu -q -W default -p no:cacheprovider --durations=10 "${files[@]}" ;;
-    device)
-      step device 150 "$PYTHON" benchmarks/device.py --device "$DEVICE" --data "$DATA" --batch-size "$BATCH" --resolution "$SIZE" \
-        --rounds "$ROUNDS" --json "$OUT/device.json" ;;
-    loader) throughput loader 150 --only loader; throughput resident 60 --only resident ;;
-    train18) throughput train18 200 --only train --arch resnet18 ;;
-    train50) throughput train50 240 --only train --arch resnet50 ;;
-    compile18) throughput compile18 400 --only compile --arch resnet18 ;;
-    compile50) throughput compile50 400 --only compile --arch resnet50 ;;
-    timeline)
-      for decode in cpu gpu; do
-        step "timeline-$decode" 90 "$PYTHON" benchmarks/timeline.py --device "$DEVICE" --data "$DATA" --decode "$decode" --out "$OUT/timeline-$decode"
-      done ;;
-    run)
-      runs="$(mktemp -d)"  # its checkpoints are hundreds of megabytes; what it says is in the log
-      step run 200 "$PYTHON" -m fastretina.train --train "$DATA" --test "$DATA" --amp --epochs 2 --batch-size 128 --resolution "$SIZE" \
-        --device "$DEVICE" --out "$runs/run"
-      [ ! -e "$runs/run/report.html" ] || cp "$runs/run/report.html" "$OUT/run.html"
-      rm -rf "$runs" ;;
+    check|data|headline18|headline50|sweep18|sweep50|device|fill|shares|tests|loader|resident|timeline|run) ;;
     *) printf 'gpu_session: unknown step %s; see the head of %s\n' "$name" "${BASH_SOURCE[0]}" >&2; exit 2 ;;
   esac
 done
+[ $# -gt 0 ] || { printf 'gpu_session: 1, 2, 3 or steps; see the head of %s\n' "${BASH_SOURCE[0]}" >&2; exit 2; }
 
-(IFS=,; printf '{%s}\n' "${ended[*]}") | "$PYTHON" -m json.tool >"$OUT/session.json"
+mkdir -p "$OUT" "$TORCHINDUCTOR_CACHE_DIR" "$TRITON_CACHE_DIR"
+exec 3>&1 4>&2
+exec > >(tee -a "$OUT/session.log") 2>&1  # what has been said is in the log, whatever ends the session
+logger=$!
+maker=
+# A process that a step has left behind may hold the log open: it is not waited for for ever.
+finish() {
+  [ -z "$maker" ] || kill "$maker" 2>/dev/null
+  exec >&3 2>&4
+  for _ in $(seq 30); do kill -0 "$logger" 2>/dev/null || return 0; sleep 0.1; done
+  kill "$logger"
+}
+trap finish EXIT
+printf '\n==== %s: %s, at most %s s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$*" "$LIMIT"
+if [ -n "${CACHE:-}" ]; then tar -C "$caches" -xzf "$CACHE" && printf 'unpacked %s\n' "$CACHE"; fi
+
+declare -A ended
+order=()
+
+note() {  # note NAME EXIT SECONDS: session.json says so from now on
+  [ -n "${ended[$1]:-}" ] || order+=("$1")
+  ended[$1]="{\"exit\": $2, \"seconds\": $3}"
+  local member comma='' text='{'
+  for member in "${order[@]}"; do text+="$comma"$'\n'"  \"$member\": ${ended[$member]}"; comma=,; done
+  printf '%s\n}\n' "$text" >"$OUT/.session.json.tmp" && mv "$OUT/.session.json.tmp" "$OUT/session.json"
+  [ "$2" = '"under way"' ] || printf '%s: exit %s after %s s\n' "$1" "$2" "$3"
+}
+
+allowed() {  # allowed SECONDS: no more than that, and no more than the call has left
+  local left=$((LIMIT - SECONDS - 5))
+  echo "$(($1 < left ? $1 : left))"
+}
+
+code=0
+step() {  # step NAME SECONDS COMMAND...: run it for so long at most; its exit in $code
+  local name="$1" most start=$SECONDS
+  most="$(allowed "$2")"; shift 2
+  if [ "$most" -lt 5 ]; then code=124; note "$name" '"no time left"' 0; return; fi
+  note "$name" '"under way"' 0
+  printf '\n== %s\n' "$name"
+  timeout --kill-after=5 "$most" "$@"
+  code=$?
+  note "$name" "$code" "$((SECONDS - start))"
+}
+
+made() {  # wait until the data are there, or never will be
+  [ -n "$maker" ] || return 0
+  local code
+  printf '\n== data\n'
+  wait "$maker"; code=$?; maker=
+  note data "$code" "$((SECONDS - making))"
+}
+
+sizes() {  # batch sizes; in a rehearsal multiples of its own
+  local size number=0
+  for size in "$@"; do number=$((number + 1)); [ -z "$BATCH" ] || size=$((number * BATCH)); echo "$size"; done
+}
+
+pack() {  # what has been compiled by now, for a later call
+  local packed bytes
+  packed="$(mktemp)"
+  tar -C "$caches" -czf "$packed" . && bytes="$(stat -c %s "$packed")" || return
+  if [ "$bytes" -le $((16 << 20)) ]; then cp "$packed" "$OUT/.caches.tmp" && mv "$OUT/.caches.tmp" "$OUT/caches.tar.gz"
+  else printf 'caches: %s bytes packed, more than 16 MiB: left out\n' "$bytes"; fi
+  rm -f "$packed"
+}
+
+headline() {  # headline NAME SECONDS FLAGS...: again, at most twice, where a side hung or took the process with it
+  local name="$1" until=$((SECONDS + $2)) most; shift 2
+  local flags=(--device "$DEVICE" --data "$DATA" --resolution "$SIZE" --steps "$STEPS" --json "$OUT/$name.json" "$@")
+  [ -z "$ROUNDS" ] || flags+=(--rounds "$ROUNDS")
+  [ "$DEVICE" = cuda ] || flags+=(--decoder nvimgcodec)
+  for _ in 1 2 3; do
+    most="$(allowed $((until - SECONDS)))"
+    step "$name" "$most" "$PYTHON" benchmarks/headline.py --budget "$((most - 8))" "${flags[@]}"
+    [ "$code" -ne 0 ] && [ "$code" -ne 2 ] && [ $((until - SECONDS)) -gt 30 ] || break
+  done
+  pack
+}
+
+device() {  # device NAME SECONDS PIECE...
+  local name="$1" most="$2"; shift 2
+  step "$name" "$most" "$PYTHON" benchmarks/device.py --device "$DEVICE" --data "$DATA" --batch-size "${BATCH:-256}" \
+    --resolution "$SIZE" --rounds "${ROUNDS:-5}" --json "$OUT/$name.json" --only "$@"
+}
+
+throughput() {  # throughput NAME SECONDS
+  step "$1" "$2" "$PYTHON" benchmarks/throughput.py --device "$DEVICE" --data "$DATA" --rounds "${ROUNDS:-5}" --json "$OUT/$1.json" \
+    --only "$1" --patience 60
+}
+
+check() {
+  command -v nvidia-smi >/dev/null && nvidia-smi
+  "$PYTHON" - <<'PY'
+import importlib, importlib.util, json, os, sys
+sys.path.insert(0, "benchmarks")
+needed = "numpy torch torchvision triton numba pandas PIL matplotlib simplejpeg cv2 torchmetrics tqdm tyro safetensors pytest psutil"
+missing = {}
+for name in needed.split():
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        missing[name] = f"{type(error).__name__}: {error}"
+absent = [name for name in ("nvidia.nvimgcodec", "ffcv", "nvidia.dali", "pynvml")
+          if not (importlib.util.find_spec(name.split(".")[0]) and importlib.util.find_spec(name))]
+print(json.dumps({"missing": missing, "optional and absent": absent}, indent=2))
+if missing:
+    sys.exit(1)
+from measure import hardware, versions
+print(json.dumps({"versions": versions(), "hardware": hardware()}, indent=2))
+import torch
+if os.environ["DEVICE"] == "cuda" and not torch.cuda.is_available():
+    sys.exit("no CUDA device")
+PY
+}
+export -f check
+
+modes=(default off reduce-overhead max-autotune-no-cudagraphs)
+[ "$DEVICE" = cuda ] || modes=(off)
+for name in "$@"; do
+  case "$name" in
+    device|fill|shares|tests|loader|resident|timeline|run) made ;;  # headline.py waits by itself
+  esac
+  case "$name" in
+    check)
+      step check 15 bash -c check
+      # Out of time is not missing: a cold disk may take as long to import torch.
+      if [ "$code" -ne 0 ] && [ "$code" -ne 124 ]; then
+        [ -z "$maker" ] || kill "$maker" 2>/dev/null
+        made
+        exit 1
+      fi ;;
+    data)
+      making=$SECONDS
+      if [ -e "$DATA" ]; then note data 0 0; continue; fi
+      note data '"under way"' 0
+      timeout 150 nice -n 19 "$PYTHON" benchmarks/photographs.py --out "$DATA" --count "$COUNT" --size "$SIZE" & maker=$! ;;
+    # A compilation that takes longer than that gives its place to eager steps, for which there is then still time.
+    headline18) headline headline18 170 --arch resnet18 --compile-deadline 70 --modes "${modes[0]}" --batch-size $(sizes 128) ;;
+    headline50) headline headline50 240 --arch resnet50 --compile-deadline 110 --modes "${modes[0]}" --batch-size $(sizes 64 128) ;;
+    sweep18)
+      headline sweep18 215 --arch resnet18 --modes "${modes[@]}" --batch-size $(sizes 128 64 256) \
+        --memory-format channels_last contiguous --sides clone ;;
+    sweep50)
+      headline sweep50 215 --arch resnet50 --modes "${modes[@]}" --batch-size $(sizes 64 128) \
+        --memory-format channels_last contiguous --sides clone ;;
+    device) device device 70 roof kernel decode ;;
+    fill) device fill 80 fill ;;
+    shares) device shares 60 shares ;;
+    tests)
+      # Their files alone, because the others may need what a GPU machine lacks, and the nearest to the device first; a warning of
+      # another version of a library is no failure of the GPU path.
+      mapfile -t files < <(grep -slE '\bDEVICES|mark\.gpu' tests/test_{augment_gpu,device,decode_gpu,gpu_training,*}.py | awk '!seen[$0]++')
+      for file in "${files[@]}"; do
+        step "$(basename "$file" .py)" 60 "$PYTHON" -m pytest -m gpu -q -W default -p no:cacheprovider --durations=5 "$file"
+      done ;;
+    loader) throughput loader 200 ;;
+    resident) throughput resident 60 ;;
+    timeline)
+      for decode in cpu $([ "$DEVICE" = cpu ] || echo gpu); do
+        step "timeline-$decode" 60 "$PYTHON" benchmarks/timeline.py --device "$DEVICE" --data "$DATA" --decode "$decode" \
+          --out "$OUT/timeline-$decode" --batch-size "$(sizes 128)" --resolution "$SIZE"
+        rm -f "$OUT/timeline-$decode/profile.txt"  # it is in the log
+      done ;;
+    run)
+      runs="$(mktemp -d)"  # its checkpoints are hundreds of megabytes; what it says is in the log
+      step run 150 "$PYTHON" -m fastretina.train --train "$DATA" --test "$DATA" --amp --epochs 2 --batch-size "$(sizes 128)" \
+        --resolution "$SIZE" --device "$DEVICE" --out "$runs/run"
+      [ ! -e "$runs/run/report.html" ] || cp "$runs/run/report.html" "$OUT/run.html"
+      rm -rf "$runs" ;;
+  esac
+done
+made
 cat "$OUT/session.json"

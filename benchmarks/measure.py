@@ -10,9 +10,10 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 PACKAGES = ("fastretina", "torch", "torchvision", "numpy", "numba", "pillow", "simplejpeg", "opencv-python-headless", "ffcv")
 PEERS = ("nvidia-dali-cuda130", "webdataset", "nvidia-nvimgcodec-cu13", "nvidia-nvjpeg", "triton")
@@ -20,6 +21,7 @@ FULL_TRAIN_SET = 28_100  # images in the training set that this project exists f
 K = TypeVar("K")
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result may depend on; those not installed are left out."""
     found = {"python": platform.python_version()}
@@ -31,6 +33,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def hardware() -> dict[str, object]:
     """CPU model, usable cores, memory in GB, kernel; and the GPU where torch is already imported and sees one."""
     found: dict[str, object] = {
@@ -50,9 +53,16 @@ def hardware() -> dict[str, object]:
 
 
 def save(path: Path | None, result: Mapping[str, object]) -> None:
-    """Write a result as JSON, with what it was measured on; without a path nothing."""
-    if path is not None:
-        path.write_text(json.dumps({**result, "versions": versions(), "hardware": hardware()}, indent=2) + "\n")
+    """Write a result as JSON, with what it was measured on; without a path nothing.
+
+    Whoever is killed in it leaves the file as it was before: a benchmark of several parts saves after each.
+    """
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps({**result, "versions": versions(), "hardware": hardware()}, indent=2) + "\n")
+    temporary.replace(path)
 
 
 class Utilisation:
@@ -149,3 +159,10 @@ def interleave(sides: Mapping[K, Callable[[], float]], rounds: int, pause: float
             results[name].append(sides[name]())
             time.sleep(pause)
     return results
+
+
+def brief(value: Any) -> Any:
+    """The same with medians in place of summaries."""
+    if isinstance(value, dict):
+        return f"{value['median']:,.4g}" if "median" in value else {key: brief(part) for key, part in value.items()}
+    return round(value, 4) if isinstance(value, float) else value

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import hardware, interleave, summary, versions
+from measure import interleave, save, summary
 from PIL import Image
 
 from fastretina.cli import run
@@ -125,14 +124,11 @@ def main(config: PackBenchmark) -> None:
         "ffcv": summary(rates["ffcv"]),
         "ratio": summary([a / b for a, b in zip(rates["fastretina"], rates["ffcv"], strict=True)]),
         "rounds": rates,
-        "versions": versions(),
-        "hardware": hardware(),
     }
     for side in ("fastretina", "ffcv", "ratio"):
         one = result[side]
         print(f"{side:>12}: {one['median']:,.1f} ({one['low']:,.1f} to {one['high']:,.1f}, n = {one['n']})")
-    if config.json is not None:
-        config.json.write_text(json.dumps(result, indent=2) + "\n")
+    save(config.json, result)
 
 
 def _paths(config: PackBenchmark, folder: Path) -> list[Path]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from measure import hardware, versions
+from measure import save
 
 from fastretina import train
 from fastretina.augment import Augment
@@ -83,14 +83,13 @@ class QualityBenchmark:
 
 def main(config: QualityBenchmark) -> None:
     """Rotation, every option of the recipe, a collapse and its cure."""
-    results: dict[str, Any] = {"hardware": hardware(), "versions": versions()}
+    results: dict[str, Any] = {}
     for name, experiment in (("rotation", rotation), ("options", options), ("collapse", collapse)):
         if config.only in (None, name):
             started = time.perf_counter()
             results[name] = {**experiment(config.out), "seconds": time.perf_counter() - started}
+            save(config.json, results)
             print(json.dumps({name: results[name]}, indent=2), flush=True)
-    if config.json is not None:
-        config.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 def rotation(out: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import hardware, versions
+from measure import save
 from scaling_model import Cluster, ImageCosts, all_reduce_seconds, epoch_hours_and_price, predict
 from scaling_rank import MARK, RankTask, Timings
 
@@ -298,11 +298,8 @@ def main(config: ScalingBenchmark) -> None:
         },
         "device": device_name(choose_device("cpu")),
         "load_average": [load_before, os.getloadavg()[0]],
-        "versions": versions(),
-        "hardware": hardware(),
     }
-    if config.json is not None:
-        config.json.write_text(json.dumps(result, indent=2) + "\n")
+    save(config.json, result)
 
 
 def show(where: str, found: dict[str, Any]) -> None:

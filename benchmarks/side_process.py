@@ -9,14 +9,19 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from measure import Utilisation
 from sides import IMPORTS, SIDES, Epoch, Task, cpu_seconds, private_mb
@@ -78,12 +83,15 @@ def measure_gap(epoch: Epoch, device: str) -> dict[str, float]:
 
 
 class SideProcess:
-    """The parent's end: starts the process, asks for epochs."""
+    """The parent's end: starts the process, asks for epochs. A side that ends, or does not answer in time, is a RuntimeError."""
 
-    def __init__(self, side: str, task: Task) -> None:
-        command = [sys.executable, str(Path(__file__).resolve()), side, json.dumps(asdict(task))]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self.name = side
+    def __init__(self, side: str, task: Task, patience: float = 300.0, script: str = __file__) -> None:
+        """patience: seconds that it has for its first batch, and for each answer after that. script: what it runs."""
+        command = [sys.executable, str(Path(script).resolve()), side, json.dumps(asdict(task))]
+        self.name, self._patience = side, patience
+        # A file: from a pipe that nobody reads until the end, a side that writes 64 KB would wait for ever.
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # close() closes it
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True)
         try:
             self.ready = self._answer()
         except RuntimeError:
@@ -93,22 +101,46 @@ class SideProcess:
     def ask(self, question: str) -> dict[str, Any]:
         """ "epoch" or "gap": see measure_epoch, measure_gap."""
         assert self._process.stdin is not None
-        self._process.stdin.write(question + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # what it said as it ended is told below
+            self._process.stdin.write(question + "\n")
+            self._process.stdin.flush()
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith(_MARK):
-                answer: dict[str, Any] = json.loads(line[1:])
-                return answer
-        assert self._process.stderr is not None
-        raise RuntimeError(f"{self.name} ended: {self._process.stderr.read()[-1500:]}")
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            self._kill()
+
+        timer = threading.Timer(self._patience, end)
+        timer.start()
+        try:
+            assert self._process.stdout is not None
+            for line in self._process.stdout:
+                if line.startswith(_MARK):
+                    answer: dict[str, Any] = json.loads(line[1:])
+                    return answer
+        finally:
+            timer.cancel()
+        self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - 1500))
+        said = self._errors.read().decode(errors="replace")
+        if late.is_set():
+            raise RuntimeError(f"{said}\n{self.name} gave no answer in {self._patience:g} s".lstrip())
+        raise RuntimeError(f"{self.name} ended: {said}")
+
+    def _kill(self) -> None:
+        """It, and the processes that it has started, which would keep its pipe open."""
+        with suppress(psutil.NoSuchProcess):
+            for process in [*psutil.Process(self._process.pid).children(recursive=True), self._process]:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self._kill()
+        with suppress(BrokenPipeError):
+            self._process.communicate()
+        self._errors.close()
 
 
 def _say(answer: dict[str, Any]) -> None:

@@ -10,10 +10,13 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from measure import private_bytes
+
+if TYPE_CHECKING:
+    from training_step import TrainingStep
 
 Epoch = Callable[[], Iterator[int]]
 
@@ -74,8 +77,7 @@ def fastretina_cpu_decode(task: Task) -> Epoch:
 
 
 def fastretina_gpu_decode(task: Task) -> Epoch:
-    """With two threads of its own, for the checksums: the GPU has the rest of the work."""
-    return fastretina(task, decode="gpu", workers=2)
+    return fastretina(task, decode="gpu")
 
 
 def ffcv(task: Task) -> Epoch:
@@ -240,57 +242,34 @@ def dali(task: Task) -> Epoch:
 
 
 class Training:
-    """Training steps on one loader: float32 on a CPU, compiled bfloat16 on a GPU.
+    """Training steps on one loader; on a GPU they are compiled.
 
-    `extra` holds what the last epoch found: seconds that it waited for data, seconds of compilation before it, peak memory.
+    `extra` holds what the last epoch found: seconds that it waited for data, seconds of compilation before it.
     """
 
-    def __init__(self, task: Task, batches: Callable[[], Iterator[tuple[Any, Any]]], mode: str | None = "default") -> None:
+    def __init__(self, task: Task, batches: Callable[[TrainingStep], Iterator[tuple[Any, Any]]]) -> None:
+        """batches: without end, for this step."""
         import torch
+        from training_step import TrainingStep
 
-        from fastretina.compile import StepForward, training_flops
-        from fastretina.device_memory import Pace
-        from fastretina.models import build_model
-
-        torch.manual_seed(0)
-        torch.backends.cudnn.benchmark = True
         cuda = task.device == "cuda"
-        self.model = build_model(task.arch).to(task.device)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9, fused=True)
-        self.batches, self.device = batches, task.device
+        device = torch.device(task.device)
+        self.step = TrainingStep(task.arch, task.batch_size, task.resolution, device, "default" if cuda else None)
         # Of the size of the GPU's 28,100 images divided by seven, and enough of a CPU's.
         self.steps = max(1, 4000 // task.batch_size) if cuda else 16
-        flops = float(training_flops(self.model, task.resolution))
-        self.forward = StepForward(self.model, mode if cuda else None, task.batch_size)
-        shape = (task.batch_size, 3, task.resolution, task.resolution)
-        device = torch.device(task.device)
-        self.pace = Pace(device)
-        self.extra = {"compile": self.forward.warm_up(shape, element_type(task), device, self._autocast), "flops": flops}
-
-    def _autocast(self) -> Any:
-        import torch
-
-        return torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda")
+        self.extra = {"flops": float(self.step.flops()), "compile": self.step.warm_up()}
+        self.batches = batches(self.step)
 
     def __call__(self) -> Iterator[int]:
-        import torch
-
         from fastretina.profiling import span
 
-        batches, wait = self.batches(), 0.0
+        wait = 0.0
         for _ in range(self.steps):
             asked = time.perf_counter()
             with span("wait"):
-                images, labels = next(batches)
+                images, labels = next(self.batches)
             wait += time.perf_counter() - asked
-            self.optimizer.zero_grad(set_to_none=True)
-            with span("forward"), self._autocast():
-                loss = torch.nn.functional.cross_entropy(self.forward(images), labels)
-            with span("backward"):
-                loss.backward()  # type: ignore[no-untyped-call]
-            with span("optimizer"):
-                self.optimizer.step()
-            self.pace.step()
+            self.step(images, labels)
             self.extra["wait"] = wait
             yield len(labels)
 
@@ -301,42 +280,12 @@ def train_fastretina(task: Task, **changes: Any) -> Epoch:
 
     settings: dict[str, Any] = {"dtype": element_type(task), "workers": task.workers}
     loader = Loader(task.data, task.batch_size, resolution=task.resolution, device=task.device, **(settings | changes))
-    endless = ((batch.images, batch.labels) for _ in itertools.count() for batch in loader)
-    return Training(task, lambda: endless)
+    return Training(task, lambda step: ((batch.images, batch.labels) for _ in itertools.count() for batch in loader))
 
 
-def train_cpu_decode(task: Task) -> Epoch:
-    return train_fastretina(task, decode="cpu")
-
-
-def train_gpu_decode(task: Task) -> Epoch:
-    return train_fastretina(task, decode="gpu")
-
-
-def train_resident(task: Task) -> Epoch:
-    return train_fastretina(task, resident="on")
-
-
-def train_synthetic(task: Task, mode: str | None = "default") -> Epoch:
+def train_synthetic(task: Task) -> Epoch:
     """The same steps on one batch that is there already: the model's own limit."""
-    import torch
-
-    images = torch.randn(task.batch_size, 3, task.resolution, task.resolution, device=task.device, dtype=element_type(task))
-    images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.zeros(task.batch_size, dtype=torch.int64, device=task.device)
-    return Training(task, lambda: itertools.repeat((images, labels)), mode)
-
-
-def train_synthetic_eager(task: Task) -> Epoch:
-    return train_synthetic(task, None)
-
-
-def train_synthetic_graphs(task: Task) -> Epoch:
-    return train_synthetic(task, "reduce-overhead")
-
-
-def train_synthetic_autotune(task: Task) -> Epoch:
-    return train_synthetic(task, "max-autotune-no-cudagraphs")
+    return Training(task, lambda step: itertools.repeat(step.random_batch()))
 
 
 def ffcv_on_device(task: Task) -> Epoch:
@@ -358,8 +307,7 @@ SIDES: dict[str, Callable[[Task], Epoch]] = {
     side.__name__: side
     for side in (
         fastretina, fastretina_without_checksum, fastretina_resident, fastretina_cpu_decode, fastretina_gpu_decode, ffcv,
-        ffcv_with_our_warp, ffcv_on_device, pillow, torchvision, webdataset, dali, train_fastretina, train_cpu_decode,
-        train_gpu_decode, train_resident, train_synthetic, train_synthetic_eager, train_synthetic_graphs, train_synthetic_autotune,
+        ffcv_with_our_warp, ffcv_on_device, pillow, torchvision, webdataset, dali, train_fastretina, train_synthetic,
     )
 }  # fmt: skip
 

@@ -3,9 +3,9 @@
     python benchmarks/throughput.py --data data/train.beton --json out.json --chart out.png
 
 Each round lets every side run one epoch, in alternating order; an untimed epoch comes first. (On a GPU, --device cuda, sides run
-one after the other, for want of memory; there is no busy neighbour there.) Rates are medians over the
-rounds with an interval (see measure.summary), per second of wall time and per second of CPU time; ratios are taken within
-rounds, so that a busy neighbour, who slows both, does not enter them.
+one after the other, for want of memory, and there is no busy neighbour there; training is benchmarks/headline.py's.) Rates are
+medians over the rounds with an interval (see measure.summary), per second of wall time and per second of CPU time; ratios are taken
+within rounds, so that a busy neighbour, who slows both, does not enter them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from chart import draw_chart
-from measure import FULL_TRAIN_SET, hardware, interleave, summary, versions
+from measure import FULL_TRAIN_SET, brief, hardware, interleave, save, summary
 from side_process import SideProcess
 from sides import IMPORTS, Task
 
@@ -32,7 +33,7 @@ from fastretina.precision import choose_device
 
 OLD_EPOCH = 2088.0  # seconds that one epoch of it took with a Pillow __getitem__
 
-Group = Literal["loader", "train", "pack", "resident", "compile"]
+Group = Literal["loader", "train", "pack", "resident"]
 
 
 @dataclass(frozen=True)
@@ -62,26 +63,16 @@ COMPARISONS = (
 )  # fmt: skip
 
 
-# On a GPU: the loader alone, training in compiled bfloat16 at full size beside the model's own limit (synthetic input), and the
-# modes of torch.compile. One side after the other, because several of them do not fit the memory together.
-TRAINING = ("train_synthetic", "train_resident", "train_cpu_decode", "train_gpu_decode")
+# On a GPU: the loader, one side after the other, because several of them do not fit the memory together. Training there is
+# benchmarks/headline.py's.
 CUDA_COMPARISONS = (
     Comparison(
         "loader, augmented", "loader", "augment", 512,
         ("fastretina_cpu_decode", "fastretina_gpu_decode", "ffcv_on_device", "ffcv", "dali"), 256,
     ),
     Comparison("loader, resident", "resident", "augment", 512, ("fastretina_resident",), 256),
-    Comparison("training ResNet18, bfloat16", "train", "train", 512, TRAINING, 128),
-    Comparison("training ResNet50, bfloat16", "train", "train", 512, TRAINING, 64, "resnet50"),
-    Comparison(
-        "torch.compile, ResNet18", "compile", "train", 512,
-        ("train_synthetic", "train_synthetic_eager", "train_synthetic_graphs", "train_synthetic_autotune"), 128,
-    ),
-    Comparison(
-        "torch.compile, ResNet50", "compile", "train", 512,
-        ("train_synthetic", "train_synthetic_eager", "train_synthetic_graphs"), 64, "resnet50",
-    ),
 )  # fmt: skip
+HEADLINES = {"resnet18": 128, "resnet50": 64}  # batch sizes
 
 
 @dataclass(frozen=True)
@@ -106,6 +97,8 @@ class ThroughputBenchmark:
     """Threads or processes of every side; 0: one for each core."""
     cold_starts: int = 5
     """Fresh processes whose first batch is timed."""
+    patience: float = 300.0
+    """Seconds that a side has for its first batch, and for each epoch; past them it is left out."""
 
 
 def installed(side: str) -> bool:
@@ -119,11 +112,16 @@ def installed(side: str) -> bool:
 
 
 def compare(
-    comparison: Comparison, config: ThroughputBenchmark, workers: int, scratch: str, limit: float | None = None, alone: bool = False
+    comparison: Comparison,
+    config: ThroughputBenchmark,
+    workers: int,
+    scratch: str,
+    alone: bool = False,
+    keep: Callable[[dict[str, Any]], None] = lambda found: None,
 ) -> dict[str, Any]:
     """All rounds of one comparison; sides that are not installed are left out, sides that fail are reported as such.
 
-    limit: TFLOP/s that the device reaches in a matrix product, if measured. alone: one side after the other.
+    alone: one side after the other. keep: is given what there is after every epoch.
     """
     task = Task(
         str(config.data), comparison.work, comparison.resolution, comparison.batch_size, workers, config.device, comparison.arch,
@@ -135,43 +133,64 @@ def compare(
     gaps: dict[str, float] = {}
     ready: dict[str, dict[str, Any]] = {}
 
+    def ask(side: str, question: str) -> dict[str, Any]:
+        """Its answer; {} where it has failed, now or before."""
+        if side in failed:
+            return {}
+        try:
+            return processes[side].ask(question)
+        except RuntimeError as error:
+            failed[side] = str(error)
+            processes.pop(side).close()
+            return {}
+
     def epoch(side: str) -> float:
-        epochs.setdefault(side, []).append(processes[side].ask("epoch"))
+        if answer := ask(side, "epoch"):
+            epochs.setdefault(side, []).append(answer)
+        keep(found())
         return 0.0
+
+    def found() -> dict[str, Any]:
+        sides = {
+            side: digest(rounds[1:], ready[side], gaps.get(side))
+            for side, rounds in epochs.items()
+            if side not in failed and len(rounds) > 1
+        }
+        first = next((side for side in comparison.sides if side in sides), "")
+        ratios = {
+            f"{first} / {side}": {
+                unit: summary([a / b for a, b in zip(sides[first][unit]["rounds"], sides[side][unit]["rounds"], strict=False)])
+                for unit in ("per_second", "per_cpu_second")
+            }
+            for side in sides
+            if side != first
+        }
+        result = {"name": comparison.name, "group": comparison.group, "resolution": comparison.resolution, "sides": sides}
+        return result | {"ratios": ratios, "failed": failed, "batch_size": comparison.batch_size}
 
     try:
         for side in filter(installed, comparison.sides):
             try:
-                processes[side] = SideProcess(side, task)
-                ready[side] = processes[side].ready
-                if alone:
-                    interleave({side: lambda side=side: epoch(side)}, config.rounds)  # type: ignore[misc]
+                processes[side] = SideProcess(side, task, config.patience)
             except RuntimeError as error:
                 failed[side] = str(error)
-            if side in processes and (alone or side in failed):
-                processes.pop(side).close()
+                continue
+            ready[side] = processes[side].ready
+            if alone:
+                interleave({side: lambda side=side: epoch(side)}, config.rounds)  # type: ignore[misc]
+                if side in processes:
+                    processes.pop(side).close()
         interleave({side: lambda side=side: epoch(side) for side in processes}, config.rounds if processes else 0)  # type: ignore[misc]
-        for side in processes:
-            if comparison.work == "augment" and side in ("fastretina", "ffcv"):
-                gaps[side] = processes[side].ask("gap")["gap"]
+        for side in list(processes):
+            if comparison.work == "augment" and side in ("fastretina", "ffcv") and (answer := ask(side, "gap")):
+                gaps[side] = answer["gap"]
     finally:
         for process in processes.values():
             process.close()
-    sides = {side: digest(rounds[1:], ready[side], gaps.get(side), limit) for side, rounds in epochs.items() if side not in failed}
-    first = next((side for side in comparison.sides if side in sides), "")
-    ratios = {
-        f"{first} / {side}": {
-            unit: summary([a / b for a, b in zip(sides[first][unit]["rounds"], sides[side][unit]["rounds"], strict=True)])
-            for unit in ("per_second", "per_cpu_second")
-        }
-        for side in sides
-        if side != first
-    }
-    result = {"name": comparison.name, "group": comparison.group, "resolution": comparison.resolution, "sides": sides}
-    return result | {"ratios": ratios, "failed": failed, "batch_size": comparison.batch_size}
+    return found()
 
 
-def digest(rounds: list[dict[str, Any]], ready: dict[str, Any], gap: float | None, limit: float | None = None) -> dict[str, Any]:
+def digest(rounds: list[dict[str, Any]], ready: dict[str, Any], gap: float | None) -> dict[str, Any]:
     """One side's rounds as medians with intervals."""
     wall = [r["images"] / r["wall"] for r in rounds]
     cpu = [r["images"] / max(r["cpu"], 1e-3) for r in rounds]  # where the device works, the CPU's clock may not have ticked
@@ -186,28 +205,14 @@ def digest(rounds: list[dict[str, Any]], ready: dict[str, Any], gap: float | Non
     result["full_epoch_s"] = FULL_TRAIN_SET / result["per_second"]["median"]
     if "wait" in rounds[0]:
         result["wait_share"] = summary([r["wait"] / r["wall"] for r in rounds])
-        result["compile_s"] = rounds[0]["compile"]
         result["gflop_per_image"] = rounds[0]["flops"] / 1e9
         result["tflops"] = summary([rate * rounds[0]["flops"] / 1e12 for rate in wall])
-        if limit is not None:
-            result["share_of_matmul_roof"] = result["tflops"]["median"] / limit
     if "device_memory_gb" in rounds[0]:
         result["device_memory_gb"] = max(r["device_memory_gb"] for r in rounds)
         asked = [r["gpu_utilisation"] for r in rounds if r["gpu_utilisation"] is not None]
         result["gpu_utilisation"] = summary(asked) if asked else None
         result["gpu_utilisation_why"] = rounds[0]["gpu_utilisation_why"]
     return result
-
-
-def matmul_roof() -> float:
-    """TFLOP/s of a matrix product on the GPU, by benchmarks/device.py in a process that gives the memory back."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "roof.json"
-        command = [sys.executable, str(Path(__file__).with_name("device.py")), "--only", "roof", "--json", str(out)]
-        done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        if done.returncode:
-            raise RunError(f"benchmarks/device.py failed: {done.stderr[-1000:]}")
-        return float(json.loads(out.read_text())["roof"]["matmul_tflops"]["median"])
 
 
 def cold_starts(config: ThroughputBenchmark, workers: int) -> dict[str, float]:
@@ -222,16 +227,23 @@ def cold_starts(config: ThroughputBenchmark, workers: int) -> dict[str, float]:
     return summary(times)
 
 
-def pack(rounds: int) -> dict[str, Any]:
-    """benchmarks/pack.py's result; a process of its own, because FFCV's writer forks."""
+def script(name: str, *flags: object) -> dict[str, Any]:
+    """The result of another benchmark of this folder, run as a process of its own. RunError where it leaves none."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "pack.json"
-        command = [sys.executable, str(Path(__file__).with_name("pack.py")), "--rounds", str(rounds), "--json", str(out)]
+        out = Path(folder) / "out.json"
+        command = [sys.executable, str(Path(__file__).with_name(name)), *map(str, flags), "--json", str(out)]
         done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        if done.returncode:
-            raise RunError(f"benchmarks/pack.py failed: {done.stderr[-1000:]}")
+        if not out.exists():
+            raise RunError(f"benchmarks/{name} failed: {done.stderr[-1000:]}")
         result: dict[str, Any] = json.loads(out.read_text())
         return result
+
+
+def headline(config: ThroughputBenchmark, arch: str, *flags: object) -> dict[str, Any]:
+    """benchmarks/headline.py's result."""
+    return script(
+        "headline.py", "--arch", arch, "--data", config.data, "--device", config.device, "--batch-size", HEADLINES[arch], *flags
+    )
 
 
 def table(comparison: dict[str, Any]) -> str:
@@ -255,9 +267,8 @@ def table(comparison: dict[str, Any]) -> str:
             details.append(
                 f"GPU {busy['median']:.0f} % busy" if busy else f"GPU utilisation unknown ({result['gpu_utilisation_why']})"
             )
-        if "share_of_matmul_roof" in result:
-            details.append(f"{result['tflops']['median']:.1f} TFLOP/s, {result['share_of_matmul_roof']:.1%} of a matrix product's")
-            details.append(f"compiled in {result['compile_s']:.0f} s")
+        if "tflops" in result:
+            details.append(f"{result['tflops']['median']:.2f} TFLOP/s")
         lines.append(f"  {'':<4}{', '.join(details)}")
     return "\n".join([*lines, *(f"  {side:<40}failed: {reason.splitlines()[-1]}" for side, reason in comparison["failed"].items())])
 
@@ -268,22 +279,34 @@ def main(config: ThroughputBenchmark) -> None:
     if config.only != "pack" and not config.data.exists():
         raise UsageError(f"{config.data}: not there. Make it with: make data, or name another with --data")
     hard = hardware()
-    workers = config.workers or int(str(hard["cores"]))
+    workers, cuda = config.workers or int(str(hard["cores"])), config.device == "cuda"
     print(f"{hard['cpu']}, {hard['cores']} cores; {workers} workers a side; {config.rounds} rounds")
-    result: dict[str, Any] = {"benchmark": "throughput", "command": " ".join(["python", *sys.argv]), "comparisons": []}
+    result: dict[str, Any] = {"benchmark": "throughput", "command": " ".join(["python", *sys.argv]), "workers": workers}
+    result["comparisons"] = []
     if config.only != "pack":
         beton = Beton(config.data)
         sizes = [len(beton.jpeg(i)) for i in range(len(beton))]
         result["data"] = {"samples": len(beton), "mean_kb": round(sum(sizes) / len(sizes) / 1e3, 1)}
         print(f"{config.data}: {len(beton):,} images, {result['data']['mean_kb']} KB each")
-    limit = matmul_roof() if config.device == "cuda" and config.only in (None, "train", "compile") else None
-    for comparison in CUDA_COMPARISONS if config.device == "cuda" else COMPARISONS:
+    for comparison in CUDA_COMPARISONS if cuda else COMPARISONS:
         if config.only in (None, comparison.group) and (comparison.work != "train" or config.arch in (None, comparison.arch)):
+
+            def keep(found: dict[str, Any], before: tuple[Any, ...] = tuple(result["comparisons"])) -> None:
+                result["comparisons"] = [*before, found]
+                save(config.json, result)
+
             with tempfile.TemporaryDirectory(prefix="fastretina-bench-") as scratch:
-                result["comparisons"].append(compare(comparison, config, workers, scratch, limit, config.device == "cuda"))
+                keep(compare(comparison, config, workers, scratch, cuda, keep))
             print(table(result["comparisons"][-1]), flush=True)
-    if config.only in (None, "loader") and config.device == "cpu":
+    if config.only in (None, "train") and cuda:
+        for arch in [config.arch] if config.arch else HEADLINES:
+            result.setdefault("headline", {})[arch] = found = headline(config, arch)
+            save(config.json, result)
+            rates = {name: brief(case["per_second"]) for name, case in found["cases"].items() if case["sides"]}
+            print(f"\ntraining {arch}, images/s: {json.dumps(rates, indent=2)}", flush=True)
+    if config.only in (None, "loader") and not cuda:
         result["cold_first_batch_s"] = cold_starts(config, workers)
+        save(config.json, result)
         augmented = next(
             c for c in result["comparisons"] if c["group"] == "loader" and c["sides"]["fastretina"]["epoch_gap_s"] is not None
         )
@@ -293,16 +316,13 @@ def main(config: ThroughputBenchmark) -> None:
         print(
             f"an epoch of {FULL_TRAIN_SET:,} images: {epoch:.1f} s of loading, where the whole epoch once took {OLD_EPOCH:,.0f} s"
         )
-    if config.only in (None, "pack") and config.device == "cpu":
-        result["pack"] = pack(config.rounds)
+    if config.only in (None, "pack") and not cuda:
+        result["pack"] = script("pack.py", "--rounds", config.rounds)
         for side in ("fastretina", "ffcv"):
             print(f"packing, {side}: {result['pack'][side]['median']:,.0f} img/s")
-    result |= {"matmul_tflops": limit, "versions": versions(), "hardware": hard, "workers": workers}
-    if config.json is not None:
-        config.json.parent.mkdir(parents=True, exist_ok=True)
-        config.json.write_text(json.dumps(result, indent=2) + "\n")
+    save(config.json, result)
     if config.chart is not None and result["comparisons"]:
-        draw_chart(result, config.chart)
+        draw_chart(result | {"hardware": hard}, config.chart)
 
 
 if __name__ == "__main__":

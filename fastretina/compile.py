@@ -45,7 +45,7 @@ CompileFlag = Annotated[
 ]
 
 CAPABILITY = (7, 0)  # Triton, which torch.compile writes its kernels in, needs a GPU of that generation
-# Estimates, all on the side of not compiling; benchmarks/throughput.py --device cuda measures what they stand for.
+# Estimates, all on the side of not compiling; benchmarks/headline.py measures what they stand for.
 SAVING = 0.2  # share of an eager step's time; the memory traffic of normalisation and ReLU alone is more
 EAGER_TFLOPS = 100.0  # of a ResNet in bfloat16 on the fastest GPU there is: 2,500 img/s of a ResNet18 at 512 px are 139
 SECONDS_PER_CONVOLUTION = 1.0  # of compiling, forward and backward

@@ -102,6 +102,8 @@ class DeviceStage:
         """All that `keep` was given is on its way."""
         assert self._store is not None
         self._store.tell_peers()
+        if self._decoder is not None:
+            self._decoder.let_go()  # 0.6 GB at 512 px, and no epoch decodes again
 
     @property
     def owned(self) -> range:

@@ -264,6 +264,10 @@ class DeviceDecoder:
             buffer.event = event
         self._turn = (self._turn + 1) % _TURNS
 
+    def let_go(self) -> None:
+        """Give the memory back, to the stream that decoded last; another batch takes it anew."""
+        self._buffers = [None] * _TURNS
+
     def _free_buffer(self, nbytes: int) -> _Buffer:
         buffer = self._buffers[self._turn]
         if buffer is not None and buffer.event is not None:
@@ -303,7 +307,7 @@ def make_decoder(
         codec = DECODERS[name](settings)
         smallest = int((beton.heights.astype(np.int64) * beton.widths).min()) * 3
         _decode_first(DeviceDecoder(codec, device, smallest), beton, batch, device)
-    except (ImportError, RuntimeError, OSError) as error:
+    except (ImportError, RuntimeError, OSError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LoaderError(f"no decoder for {device}: {name}: {reason}; use decode='cpu'") from error
     return DeviceDecoder(codec, device, smallest)
