@@ -4,9 +4,9 @@
 #
 #   bash benchmarks/rehearse.sh [FOLDER]        FOLDER: where to work, and where $OUT of each call stays; default: a new one
 #
-# Fails where a step of the session does, where a result is missing, or a test. Takes 15 minutes on two cores, a third of it for
-# packages (a FOLDER of an earlier rehearsal has them). Environment: PYTHON312=an interpreter; KIT=a folder of wheels (whl/*.whl) to be
-# carried, default .gpu if it is there, else they are downloaded.
+# Fails where a step of the session does, where a result is missing, or a test. Takes 15 minutes on two cores, a quarter of it for
+# packages (a FOLDER of an earlier rehearsal has them). Environment: PYTHON312=an interpreter; KIT=what is carried, a folder with
+# whl/*.whl and perhaps an env.sh that unpacks them; default .gpu if it is there, else the wheels are downloaded.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 work="${1:-$(mktemp -d)}"; mkdir -p "$work"; work="$(cd "$work" && pwd)"
@@ -18,25 +18,30 @@ for candidate in "$HOME"/.pyenv/versions/3.12*/bin/python python3.12; do
 done
 [ -n "$python" ] || { echo "rehearse: needs CPython 3.12; name it: PYTHON312=/path/to/python" >&2; exit 1; }
 
-say "a machine with $("$python" --version) in $work"
+say "a machine with $("$python" --version)"
 if [ ! -e "$work/.ready" ]; then
   "$python" -m venv "$work/venv"
   "$work/venv/bin/python" -m pip install -q --disable-pip-version-check -r "$root/benchmarks/gpu_machine.txt"
-  kit="${KIT:-$root/.gpu}"
-  if [ ! -d "$kit/whl" ]; then
-    kit="$work/kit"
-    "$python" -m pip download -q --disable-pip-version-check --no-deps --only-binary=:all: -d "$kit/whl" \
-      'nvidia-nvimgcodec-cu13==0.9.0.20' 'nvidia-nvjpeg>=13.0,<13.1' simplejpeg tyro docstring-parser typeguard shtab
-  fi
-  # As there: without an index, without what they would need, in a folder of their own.
-  "$work/venv/bin/python" -m pip install -q --disable-pip-version-check --no-index --no-deps --no-compile --upgrade \
-    --target "$work/site" "$kit"/whl/*.whl
   touch "$work/.ready"
 fi
-rm -rf "$work/tree" "$work"/out-*
+kit="${KIT:-$root/.gpu}"
+if [ ! -d "$kit/whl" ]; then
+  kit="$work/kit"
+  "$python" -m pip download -q --disable-pip-version-check --no-deps --only-binary=:all: -d "$kit/whl" \
+    'nvidia-nvimgcodec-cu13==0.9.0.20' 'nvidia-nvjpeg>=13.0,<13.1' simplejpeg tyro docstring-parser typeguard shtab
+fi
+rm -rf "$work/tree" "$work/site" "$work"/out-*
 git clone -q "$root" "$work/tree"
 cd "$work/tree"
-export OMP_NUM_THREADS=1 PATH="$work/venv/bin:$PATH" PYTHONPATH="$work/site:$work/tree" PYTHONUNBUFFERED=1 PYTHON="$work/venv/bin/python"
+export PATH="$work/venv/bin:$PATH" PYTHON="$work/venv/bin/python" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
+if [ -e "$kit/env.sh" ]; then
+  export FASTRETINA_SITE="$work/site"
+  set +u; source "$kit/env.sh"; set -u
+else
+  # As there: without an index, without what they would need, in a folder of their own.
+  python3 -m pip install -q --disable-pip-version-check --no-index --no-deps --no-compile --target "$work/site" "$kit"/whl/*.whl
+  export PYTHONPATH="$work/site:$PWD"
+fi
 python3 -c 'import numpy, torch, torchvision, triton; print("torch", torch.__version__, "torchvision", torchvision.__version__, "Triton", triton.__version__, "numpy", numpy.__version__)'
 
 failed=()
@@ -45,7 +50,6 @@ for call in 1 2 3; do
   out="$work/out-$call"; mkdir -p "$out"
   DEVICE=cpu TRITON_INTERPRET=1 COUNT=24 SIZE=32 BATCH=4 ROUNDS=2 STEPS=3 LIMIT=900 OUT="$out" DATA="$work/tree/data.beton" \
     bash benchmarks/gpu_session.sh "$call" || failed+=("call $call: exit $?")
-  # A step that could not run here is named by the session; one that failed is a failure here.
   while read -r line; do failed+=("call $call: $line"); done < <(python3 - "$out" <<'PY'
 import json, pathlib, sys
 out = pathlib.Path(sys.argv[1])
@@ -62,10 +66,10 @@ PY
 done
 
 say "the tests of what runs on a GPU, with these versions"
-mapfile -t files < <(grep -lE 'DEVICES|mark\.gpu' tests/test_*.py)
+mapfile -t files < <(grep -lE '\bDEVICES|mark\.gpu' tests/test_*.py)
 python3 -m pytest -q -W default -p no:cacheprovider -n 2 "${files[@]}" || failed+=("tests")
 say "the kernel's machine code, with this Triton"
 python3 benchmarks/kernel_code.py --json "$work/kernel-code.json" || failed+=("kernel_code.py")
 
-say "$(if [ ${#failed[@]} = 0 ]; then echo "all of it ran"; else printf '%s; ' "FAILED: ${failed[@]}"; fi)"
-exit "$((${#failed[@]} > 0))"
+if [ ${#failed[@]} -gt 0 ]; then say "FAILED: $(printf '%s; ' "${failed[@]}")"; exit 1; fi
+say "all of it ran"
