@@ -160,7 +160,7 @@ class DeviceStage:
         addresses = store.addresses(job.indices)
         with span("keep"):
             kept = store.put(job.indices[fresh], memory, offsets[fresh])
-        elsewhere = np.array(fresh)[~kept]  # another rank's to keep, who could not read it
+        elsewhere = np.array(fresh, np.int64)[~kept]  # another rank's to keep, who could not read it
         addresses[elsewhere] = memory.data_ptr() + offsets[elsewhere]
         return addresses, keep
 

@@ -124,6 +124,21 @@ def test_what_a_decoder_only_says_that_it_decoded_is_an_error_by_name(beton, dev
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("resident", ["off", "on"])
+def test_what_nobody_can_decode_is_skipped_though_it_be_all_of_a_batch(beton, device, resident, monkeypatch):
+    provide(monkeypatch, StandIn(dislikes=set(range(100))))
+    settings = {"decode": "gpu", "decoder": "stand-in", "resident": resident, "on_bad": "skip", "max_bad": 1.0}
+
+    def decode(index, target):
+        raise loader.beton.sample_error(index, "cannot be decoded")
+
+    with DeviceLoader(beton, device=device, **settings, **PATIENTLY) as loader:
+        monkeypatch.setattr(loader._feed, "decode", decode)
+        assert list(loader) == []
+        assert sorted(error.index for error in loader.skipped) == list(range(12))
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_the_real_decoder_makes_the_same_batches(beton, device):
     pytest.importorskip("nvidia.nvimgcodec")
     for resident in ("off", "on"):
