@@ -4,7 +4,7 @@
 #   bash benchmarks/gpu_session.sh 1 | 2 | 3 | STEP ...
 #
 #   1: data check headline18 headline50 device tests
-#   2: data check fill run timeline loader
+#   2: data check fill run training timeline loader
 #   3: data check sweep18 sweep50 shares resident
 #
 # Steps: data        28,100 samples at $DATA, unless they are there: made beside the next steps, which wait for them
@@ -12,7 +12,8 @@
 #        headline18  ResNet18 on clones, resident, decoded on the CPU, on the GPU     (headline50: ResNet50, two batch sizes)
 #        sweep18     ResNet18 on clones: modes of torch.compile, batch sizes, memory formats     (sweep50: ResNet50)
 #        device      roofs, warp kernel, decoders     (fill: resident memory; shares: the decoders' shares of the work)
-#        tests       pytest -m gpu, one process for each file that has such tests
+#        tests       pytest -m gpu, one process for each file that has such tests but test_gpu_training, which takes longest
+#        training    that one
 #        loader      the loader alone, beside FFCV and DALI where they are installed     (resident: from resident memory)
 #        timeline    a profile of streaming with decoding on the CPU and on the GPU
 #        run         fastretina.train for two epochs on $DATA
@@ -36,12 +37,12 @@ export PYTHON DEVICE
 
 case "$*" in
   1) set -- data check headline18 headline50 device tests ;;
-  2) set -- data check fill run timeline loader ;;
+  2) set -- data check fill run training timeline loader ;;
   3) set -- data check sweep18 sweep50 shares resident ;;
 esac
 for name in "$@"; do
   case "$name" in
-    check|data|headline18|headline50|sweep18|sweep50|device|fill|shares|tests|loader|resident|timeline|run) ;;
+    check|data|headline18|headline50|sweep18|sweep50|device|fill|shares|tests|training|loader|resident|timeline|run) ;;
     *) printf 'gpu_session: unknown step %s; see the head of %s\n' "$name" "${BASH_SOURCE[0]}" >&2; exit 2 ;;
   esac
 done
@@ -108,7 +109,8 @@ sizes() {  # batch sizes; in a rehearsal multiples of its own
 pack() {  # what has been compiled by now, for a later call
   local packed bytes
   packed="$(mktemp)"
-  tar -C "$caches" -czf "$packed" . && bytes="$(stat -c %s "$packed")" || return
+  tar -C "$caches" -czf "$packed" . || [ $? = 1 ] || { printf 'caches: cannot be packed\n'; return; }  # 1: a file changed meanwhile
+  bytes="$(stat -c %s "$packed")"
   if [ "$bytes" -le $((16 << 20)) ]; then cp "$packed" "$OUT/.caches.tmp" && mv "$OUT/.caches.tmp" "$OUT/caches.tar.gz"
   else printf 'caches: %s bytes packed, more than 16 MiB: left out\n' "$bytes"; fi
   rm -f "$packed"
@@ -131,6 +133,11 @@ device() {  # device NAME SECONDS PIECE...
   local name="$1" most="$2"; shift 2
   step "$name" "$most" "$PYTHON" benchmarks/device.py --device "$DEVICE" --data "$DATA" --batch-size "${BATCH:-256}" \
     --resolution "$SIZE" --rounds "${ROUNDS:-5}" --json "$OUT/$name.json" --only "$@"
+}
+
+gpu_tests() {  # gpu_tests NAME SECONDS FILE: a warning of another version of a library is no failure of the GPU path
+  # 5: it has no test to run, where a library is missing that it is about. -v: a file that is killed says what had passed.
+  step "$1" "$2" bash -c '"$@" || [ $? = 5 ]' pytest "$PYTHON" -m pytest -m gpu -v -W default -p no:cacheprovider --durations=5 "$3"
 }
 
 throughput() {  # throughput NAME SECONDS
@@ -168,7 +175,7 @@ modes=(default off reduce-overhead max-autotune-no-cudagraphs)
 [ "$DEVICE" = cuda ] || modes=(off)
 for name in "$@"; do
   case "$name" in
-    device|fill|shares|tests|loader|resident|timeline|run) made ;;  # headline.py waits by itself
+    device|fill|shares|tests|training|loader|resident|timeline|run) made ;;  # headline.py waits by itself
   esac
   case "$name" in
     check)
@@ -185,37 +192,35 @@ for name in "$@"; do
       note data '"under way"' 0
       timeout 150 nice -n 19 "$PYTHON" benchmarks/photographs.py --out "$DATA" --count "$COUNT" --size "$SIZE" & maker=$! ;;
     # A compilation that takes longer than that gives its place to eager steps, for which there is then still time.
-    headline18) headline headline18 170 --arch resnet18 --compile-deadline 70 --modes "${modes[0]}" --batch-size $(sizes 128) ;;
-    headline50) headline headline50 240 --arch resnet50 --compile-deadline 110 --modes "${modes[0]}" --batch-size $(sizes 64 128) ;;
+    headline18) headline headline18 165 --arch resnet18 --compile-deadline 70 --modes "${modes[0]}" --batch-size $(sizes 128) ;;
+    headline50) headline headline50 200 --arch resnet50 --compile-deadline 90 --modes "${modes[0]}" --batch-size $(sizes 64 128) ;;
     sweep18)
-      headline sweep18 215 --arch resnet18 --modes "${modes[@]}" --batch-size $(sizes 128 64 256) \
+      headline sweep18 215 --arch resnet18 --compile-deadline 60 --modes "${modes[@]}" --batch-size $(sizes 128 64 256) \
         --memory-format channels_last contiguous --sides clone ;;
     sweep50)
-      headline sweep50 215 --arch resnet50 --modes "${modes[@]}" --batch-size $(sizes 64 128) \
+      headline sweep50 215 --arch resnet50 --compile-deadline 60 --modes "${modes[@]}" --batch-size $(sizes 64 128) \
         --memory-format channels_last contiguous --sides clone ;;
-    device) device device 70 roof kernel decode ;;
-    fill) device fill 80 fill ;;
+    device) device device 60 roof kernel decode ;;
+    fill) device fill 60 fill ;;
     shares) device shares 60 shares ;;
     tests)
-      # Their files alone, because the others may need what a GPU machine lacks, and the nearest to the device first; a warning of
-      # another version of a library is no failure of the GPU path.
-      mapfile -t files < <(grep -slE '\bDEVICES|mark\.gpu' tests/test_{augment_gpu,device,decode_gpu,gpu_training,*}.py | awk '!seen[$0]++')
+      # Their files alone, because the others may need what a GPU machine lacks, and the nearest to the device first.
+      mapfile -t files < <(grep -slE '\bDEVICES|mark\.gpu' tests/test_{augment_gpu,device,decode_gpu,*}.py | awk '!seen[$0]++')
       for file in "${files[@]}"; do
-        # 5: it has no test to run, where a library is missing that it is about.
-        step "$(basename "$file" .py)" 60 bash -c '"$@" || [ $? = 5 ]' pytest \
-          "$PYTHON" -m pytest -m gpu -q -W default -p no:cacheprovider --durations=5 "$file"
+        case "$file" in *gpu_training*) ;; *) gpu_tests "$(basename "$file" .py)" 60 "$file" ;; esac
       done ;;
-    loader) throughput loader 200 ;;
+    training) gpu_tests test_gpu_training 150 tests/test_gpu_training.py ;;
+    loader) throughput loader 130 ;;
     resident) throughput resident 60 ;;
     timeline)
       for decode in cpu $([ "$DEVICE" = cpu ] || echo gpu); do
-        step "timeline-$decode" 60 "$PYTHON" benchmarks/timeline.py --device "$DEVICE" --data "$DATA" --decode "$decode" \
+        step "timeline-$decode" 40 "$PYTHON" benchmarks/timeline.py --device "$DEVICE" --data "$DATA" --decode "$decode" \
           --out "$OUT/timeline-$decode" --batch-size "$(sizes 128)" --resolution "$SIZE"
         rm -f "$OUT/timeline-$decode/profile.txt"  # it is in the log
       done ;;
     run)
       runs="$(mktemp -d)"  # its checkpoints are hundreds of megabytes; what it says is in the log
-      step run 150 "$PYTHON" -m fastretina.train --train "$DATA" --test "$DATA" --amp --epochs 2 --batch-size "$(sizes 128)" \
+      step run 120 "$PYTHON" -m fastretina.train --train "$DATA" --test "$DATA" --amp --epochs 2 --batch-size "$(sizes 128)" \
         --resolution "$SIZE" --device "$DEVICE" --out "$runs/run"
       [ ! -e "$runs/run/report.html" ] || cp "$runs/run/report.html" "$OUT/run.html"
       rm -rf "$runs" ;;

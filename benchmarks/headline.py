@@ -108,9 +108,11 @@ class Measurement:
         config = self.config
         size, mode, memory_format = config.batch_size[0], config.modes[0], config.memory_format[0]
         yield size, mode, memory_format
-        yield from ((size, other, memory_format) for other in config.modes[1:])
+        slow = [other for other in config.modes[1:] if other.startswith("max-autotune")]  # minutes of compiling: last
+        yield from ((size, other, memory_format) for other in config.modes[1:] if other not in slow)
         yield from ((other, mode, memory_format) for other in config.batch_size[1:])
         yield from ((size, mode, other) for other in config.memory_format[1:])
+        yield from ((size, other, memory_format) for other in slow)
 
     def step(self, size: int, mode: str = "off", memory_format: str = "channels_last") -> TrainingStep:
         """A new model, not compiled yet."""

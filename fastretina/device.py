@@ -63,6 +63,9 @@ class DeviceStage:
         self._norm = torch.from_numpy(np.ascontiguousarray(feed.norm[:, :3])).to(device)
         self._cuda = device.type == "cuda"
         self._sourcing, self._warping = (torch.cuda.Stream(device) if self._cuda else None for _ in range(2))  # type: ignore[no-untyped-call]
+        if self._sourcing is not None:
+            # The store's memory is of this stream: what used it before may not have run yet.
+            self._sourcing.wait_stream(torch.cuda.current_stream(device))
         self._rows = BufferPool(_layout(feed.settings.batch_size)[1], keep=4, pinned=self._cuda)
         # Memory that queued work still reads, with the event after which it is free.
         self._in_use: deque[tuple[torch.cuda.Event, Any]] = deque()

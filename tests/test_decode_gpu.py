@@ -168,6 +168,27 @@ def test_what_the_codec_did_not_write_is_named_whatever_it_says(photograph, devi
         assert decoded.done == [n not in (0, 4, 8) for n in range(9)]
 
 
+def test_what_comes_late_is_waited_for_and_counted_and_what_never_comes_is_named(photograph, monkeypatch):
+    jpegs = [encode(image) for image in crops(photograph, 4, 64)]
+    late = {}
+
+    class Late(Liar):
+        def decode(self, jpegs, targets):
+            found = super().decode(jpegs, targets)
+            late.update({1: targets[1][0]})
+            return found
+
+    def synchronize(device):
+        late[1].copy_(torch.from_numpy(simplejpeg.decode_jpeg(jpegs[1])))
+
+    decoder = make("cpu", wrap=lambda codec: Late(codec, {1, 3}))
+    decoder._cuda = True
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    decoded = decoder.decode(jpegs, [(64, 64)] * 4)
+    assert (decoded.unwritten, decoded.done, decoder.late) == ([3], [True, True, True, False], 1)
+    assert close(decoded.image(1).numpy(), jpegs[1]) == 1.0
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_no_flat_image_is_taken_for_one_that_was_not_written(device):
     jpegs = [encode(np.full((16, 16, 3), level, np.uint8), 100, "444") for level in range(256)]

@@ -160,12 +160,14 @@ def test_where_compiling_fails_the_rounds_run_eagerly(tmp_path, monkeypatch):
 
 
 def test_batch_sizes_modes_and_formats_vary_one_at_a_time(tmp_path):
-    changes = {"batch_size": (64, 128), "modes": ("default", "off"), "memory_format": ("channels_last", "contiguous")}
+    modes = ("default", "max-autotune-no-cudagraphs", "off")
+    changes = {"batch_size": (64, 128), "modes": modes, "memory_format": ("channels_last", "contiguous")}
     assert list(measurement(tmp_path, **changes).combinations()) == [
         (64, "default", "channels_last"),
         (64, "off", "channels_last"),
         (128, "default", "channels_last"),
         (64, "default", "contiguous"),
+        (64, "max-autotune-no-cudagraphs", "channels_last"),
     ]
 
 

@@ -221,13 +221,13 @@ class DeviceDecoder:
     """A codec with memory to decode into. Not for more than one thread. Each `decode` is followed by a `release` before the next.
 
     Attributes:
-        name: the codec's.
+        name: the codec's. late: images so far that were there only after all of the device's streams had been waited for.
     """
 
     def __init__(self, codec: Codec, device: torch.device, smallest: int) -> None:
         """smallest: bytes of the smallest image, decoded."""
-        self.name = codec.name
-        self._codec, self._device = codec, device
+        self.name, self.late = codec.name, 0
+        self._codec, self._device, self._cuda = codec, device, device.type == "cuda"
         self._stride = max(1, smallest // (_BANDS * _PROBES))
         self._bands = min(_BANDS, max(1, smallest // self._stride // _PROBES))
         self._buffers: list[_Buffer | None] = [None] * _TURNS
@@ -250,11 +250,17 @@ class DeviceDecoder:
             buffer.sizes = list(sizes)
         buffer.poison()
         found = self._codec.decode([jpeg for jpeg in jpegs if jpeg is not None], [buffer.targets[position] for position in asked])
-        unwritten = self._unwritten(buffer.intact_poison(), offsets, ends)
-        for position, done in zip(asked, found, strict=True):
-            decoded.done[position] = done and not unwritten[position]
-            if done and unwritten[position]:
-                decoded.unwritten.append(position)
+        claimed = [position for position, done in zip(asked, found, strict=True) if done]
+        missing = self._missing(buffer, claimed, offsets, ends)
+        if missing and self._cuda:
+            # Late, or never? The library has its own streams, and should have made ours wait for them.
+            torch.cuda.synchronize(self._device)
+            waited = self._missing(buffer, claimed, offsets, ends)
+            self.late += len(missing) - len(waited)
+            missing = waited
+        for position in claimed:
+            decoded.done[position] = position not in missing
+        decoded.unwritten.extend(missing)
         return decoded
 
     def release(self, event: torch.cuda.Event | None) -> None:
@@ -276,12 +282,14 @@ class DeviceDecoder:
             buffer = self._buffers[self._turn] = _Buffer(max(1, nbytes), self._stride, self._device)
         return buffer
 
-    def _unwritten(self, intact: NDArray[np.bool_], offsets: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(n,) whether a band of the image has its poison still."""
+    def _missing(self, buffer: _Buffer, claimed: list[int], offsets: NDArray[np.int64], ends: NDArray[np.int64]) -> list[int]:
+        """Of these images those that have a band of their poison still."""
+        intact = buffer.intact_poison()
         first, last = -(-offsets // self._stride), -(-ends // self._stride)
         bands = first[:, None] + (last - first)[:, None] * np.arange(self._bands) // self._bands
         whole = np.asarray(np.logical_and.reduceat(intact[: last[-1]], bands.reshape(-1)))
-        return np.asarray(whole.reshape(bands.shape).any(axis=1))
+        unwritten = np.asarray(whole.reshape(bands.shape).any(axis=1))
+        return [position for position in claimed if unwritten[position]]
 
 
 def make_decoder(
