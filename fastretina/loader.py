@@ -51,8 +51,9 @@ class Loader:
     """Iterate it once for each epoch.
 
     Batches are a pure function of the file, the settings and the epoch: the number of workers, a resume or the machine's load
-    never change them. Each sample comes exactly once an epoch unless `sampling` says otherwise. A batch's memory stays as it
-    is for as long as any of its tensors is referenced, and is recycled after that.
+    never change them (but for decode="auto" on CUDA, where the number of workers has a part in who decodes). Each sample comes
+    exactly once an epoch unless `sampling` says otherwise. A batch's memory stays as it is for as long as any of its tensors is
+    referenced, and is recycled after that.
     """
 
     def __init__(

@@ -160,7 +160,8 @@ class Decoded:
     """A batch on the device.
 
     memory: uint8, flat, valid until what `release` was given has passed. offsets: (n,) where in it each image begins: (H, W, 3).
-    done: (n,) whether each image is there. unwritten: positions of those that the codec says it decoded, and did not write.
+    sizes: (n,) height and width of each, px. done: (n,) whether each image is there. unwritten: positions of those that the codec
+    says it decoded, and did not write.
     """
 
     memory: Tensor
