@@ -34,6 +34,7 @@ test: setup
 	$(PYTHON_IN) -m ruff check .
 	$(PYTHON_IN) -m ruff format --check .
 	$(PYTHON_IN) -m mypy
+	.venv/bin/lint-imports
 	OMP_NUM_THREADS=1 $(PYTHON_IN) -m pytest -n auto --maxprocesses 4
 
 # Every fault of docs/reliability.md in full number: twelve minutes on two cores. `make test` tries a few of each.

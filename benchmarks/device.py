@@ -28,15 +28,15 @@ from roof import roof, timed
 from sides import cpu_seconds
 from torch import Tensor
 
-from fastretina.augment import Augment, WarpParameters, cpu, draw
-from fastretina.augment.parameters import IMAGENET_MEAN, IMAGENET_STD, affine_matrices
-from fastretina.beton import Beton
+from fastretina.beton.reader import Beton
 from fastretina.cli import run
-from fastretina.decode.cpu import decode
-from fastretina.decode.gpu import DECODERS, Codec, CodecSettings, DeviceDecoder, NvImageCodec, shared
 from fastretina.errors import FastretinaError
-from fastretina.precision import choose_device
-from fastretina.streams import current_stream, mark
+from fastretina.loading.augment import Augment, WarpParameters, cpu, draw
+from fastretina.loading.augment.parameters import IMAGENET_MEAN, IMAGENET_STD, affine_matrices
+from fastretina.loading.decode.cpu import decode
+from fastretina.loading.decode.gpu import DECODERS, Codec, CodecSettings, DeviceDecoder, NvImageCodec, shared
+from fastretina.models.precision import choose_device
+from fastretina.system.cuda import current_stream, mark
 
 Piece = Literal["roof", "kernel", "decode", "shares", "fill"]
 SHARES = (0.1, 0.25, 0.5, 0.75)
@@ -65,7 +65,7 @@ class DeviceBenchmark:
 
 def kernel(device: torch.device, config: DeviceBenchmark, copy_gb_per_second: float) -> dict[str, Any]:
     """The warp of a batch from resident uint8 to bfloat16, all of the augmentation: images/s, and bytes moved by copy bandwidth."""
-    from fastretina.augment.gpu import warp
+    from fastretina.loading.augment.gpu import warp
 
     count, side = config.batch_size, config.resolution
     sources = torch.randint(0, 255, (count, side, side, 3), dtype=torch.uint8, device=device)
@@ -186,7 +186,7 @@ def all_shares(device: torch.device, beton: Beton, batch: int) -> dict[str, Call
 
 def fill(device: torch.device, config: DeviceBenchmark, keep: Keep) -> dict[str, Any]:
     """Seconds until the whole file is resident, by who decodes; and what that is for 28,100 images."""
-    from fastretina.loader import Loader
+    from fastretina.loading.loader import Loader
 
     class Resident(Loader):
         _makes_on_device = True

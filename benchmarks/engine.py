@@ -20,7 +20,7 @@ import numpy as np
 import simplejpeg
 from measure import save, summary
 
-from fastretina.beton_writer import BetonWriter
+from fastretina.beton.writer import BetonWriter
 from fastretina.cli import run
 
 MEMORY = """
@@ -37,7 +37,7 @@ with Loader(sys.argv[1], batch_size=64, resolution=128) as loader:
 
 OPENING = """
 import sys, time
-from fastretina.beton import Beton
+from fastretina.beton.reader import Beton
 Beton(sys.argv[1])
 for _ in range(7):
     start = time.perf_counter()
@@ -47,11 +47,11 @@ for _ in range(7):
 
 ERRORS = """
 import sys, time
-import fastretina.feed
+import fastretina.loading.batches
 from fastretina import Loader
 from fastretina.errors import FastretinaError
 
-decode = fastretina.feed.decode
+decode = fastretina.loading.batches.decode
 place, struck = -1, 0.0
 
 def failing(beton, index, *rest):
@@ -61,7 +61,7 @@ def failing(beton, index, *rest):
         raise RuntimeError("a stage that fails")
     decode(beton, index, *rest)
 
-fastretina.feed.decode = failing
+fastretina.loading.batches.decode = failing
 for number in range(20):
     place, struck = 75 * number + 3, 0.0
     with Loader(sys.argv[1], batch_size=32, resolution=128, seed=number) as loader:

@@ -205,11 +205,11 @@ for name in "$@"; do
     shares) device shares 60 shares ;;
     tests)
       # Their files alone, because the others may need what a GPU machine lacks, and the nearest to the device first.
-      mapfile -t files < <(grep -slE '\bDEVICES|mark\.gpu' tests/test_{augment_gpu,device,decode_gpu,*}.py | awk '!seen[$0]++')
+      mapfile -t files < <(grep -slE '\bDEVICES|mark\.gpu' tests/loading/test_{augment_gpu,device_stage,decode_gpu}.py tests/*/test_*.py | awk '!seen[$0]++')
       for file in "${files[@]}"; do
         case "$file" in *gpu_training*) ;; *) gpu_tests "$(basename "$file" .py)" 60 "$file" ;; esac
       done ;;
-    training) gpu_tests test_gpu_training 150 tests/test_gpu_training.py ;;
+    training) gpu_tests test_gpu_training 150 tests/training/test_gpu_training.py ;;
     loader) throughput loader 130 ;;
     resident) throughput resident 60 ;;
     timeline)

@@ -32,7 +32,7 @@ from roof import roof
 from training_step import TrainingStep
 
 from fastretina.cli import run
-from fastretina.precision import choose_device
+from fastretina.models.precision import choose_device
 
 UNTIMED = 10  # steps of each side before those of a round: they use up what its loader has made in the pause
 EAGER_STEPS = 50

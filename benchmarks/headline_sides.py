@@ -14,8 +14,8 @@ from torch import Tensor
 from training_step import TrainingStep
 
 from fastretina.errors import UsageError
-from fastretina.loader import Loader
-from fastretina.streams import DataWait, current_stream
+from fastretina.loading.loader import Loader
+from fastretina.system.cuda import DataWait, current_stream
 
 CLONES = 8  # batches that the side "clone" has, in rotation
 ENOUGH_STEPS = 20  # for a round that its deadline cuts short

@@ -17,14 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastretina.camera import CameraSettings, Eye, render
-from fastretina.checkpoint import load_grader
 from fastretina.cli import run
 from fastretina.errors import RunError
-from fastretina.explain import GradCam
-from fastretina.lesions import LesionSettings
+from fastretina.models.checkpoint import load_grader
+from fastretina.models.gradcam import GradCam
 from fastretina.predict import prepare
-from fastretina.sample import STAMP, plan_eyes
+from fastretina.sample.camera import CameraSettings, Eye, render
+from fastretina.sample.lesions import LesionSettings
+from fastretina.sample.make import STAMP, plan_eyes
 
 VISIBLE = 12  # grey levels
 DARK = 20  # grey levels, below which there is no retina

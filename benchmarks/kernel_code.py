@@ -22,8 +22,8 @@ from measure import save
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastretina.augment import gpu
 from fastretina.cli import run
+from fastretina.loading.augment import gpu
 
 TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "uint8": "u8"}
 PIXELS = 4  # that a thread makes in one step of its tile

@@ -22,10 +22,10 @@ from measure import interleave, save, summary
 from PIL import Image
 
 from fastretina.cli import run
-from fastretina.convert import write_beton
 from fastretina.errors import RunError
+from fastretina.packing.pack import write_beton
 
-PHOTO = Path(__file__).parent.parent / "fastretina" / "assets" / "retina_cc0.jpg"
+PHOTO = Path(__file__).parent.parent / "fastretina" / "sample" / "retina_cc0.jpg"
 
 
 @dataclass(frozen=True)

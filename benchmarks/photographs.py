@@ -22,7 +22,7 @@ import simplejpeg
 from measure import FULL_TRAIN_SET
 from numpy.typing import NDArray
 
-from fastretina.beton_writer import BetonWriter
+from fastretina.beton.writer import BetonWriter
 from fastretina.cli import run
 
 SHARES = np.array([20_655, 1_954, 4_209, 698, 581]) / 28_097  # grades 0-4 of the real train set
@@ -47,7 +47,7 @@ class PhotographSet:
 
 def views(size: int, seed: int) -> list[NDArray[np.uint8]]:
     """The photograph in 64 turns and zooms, (size, size, 3) each."""
-    photograph = simplejpeg.decode_jpeg(resources.files("fastretina.assets").joinpath("retina_cc0.jpg").read_bytes())
+    photograph = simplejpeg.decode_jpeg(resources.files("fastretina.sample").joinpath("retina_cc0.jpg").read_bytes())
     side, rng = photograph.shape[0], np.random.default_rng(seed)
     found = []
     for _ in range(VIEWS):

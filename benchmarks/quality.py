@@ -26,13 +26,13 @@ import numpy as np
 from measure import save
 
 from fastretina import train
-from fastretina.augment import Augment
 from fastretina.cli import run
-from fastretina.engine import run_model
-from fastretina.evaluate import open_grader
-from fastretina.intervals import LEVEL, RESAMPLES, Floats, draws, patient_groups, qwk
-from fastretina.loader import Loader
-from fastretina.recipe import TrainConfig
+from fastretina.loading.augment import Augment
+from fastretina.loading.loader import Loader
+from fastretina.metrics.bootstrap import LEVEL, RESAMPLES, Floats, draws, patient_groups, qwk
+from fastretina.models.checkpoint import open_grader
+from fastretina.models.inference import run_model
+from fastretina.training.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 SEEDS = (0, 1, 2)
@@ -68,7 +68,7 @@ HARD = replace(EASY, train=Path("hard-train.beton"), test=Path("hard-test.beton"
 OLD = replace(HARD, resolution=224, lr=1e-3, schedule="constant", augment="off", class_weights="sqrt")
 # The cure: learn what lesions are where they are plain, then first the head anew, then all of it with care.
 PLAIN = replace(EASY, resolution=128, head="regression")
-CURE = replace(HARD, resolution=128, head="regression", epochs=5, lr=3e-3, schedule="cosine", freeze_epochs=1, trunk_lr=0.1)
+CURE = replace(HARD, resolution=128, head="regression", epochs=5, lr=3e-3, schedule="cosine", freeze_epochs=1, backbone_lr=0.1)
 CURED_SEEDS = (0, 1)
 
 

@@ -66,7 +66,7 @@ PY
 done
 
 say "the tests of what runs on a GPU, with these versions"
-mapfile -t files < <(grep -lE '\bDEVICES|mark\.gpu' tests/test_*.py)
+mapfile -t files < <(grep -lE '\bDEVICES|mark\.gpu' tests/*/test_*.py)
 python3 -m pytest -q -W default -p no:cacheprovider -n 2 "${files[@]}" || failed+=("tests")
 say "the kernel's machine code, with this Triton"
 python3 benchmarks/kernel_code.py --json "$work/kernel-code.json" || failed+=("kernel_code.py")

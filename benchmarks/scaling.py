@@ -28,12 +28,12 @@ from measure import save
 from scaling_model import Cluster, ImageCosts, all_reduce_seconds, epoch_hours_and_price, predict
 from scaling_rank import MARK, RankTask, Timings
 
-from fastretina.beton import Beton
+from fastretina.beton.reader import Beton
 from fastretina.cli import run
 from fastretina.errors import RunError, UsageError
-from fastretina.loader import Loader
-from fastretina.models import build_model
-from fastretina.precision import choose_device, device_name
+from fastretina.loading.loader import Loader
+from fastretina.models.precision import choose_device, device_name
+from fastretina.models.resnet import build_model
 
 RANKS = (1, 2, 4)
 GPUS = (1, 8, 64, 256, 1000)

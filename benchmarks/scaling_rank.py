@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastretina.augment import Augment
-from fastretina.distributed import World, joined, without_sum
-from fastretina.loader import Loader
-from fastretina.models import build_model
+from fastretina.loading.augment import Augment
+from fastretina.loading.loader import Loader
+from fastretina.models.resnet import build_model
+from fastretina.training.distributed import World, joined, without_sum
 
 Timings = dict[str, dict[str, float]]  # of a round: kind of step, "wall" or "cpu", seconds
 MARK = "\x1e"  # starts our line; torchrun's are passed over
@@ -100,7 +100,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with joined("cpu") as world:
         rounds = world.gather(measure(RankTask(**json.loads(sys.argv[2])), Path(sys.argv[1]), world))
-        if world.leads:
+        if world.is_main:
             print(MARK + json.dumps(rounds), flush=True)
 
 

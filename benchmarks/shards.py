@@ -34,17 +34,19 @@ from measure import interleave, save, summary
 from numpy.typing import NDArray
 
 from fastretina import Loader
-from fastretina.augment import Augment
-from fastretina.beton_writer import BetonWriter
+from fastretina.beton.open import open_beton
+from fastretina.beton.paths import shard_path, shard_rows
+from fastretina.beton.remote import Cache
+from fastretina.beton.shards import ShardedBeton
+from fastretina.beton.writer import BetonWriter
 from fastretina.cli import run
-from fastretina.order import Sampling, epoch_order
-from fastretina.remote import Cache
-from fastretina.shards import ShardedBeton, open_beton, shard_path, shard_rows
+from fastretina.loading.augment import Augment
+from fastretina.loading.sampler import Sampling, epoch_order
 
 BATCHES = 150  # of 64, one measurement
 OPENING = """
 import sys, time
-from fastretina.shards import open_beton
+from fastretina.beton.shards import open_beton
 start = time.perf_counter()
 with open_beton(sys.argv[1]) as beton:
     print(time.perf_counter() - start)
@@ -158,7 +160,7 @@ def per_batch(small: Path, large: Path, config: ShardsBenchmark) -> dict[str, An
 
 def without_decoding(measure: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
     """The same, but samples are found and not read: a million of them do not fit into a cache as a thousand do."""
-    with mock.patch("fastretina.feed.decode", lambda beton, index, *rest: beton.at(index)):
+    with mock.patch("fastretina.loading.batches.decode", lambda beton, index, *rest: beton.at(index)):
         return measure(*given)
 
 

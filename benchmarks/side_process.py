@@ -149,7 +149,7 @@ def _say(answer: dict[str, Any]) -> None:
 
 def main() -> None:
     side, task = sys.argv[1], Task(**json.loads(sys.argv[2]))
-    importlib.import_module(IMPORTS.get(side, "fastretina.loader"))  # imports aside
+    importlib.import_module(IMPORTS.get(side, "fastretina.loading.loader"))  # imports aside
     start = time.perf_counter()
     if task.device == "cuda":
         torch.cuda.init()  # type: ignore[no-untyped-call]  # the context, as an import, is not the loader's

@@ -48,8 +48,8 @@ def element_type(task: Task) -> Any:
 def fastretina(task: Task, **changes: Any) -> Epoch:
     import torch
 
-    from fastretina.augment import Augment
-    from fastretina.loader import Loader
+    from fastretina.loading.augment import Augment
+    from fastretina.loading.loader import Loader
 
     decode_only = task.work == "decode"
     settings: dict[str, Any] = {
@@ -88,7 +88,7 @@ def ffcv(task: Task) -> Epoch:
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, Squeeze, ToDevice, ToTensor, ToTorchImage
 
-    from fastretina.beton import Beton
+    from fastretina.beton.reader import Beton
 
     full_size = int(Beton(task.data).widths[0]) == task.resolution
     image: list[Any] = [
@@ -107,11 +107,11 @@ def ffcv(task: Task) -> Epoch:
 
 
 def ffcv_with_our_warp(task: Task) -> Epoch:
-    """FFCV's Loader and decoder with fastretina.interop.ffcv behind them."""
+    """FFCV's Loader and decoder with fastretina.loading.ffcv behind them."""
     from ffcv.loader import Loader, OrderOption
 
-    from fastretina.augment import Augment
-    from fastretina.interop.ffcv import pipelines
+    from fastretina.loading.augment import Augment
+    from fastretina.loading.ffcv import pipelines
 
     pipes, _ = pipelines(task.data, task.resolution, augment=Augment.full())
     loader = Loader(
@@ -126,7 +126,7 @@ def _dataset(task: Task, decode: Callable[[bytes], Any], transform: Callable[[An
     import torch
     from torch.utils.data import DataLoader, Dataset
 
-    from fastretina.beton import Beton
+    from fastretina.beton.reader import Beton
 
     class Samples(Dataset[Any]):
         def __init__(self) -> None:
@@ -183,7 +183,7 @@ def webdataset(task: Task) -> Epoch:
 
     import webdataset as wds
 
-    from fastretina.beton import Beton
+    from fastretina.beton.reader import Beton
 
     beton = Beton(task.data)
     # Two shards a worker: webdataset hands out whole shards.
@@ -207,7 +207,7 @@ def dali(task: Task) -> Epoch:
     from nvidia.dali import fn, pipeline_def, types
     from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
 
-    from fastretina.beton import Beton
+    from fastretina.beton.reader import Beton
 
     beton = Beton(task.data)
     rng = np.random.default_rng(0)
@@ -261,7 +261,7 @@ class Training:
         self.batches = batches(self.step)
 
     def __call__(self) -> Iterator[int]:
-        from fastretina.profiling import span
+        from fastretina.system.tracing import span
 
         wait = 0.0
         for _ in range(self.steps):
@@ -276,7 +276,7 @@ class Training:
 
 def train_fastretina(task: Task, **changes: Any) -> Epoch:
     """Training from the streaming loader, rotation and flips on."""
-    from fastretina.loader import Loader
+    from fastretina.loading.loader import Loader
 
     settings: dict[str, Any] = {"dtype": element_type(task), "workers": task.workers}
     loader = Loader(task.data, task.batch_size, resolution=task.resolution, device=task.device, **(settings | changes))
@@ -289,11 +289,11 @@ def train_synthetic(task: Task) -> Epoch:
 
 
 def ffcv_on_device(task: Task) -> Epoch:
-    """FFCV's Loader with the device's decoder and warp (fastretina.interop.ffcv_device)."""
+    """FFCV's Loader with the device's decoder and warp (fastretina.loading.ffcv_device)."""
     from ffcv.loader import Loader, OrderOption
 
-    from fastretina.augment import Augment
-    from fastretina.interop.ffcv_device import device_pipelines
+    from fastretina.loading.augment import Augment
+    from fastretina.loading.ffcv_device import device_pipelines
 
     pipes, _, _ = device_pipelines(task.data, task.resolution, augment=Augment.full(), device=task.device, dtype=element_type(task))
     loader = Loader(
@@ -314,8 +314,8 @@ SIDES: dict[str, Callable[[Task], Epoch]] = {
 # What a side's user imports before the clock starts; where it is not installed the side is left out.
 IMPORTS = {
     "ffcv": "ffcv.loader",
-    "ffcv_with_our_warp": "fastretina.interop.ffcv",
-    "ffcv_on_device": "fastretina.interop.ffcv_device",
+    "ffcv_with_our_warp": "fastretina.loading.ffcv",
+    "ffcv_on_device": "fastretina.loading.ffcv_device",
     "pillow": "torchvision.transforms.v2",
     "torchvision": "torchvision.transforms.v2",
     "webdataset": "webdataset",

@@ -26,10 +26,10 @@ from measure import FULL_TRAIN_SET, brief, hardware, interleave, save, summary
 from side_process import SideProcess
 from sides import IMPORTS, Task
 
-from fastretina.beton import Beton
+from fastretina.beton.reader import Beton
 from fastretina.cli import run
 from fastretina.errors import RunError, UsageError
-from fastretina.precision import choose_device
+from fastretina.models.precision import choose_device
 
 OLD_EPOCH = 2088.0  # seconds that one epoch of it took with a Pillow __getitem__
 

@@ -17,8 +17,8 @@ from measure import hardware
 from sides import Task, train_fastretina
 
 from fastretina.cli import run
-from fastretina.precision import choose_device
-from fastretina.profiling import StepProfiler
+from fastretina.models.precision import choose_device
+from fastretina.training.profiler import StepProfiler
 
 
 @dataclass(frozen=True)

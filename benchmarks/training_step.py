@@ -7,11 +7,11 @@ import time
 import torch
 from torch import Tensor
 
-from fastretina.compile import StepForward, training_flops
-from fastretina.device_memory import Pace
-from fastretina.models import build_model
-from fastretina.precision import choose_precision
-from fastretina.profiling import span
+from fastretina.models.precision import choose_precision
+from fastretina.models.resnet import build_model
+from fastretina.system.cuda import Pace
+from fastretina.system.tracing import span
+from fastretina.training.compile import StepForward, training_flops
 
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 

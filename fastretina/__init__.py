@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 from fastretina.errors import FastretinaError
 
 if TYPE_CHECKING:
-    from fastretina.beton import Beton
-    from fastretina.convert import write_beton
-    from fastretina.loader import Loader
-    from fastretina.models import build_model
+    from fastretina.beton.reader import Beton
+    from fastretina.loading.loader import Loader
+    from fastretina.models.resnet import build_model
+    from fastretina.packing.pack import write_beton
 
 __version__ = "0.1.0"
 __all__ = ["Beton", "FastretinaError", "Loader", "build_model", "write_beton"]
 
 _HOME = {
-    "Beton": "fastretina.beton",
-    "Loader": "fastretina.loader",
-    "build_model": "fastretina.models",
-    "write_beton": "fastretina.convert",
+    "Beton": "fastretina.beton.reader",
+    "Loader": "fastretina.loading.loader",
+    "build_model": "fastretina.models.resnet",
+    "write_beton": "fastretina.packing.pack",
 }
 
 

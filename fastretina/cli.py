@@ -13,18 +13,9 @@ from typing import NoReturn, TypeVar
 
 import tyro
 
-from fastretina.errors import FastretinaError
+from fastretina.errors import EXIT_SIGINT, FastretinaError, Terminated
 
 Config = TypeVar("Config")
-
-EXIT_SIGINT, EXIT_SIGTERM = 130, 143
-
-
-class Terminated(SystemExit):
-    """SIGTERM arrived; unwinds like Ctrl-C does, so that `finally` and `with` clean up. Exits with 143."""
-
-    def __init__(self) -> None:
-        super().__init__(EXIT_SIGTERM)
 
 
 def _program() -> str:

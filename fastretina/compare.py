@@ -21,16 +21,17 @@ from pathlib import Path
 from typing import cast, get_args
 
 from fastretina import cli, train
-from fastretina.compared import ComparedRun, terminal_table
-from fastretina.comparison import write_comparison
 from fastretina.errors import CheckpointError, FastretinaError, RunError, UsageError
-from fastretina.heads import HEADS
-from fastretina.keeper import FREE_SETTINGS
-from fastretina.models import ARCHS, ArchName, build_model
-from fastretina.precision import choose_device
-from fastretina.recipe import Recipe, TrainConfig, as_settings, check
-from fastretina.runs import RunFolder, write_json
-from fastretina.train import NUM_CLASSES
+from fastretina.grading import NUM_CLASSES
+from fastretina.models.heads import HEADS
+from fastretina.models.precision import choose_device
+from fastretina.models.resnet import ARCHS, ArchName, build_model
+from fastretina.report.compared import ComparedRun, terminal_table
+from fastretina.report.comparison import write_comparison
+from fastretina.system.files import write_json
+from fastretina.training.config import Recipe, TrainConfig, as_settings, check
+from fastretina.training.run_folder import RunFolder
+from fastretina.training.state import FREE_SETTINGS
 
 SCRATCH = "none"
 # A run by itself may be given more epochs later; those of a comparison are compared at equal epochs.

@@ -22,7 +22,7 @@ class LabelError(FastretinaError):
 
 
 class JpegError(FastretinaError):
-    """Bytes that are not a JPEG that fastretina accepts (malformed, or past the limits of `fastretina.jpeg`)."""
+    """Bytes that are not a JPEG that fastretina accepts (malformed, or past the limits of `fastretina.beton.jpeg`)."""
 
 
 class BetonError(FastretinaError):
@@ -80,3 +80,13 @@ class RemoteError(FastretinaError):
 
     def __str__(self) -> str:
         return f"{self.url}: {self.reason}"
+
+
+EXIT_SIGINT, EXIT_SIGTERM = 130, 143
+
+
+class Terminated(SystemExit):
+    """SIGTERM arrived; unwinds like Ctrl-C does, so that `finally` and `with` clean up. Exits with 143."""
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_SIGTERM)

@@ -12,25 +12,24 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
-from torch import nn
 
-from fastretina import cli, plots
-from fastretina.assessment import Assessment
-from fastretina.augment import IMAGENET_MEAN, IMAGENET_STD
-from fastretina.checkpoint import Grader, load_grader
-from fastretina.engine import MAX_VIEWS, run_model
-from fastretina.errors import CheckpointError, RunError, UsageError
-from fastretina.facts import versions
-from fastretina.fusion import check_weight, fuse_eyes
-from fastretina.heads import SMALLEST_PROBABILITY
-from fastretina.history import Scores
-from fastretina.loader import Loader
-from fastretina.precision import Precision, choose_device, choose_precision, device_name
-from fastretina.preparation import preparation_of
-from fastretina.runs import RunFolder, write_bytes, write_json, write_predictions
-
-AmpChoice = Literal["auto", "on", "off"]
+from fastretina import cli
+from fastretina.errors import RunError, UsageError
+from fastretina.grading import grade_title
+from fastretina.loading.loader import Loader
+from fastretina.metrics.assessment import Assessment
+from fastretina.metrics.fusion import check_weight, fuse_eyes
+from fastretina.metrics.predictions import Scores, write_predictions
+from fastretina.models.checkpoint import open_grader
+from fastretina.models.heads import SMALLEST_PROBABILITY
+from fastretina.models.inference import check_views, run_model
+from fastretina.models.precision import AmpChoice, device_name
+from fastretina.packing.preprocessing import preparation_of
+from fastretina.report import plots
+from fastretina.report.assessment import lines
+from fastretina.system.files import write_bytes, write_json
+from fastretina.training.run_folder import RunFolder
+from fastretina.training.run_info import versions
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def main(config: EvaluateConfig) -> int:
     scores = Scores.of(answers)
     rate = len(answers.labels) / seconds
     assessment = Assessment.of(answers, listed)
-    print("\n".join([*_table(scores, len(answers.labels), rate), "", *assessment.lines()]))
+    print("\n".join([*_table(scores, len(answers.labels), rate), "", *lines(assessment)]))
     if config.out is not None:
         try:
             config.out.mkdir(parents=True, exist_ok=True)
@@ -111,31 +110,13 @@ def main(config: EvaluateConfig) -> int:
     return 0
 
 
-def check_views(views: int) -> None:
-    """UsageError where `--tta` asks for other than 1-8 views."""
-    if not 1 <= views <= MAX_VIEWS:
-        raise UsageError(f"--tta {views}: a square has {MAX_VIEWS} symmetries; give 1 (none) to {MAX_VIEWS}")
-
-
-def open_grader(path: Path, device_name: str, amp: AmpChoice) -> tuple[nn.Module, Grader, torch.device, Precision]:
-    """A checkpoint's model on the device, its metadata, the device, and the number format to grade in."""
-    device = choose_device(device_name)
-    model, grader = load_grader(path)
-    if (grader.mean, grader.std) != (IMAGENET_MEAN, IMAGENET_STD):
-        raise CheckpointError(
-            f"{path}: trained on images normalised by {grader.mean} and {grader.std}, which this version does not make"
-        )
-    precision = choose_precision(amp == "on" or (amp == "auto" and grader.amp_dtype != "float32"), device)
-    return model.to(device), grader, device, precision
-
-
 def _table(scores: Scores, images: int, rate: float) -> list[str]:
     found = scores.metrics
     lines = [f"{'grade':<16}{'images':>8}{'right':>8}{'recall':>10}"]
     for grade, recall in enumerate(found.per_class_recall):
         row = found.confusion[grade]
         share = "–" if recall is None else f"{100 * recall:.1f} %"
-        lines.append(f"{plots.grade_title(grade):<16}{sum(row):>8,}{row[grade]:>8,}{share:>10}")
+        lines.append(f"{grade_title(grade):<16}{sum(row):>8,}{row[grade]:>8,}{share:>10}")
     figures = (
         ("accuracy", found.accuracy),
         ("balanced accuracy", found.balanced_accuracy),

@@ -27,19 +27,20 @@ from PIL import Image
 from torch import Tensor
 
 from fastretina import cli
-from fastretina.checkpoint import Grader
-from fastretina.engine import progress_bar, view_outputs
+from fastretina.beton.jpeg import read_header, verdict
 from fastretina.errors import JpegError, RunError, UsageError
-from fastretina.evaluate import AmpChoice, check_views, open_grader
-from fastretina.explain import Explainer, OverlayFolder
-from fastretina.jpeg import read_header, verdict
-from fastretina.labels import EXTENSIONS
-from fastretina.page import percent
-from fastretina.plots import grade_title
-from fastretina.preparation import UNPREPARED, Preparation
-from fastretina.reencode import square
-from fastretina.runs import REFERABLE_FROM, csv_line, write_atomically
-from fastretina.source import read_file
+from fastretina.grading import REFERABLE_FROM, grade_title
+from fastretina.models.checkpoint import Grader, open_grader
+from fastretina.models.inference import check_views, view_outputs
+from fastretina.models.precision import AmpChoice
+from fastretina.packing.inspect import read_file
+from fastretina.packing.labels import EXTENSIONS
+from fastretina.packing.preprocessing import UNPREPARED, Preparation
+from fastretina.packing.reencode import square
+from fastretina.report.overlays import Explainer, OverlayFolder
+from fastretina.report.page import percent
+from fastretina.system.files import csv_line, write_atomically
+from fastretina.system.progress import progress_bar
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -19,34 +19,37 @@ import torch
 from torch import Tensor, nn
 
 from fastretina import __version__, cli
-from fastretina.augment import IMAGENET_MEAN, IMAGENET_STD, Augment
-from fastretina.beton import Beton
-from fastretina.checkpoint import Grader
-from fastretina.compile import CompileChoice, StepForward, choose_compile, training_flops
-from fastretina.decode.choice import FASTEST_FLOPS
-from fastretina.device_memory import training_bytes
-from fastretina.distributed import World, joined
-from fastretina.engine import Training, fit
+from fastretina.beton.open import open_beton
+from fastretina.beton.reader import Beton
 from fastretina.errors import RunError
-from fastretina.facts import DataFacts, RunFacts
-from fastretina.heads import HEADS, Head, Loss
-from fastretina.history import EpochRecord, Progress
-from fastretina.keeper import NoKeeper, RunKeeper, restore, resume_state
-from fastretina.loader import Loader
-from fastretina.models import build_model
-from fastretina.optim import ExponentialAverage, build_optimizer, build_schedule, second_phase_epoch
-from fastretina.order import rank_places
-from fastretina.precision import Precision, bf16_speedup, choose_precision, device_name
-from fastretina.preparation import common_preparation
-from fastretina.profiling import StepProfiler
-from fastretina.recipe import AUGMENTATIONS, REFERENCE_BATCH, TrainConfig, as_settings, check
-from fastretina.runs import RunFolder, write_json
-from fastretina.shards import open_beton
-from fastretina.split import validation_split
-from fastretina.sync_batchnorm import synchronise_batchnorm
-from fastretina.tracking import Tracker
+from fastretina.grading import NUM_CLASSES
+from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD, Augment
+from fastretina.loading.decode.choice import FASTEST_FLOPS
+from fastretina.loading.loader import Loader
+from fastretina.loading.sampler import rank_positions
+from fastretina.models.checkpoint import Grader
+from fastretina.models.heads import HEADS, Head, Loss
+from fastretina.models.precision import Precision, bf16_speedup, choose_precision, device_name
+from fastretina.models.resnet import build_model
+from fastretina.packing.preprocessing import common_preparation
+from fastretina.report.pictures import RunPictures
+from fastretina.system.cuda import training_bytes
+from fastretina.system.files import write_json
+from fastretina.training.compile import CompileChoice, StepForward, choose_compile, training_flops
+from fastretina.training.config import AUGMENTATIONS, REFERENCE_BATCH, TrainConfig, as_settings, check
+from fastretina.training.distributed import World, joined
+from fastretina.training.loop import Training, fit
+from fastretina.training.optim import ExponentialAverage, build_optimizer, build_schedule, second_phase_epoch
+from fastretina.training.profiler import StepProfiler
+from fastretina.training.progress import EpochRecord, Progress
+from fastretina.training.recorder import NoCallbacks, Recorder
+from fastretina.training.run_folder import RunFolder
+from fastretina.training.run_info import DataInfo, RunInfo
+from fastretina.training.split import validation_split
+from fastretina.training.state import restore, resume_state
+from fastretina.training.sync_batchnorm import synchronise_batchnorm
+from fastretina.training.tensorboard import Tracker
 
-NUM_CLASSES = 5
 SET_NAMES = {"test": "test", "val": "validation"}
 
 
@@ -56,11 +59,11 @@ def main(config: TrainConfig) -> int:
     settings = as_settings(config) | {"out": str(run.path)}
     with joined(config.device, compiling=config.compile != "off") as world, ExitStack() as stack:
         check(config)
-        if world.leads:
+        if world.is_main:
             stack.enter_context(run.locked())
         state, report_there = world.decided(lambda: (resume_state(run, config.resume, settings), run.report.is_file()))
         if state is not None and report_there and _is_over(config, state):
-            if world.leads:
+            if world.is_main:
                 print(
                     f"{run.path}: this run of {state['progress']['epoch']} epochs is finished; see {run.report}. "
                     "More --epochs go on, another --out begins anew."
@@ -76,7 +79,7 @@ def main(config: TrainConfig) -> int:
             model = synchronise_batchnorm(model, world.device)
         data = _open_data(config, stack)
         preparation = common_preparation(data)
-        facts = {name: DataFacts.of(str(beton.path), beton.labels, beton.names, NUM_CLASSES) for name, beton in data.items()}
+        facts = {name: DataInfo.of(str(beton.path), beton.labels, beton.names, NUM_CLASSES) for name, beton in data.items()}
         loss = Loss(head, facts["train"].grades, config.class_weights, config.logit_adjustment, config.label_smoothing)
 
         # Measured before any data is on the device, so that --resident auto leaves the model its room.
@@ -94,10 +97,10 @@ def main(config: TrainConfig) -> int:
         training = _training(config, run, model, head, loss.to(world.device), world, precision, growth, evaluated, choice.mode)
         if state is not None:
             restore(training, state, run.last)
-        if not world.leads:
-            fit(training, NoKeeper())
+        if not world.is_main:
+            fit(training, NoCallbacks())
             return 0
-        about = RunFacts(
+        about = RunInfo(
             settings=settings,
             data=facts,
             device=f"{world.size} x {device_name(world.device)}" if world.size > 1 else device_name(world.device),
@@ -122,16 +125,18 @@ def main(config: TrainConfig) -> int:
             if tracker is not None:
                 tracker.epoch(record)
 
-        keeper = RunKeeper(run, about, training, grader, names, show)
-        keeper.catch_up()
+        pictures = RunPictures(run, about, training.progress, head.objective)
+        recorder = Recorder(run, about, training, grader, names, pictures.first_batch, [pictures.after_epoch, show])
+        recorder.catch_up()
         if config.tensorboard:
             tracker = stack.enter_context(Tracker(run.path, training.progress.epoch + 1))
         write_json(run.config, settings)
         print("\n".join(_header(config, about, run, training, choice)), flush=True)
-        finished = fit(training, keeper)
+        finished = fit(training, recorder)
         if training.profiler.table:
             print(f"{training.profiler.table}\ntimeline: {run.path / 'profile.json.gz'}", flush=True)
-        keeper.finish()
+        recorder.finish()
+        pictures.finish()
         print(_last_lines(training.progress, about, run, finished), flush=True)
     return 0
 
@@ -196,7 +201,7 @@ def _images(config: TrainConfig, world: World) -> tuple[int, int, int, int]:
 
 def _full_batch(config: TrainConfig, world: World) -> int:
     """The images that this rank has of every batch but the last; ranks may differ by one."""
-    return len(rank_places(0, config.batch_size, config.batch_size, world.rank, world.size))
+    return len(rank_positions(0, config.batch_size, config.batch_size, world.rank, world.size))
 
 
 def _micro_batch(config: TrainConfig, world: World) -> int:
@@ -271,7 +276,7 @@ def _training(
     loaders: dict[str, Loader],
     compile_mode: str | None,
 ) -> Training:
-    optimizer = build_optimizer(model, config.optimizer, config.learning_rate, config.weight_decay, config.trunk_lr)
+    optimizer = build_optimizer(model, config.optimizer, config.learning_rate, config.weight_decay, config.backbone_lr)
 
     def wrap(model: nn.Module) -> Callable[[Tensor], Tensor]:
         forward = world.wrap(model)
@@ -280,7 +285,7 @@ def _training(
         compiled = StepForward(forward, compile_mode, _micro_batch(config, world))
         shape = _micro_batch(config, world), 3, growth.side, growth.side
         seconds = compiled.warm_up(shape, _image_dtype(world, precision), world.device, precision.autocast)
-        if world.leads:
+        if world.is_main:
             print(f"compiled in {seconds:.0f} s, which no epoch's time holds", flush=True)
         return compiled
 
@@ -307,12 +312,12 @@ def _training(
         clip_norm=config.clip_norm,
         accumulate=config.accumulate,
         stop_after=config.stop_after_steps,
-        profiler=StepProfiler(run.path, config.profile if world.leads else 0),
+        profiler=StepProfiler(run.path, config.profile if world.is_main else 0),
         progress=Progress(),
     )
 
 
-def _header(config: TrainConfig, facts: RunFacts, run: RunFolder, training: Training, compiling: CompileChoice) -> list[str]:
+def _header(config: TrainConfig, facts: RunInfo, run: RunFolder, training: Training, compiling: CompileChoice) -> list[str]:
     progress = training.progress
     start = f"weights {config.weights}" if config.weights else "from scratch"
     lines = [
@@ -363,7 +368,7 @@ def _epoch_line(record: EpochRecord, epochs: int) -> str:
     )
 
 
-def _last_lines(progress: Progress, facts: RunFacts, run: RunFolder, finished: bool) -> str:
+def _last_lines(progress: Progress, facts: RunInfo, run: RunFolder, finished: bool) -> str:
     if not finished:
         return f"stopped after step {progress.step:,} as --stop-after-steps says; the same command goes on from {run.last}"
     best: Any = progress.best

@@ -1,98 +1,42 @@
-"""Every sample of a .beton read and decoded once: what no longer is what was packed is found before an epoch meets it."""
+"""Check every sample of a .beton file: its checksum, and that it decodes to what the file says; see --help."""
 
 from __future__ import annotations
 
-import os
-import threading
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-import simplejpeg
+import tyro
 
-from fastretina.beton import Beton
-from fastretina.beton_format import MODE_RAW
-from fastretina.errors import JpegError, SampleError, UsageError
-from fastretina.image_counter import ImageCounter
-from fastretina.jpeg import read_header
-from fastretina.shards import open_beton
-
-_CHUNK = 16  # samples a thread checks at a time
+from fastretina import cli
+from fastretina.beton.verify import verify_beton
 
 
 @dataclass(frozen=True)
-class VerifyReport:
-    """`bad`: (index, name, reason) of each bad sample, in order."""
+class VerifyConfig:
+    """Check every sample of a .beton file: its checksum, and that it decodes to what the file says."""
 
-    path: Path
-    samples: int
-    checksummed: bool
-    bad: tuple[tuple[int, str, str], ...]
-    seconds: float
-
-    def __str__(self) -> str:
-        rate = f"{self.seconds:.2f} s, {self.samples / max(self.seconds, 1e-9):,.0f} images/s"
-        if self.bad:
-            lines = [f"{index}\t{name}\t{reason}" for index, name, reason in self.bad]
-            return "\n".join([*lines, f"{self.path}: {len(self.bad):,} of {self.samples:,} samples are bad ({rate})"])
-        how = "checksums match and all decode" if self.checksummed else "all decode; this file has no checksums"
-        return f"OK: {self.path}: {self.samples:,} samples, {how} ({rate})"
+    file: Annotated[Path, tyro.conf.Positional]
+    """The .beton file, or a pattern in quotes for its shards, "data/train-*.beton"."""
+    workers: int | None = None
+    """Threads; default: the usable CPU cores."""
 
 
-def verify_beton(path: str | os.PathLike[str], *, workers: int | None = None, progress: bool = False) -> VerifyReport:
-    """Checksum and full strict decode of every sample of a file, or of all shards that a pattern matches.
+def main(config: VerifyConfig) -> int:
+    """Check every sample of a .beton file: its checksum, and that it decodes to what the file says.
 
-    workers: threads; default: the usable cores.
-
-    Raises:
-        BetonError: the file's tables are damaged, so that there are no samples to name. UsageError: workers < 1.
+    Prints index, name and reason of each bad sample, one a line, and exits with 1 if there is any.
     """
-    if workers is not None and not 1 <= workers <= 1024:
-        raise UsageError(f"--workers {workers}: from 1 to 1024")
-    workers = workers or len(os.sched_getaffinity(0))
-    started = time.perf_counter()
-    bad: list[tuple[int, str, str]] = []
-    with open_beton(path) as beton, ImageCounter(len(beton), "verifying", enabled=progress) as bar:
-        for index, reason in enumerate(_reasons(beton, workers)):
-            if reason:
-                at = beton.sample_error(index, reason)
-                where = "" if at.path == beton.path else f" (sample {at.index} of {at.path})"
-                bad.append((index, beton.names[index], reason + where))
-            bar.advance()
-        return VerifyReport(beton.path, len(beton), beton.crcs is not None, tuple(bad), time.perf_counter() - started)
+    report = verify_beton(config.file, workers=config.workers, progress=True)
+    print(report)
+    return 1 if report.bad else 0
 
 
-def _reasons(beton: Beton, workers: int) -> Iterator[str]:
-    """What is wrong with each sample in order; "" for a good one."""
-
-    left = threading.Event()
-
-    def check(start: int) -> list[str]:
-        return [_check(beton, i) for i in range(start, min(start + _CHUNK, len(beton))) if not left.is_set()]
-
-    with ThreadPoolExecutor(workers, thread_name_prefix="fastretina-verify") as threads:
-        try:
-            for reasons in threads.map(check, range(0, len(beton), _CHUNK)):
-                yield from reasons
-        finally:
-            left.set()  # whoever pressed Ctrl-C need not wait for sixteen of the largest images
-            threads.shutdown(wait=True, cancel_futures=True)
+def run_command(argv: Sequence[str] | None = None) -> None:
+    """The command line of this module; exits."""
+    cli.run(VerifyConfig, main, argv)
 
 
-def _check(beton: Beton, i: int) -> str:
-    try:
-        if beton.modes[i] == MODE_RAW:
-            beton.verify(i)
-            return ""
-        data = beton.jpeg(i, verify=True)
-        header = read_header(data)
-        if (header.width, header.height) != (beton.widths[i], beton.heights[i]):
-            return f"is {header.width} x {header.height} pixels, the table says {beton.widths[i]} x {beton.heights[i]}"
-        simplejpeg.decode_jpeg(data, strict=True)
-    except SampleError as error:
-        return error.reason
-    except (JpegError, ValueError) as error:
-        return f"cannot be decoded: {error}"
-    return ""
+if __name__ == "__main__":
+    run_command()

@@ -1,6 +1,6 @@
 """What the tests of the device half run on: a CUDA device, or CPU tensors with Triton's interpreter where there is none.
 
-Import this before fastretina.augment.gpu: Triton looks at TRITON_INTERPRET when a kernel is defined.
+Import this before fastretina.loading.augment.gpu: Triton looks at TRITON_INTERPRET when a kernel is defined.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import simplejpeg
 import torch
 
 from fastretina import Loader
-from fastretina.beton_writer import BetonWriter
+from fastretina.beton.writer import BetonWriter
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

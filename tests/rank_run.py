@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
-from fastretina import engine, train
-from fastretina.history import Tally
+from fastretina import train
+from fastretina.training import loop
+from fastretina.training.progress import Tally
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -49,10 +50,10 @@ def strike(step: int, loss: torch.Tensor) -> torch.Tensor:
 def patch() -> None:
     """Small network, no pictures at the end, steps noted."""
     train.build_model = lambda arch, outputs, weights: Tiny(outputs)
-    train.RunKeeper.finish = lambda keeper: None
+    train.RunPictures.finish = lambda pictures: None
     torch.set_num_threads(1)
     log = Path(os.environ["FASTRETINA_STEPS"]) / str(RANK)
-    add = engine.Tally.add
+    add = loop.Tally.add
 
     def noting(tally: Tally, step: int, loss: torch.Tensor, *rest: Any) -> None:
         loss = strike(step, loss)
@@ -61,7 +62,7 @@ def patch() -> None:
             file.write(json.dumps(note) + "\n")
         add(tally, step, loss, *rest)
 
-    engine.Tally.add = noting
+    loop.Tally.add = noting
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from devices import DeviceLoader
 
-from fastretina import loader, resident
-from fastretina.beton import Beton
-from fastretina.distributed import joined
-from fastretina.resident import Store, plan_residence
+from fastretina.beton.reader import Beton
+from fastretina.loading import loader, resident
+from fastretina.loading.resident import Store, plan_residence
+from fastretina.training.distributed import joined
 
 
 def main(path: Path, device: str) -> None:
@@ -29,7 +29,7 @@ def main(path: Path, device: str) -> None:
                     assert torch.equal(found.ids, expected.ids)
                     assert torch.equal(found.images, expected.images)
             kept = world.gather((split.description, list(split._stage.owned)))
-        if world.leads:
+        if world.is_main:
             assert [number for _, owned in kept for number in owned] == list(range(count))
             print(kept[0][0])
 

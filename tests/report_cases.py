@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from fastretina import plots
-from fastretina.facts import DataFacts, RunFacts
-from fastretina.history import EpochRecord, Progress, Scores
-from fastretina.metrics import grade_metrics
+from fastretina.metrics.classification import grade_metrics
+from fastretina.metrics.predictions import Scores
+from fastretina.report import plots
+from fastretina.training.progress import EpochRecord, Progress
+from fastretina.training.run_info import DataInfo, RunInfo
 
 NASTY = '<script>alert("x")</script>&.beton'
 
@@ -29,16 +30,16 @@ def history(epochs: int, val: bool = False, single: bool = False) -> Progress:
     return progress
 
 
-def facts(val: bool = False) -> RunFacts:
+def facts(val: bool = False) -> RunInfo:
     names = [f"{n // 2}_{'left' if n % 2 else 'right'}" for n in range(60)]
     data = {
-        "train": DataFacts.of(NASTY, [n % 5 for n in range(60)], names, 5),
-        "test": DataFacts.of("test.beton", [0] * 45 + [2] * 15, names[-4:] + ["odd"] * 56, 5),
+        "train": DataInfo.of(NASTY, [n % 5 for n in range(60)], names, 5),
+        "test": DataInfo.of("test.beton", [0] * 45 + [2] * 15, names[-4:] + ["odd"] * 56, 5),
     }
     if val:
-        data["val"] = DataFacts.of("val.beton", [1] * 60, ["x"] * 60, 5)
+        data["val"] = DataInfo.of("val.beton", [1] * 60, ["x"] * 60, 5)
     settings = {"arch": "resnet18", "resolution": 64, "train": NASTY, "weights": None, "head": "softmax"}
-    return RunFacts(settings, data, "a CPU, 2 threads", "float32", "float32", "streaming", 11_179_077)
+    return RunInfo(settings, data, "a CPU, 2 threads", "float32", "float32", "streaming", 11_179_077)
 
 
 def batch() -> bytes:

@@ -8,7 +8,7 @@ a wait too few or a reference dropped too early, shows in the values.
     with monkeypatch.context() as patch:
         cuda = SimulatedCuda(patch, np.random.default_rng(0))
 
-Only what fastretina.device calls is there.
+Only what fastretina.loading.device_stage calls is there.
 """
 
 from __future__ import annotations

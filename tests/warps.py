@@ -1,4 +1,4 @@
-"""Images warped by fastretina.augment.gpu.warp, against the float64 reference."""
+"""Images warped by fastretina.loading.augment.gpu.warp, against the float64 reference."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import devices  # noqa: F401  # before the kernel is defined
 import numpy as np
 import torch
 
-from fastretina.augment import Augment, WarpParameters, draw, reference
-from fastretina.augment.gpu import warp
+from fastretina.loading.augment import Augment, WarpParameters, draw, reference
+from fastretina.loading.augment.gpu import warp
 
 IDENTITY = torch.tensor([[1.0, 1, 1], [0, 0, 0]])
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)

@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fastretina.cli import run
-from fastretina.sample import EASY, HARD, make_sample
+from fastretina.sample.make import EASY, HARD, make_sample
 
 
 @dataclass(frozen=True)

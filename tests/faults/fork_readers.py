@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fastretina.beton.verify import verify_beton
 from fastretina.errors import FastretinaError
-from fastretina.loader import Loader
-from fastretina.verify import verify_beton
+from fastretina.loading.loader import Loader
 
 SETTINGS = {"batch_size": 8, "resolution": 64, "workers": 3}
 

@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
-from fastretina import engine, train
-from fastretina.loader import Loader
+from fastretina import train
+from fastretina.loading.loader import Loader
+from fastretina.training import loop
 
 OPERATIONS = ("fsync", "replace", "link", "unlink")
 
@@ -55,29 +56,29 @@ def die_before(number: int | None, done: list[int]) -> None:
 
 def run(job: dict[str, Any], done: list[int]) -> None:
     """What the child does instead of `python -m fastretina.train`."""
-    train.RunKeeper.finish = lambda keeper: None  # pictures and report take seconds and are made from what is saved
+    train.RunPictures.finish = lambda pictures: None  # pictures and report take seconds and are made from what is saved
     if job.get("tiny"):
         train.build_model = lambda *_: Tiny()
     if job.get("ids"):
         log = os.open(job["ids"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        add = engine.Tally.add
+        add = loop.Tally.add
 
-        def noting(tally: engine.Tally, step: int, *rest: torch.Tensor) -> None:
+        def noting(tally: loop.Tally, step: int, *rest: torch.Tensor) -> None:
             os.write(log, f"{step} {rest[-1].tolist()}\n".encode())
             add(tally, step, *rest)
             if step == job.get("end_at"):
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        engine.Tally.add = noting
+        loop.Tally.add = noting
     if job.get("limit") is not None:
-        end_epoch = train.RunKeeper.end_epoch
+        end_epoch = train.Recorder.end_epoch
 
-        def limited(keeper: train.RunKeeper, improved: bool) -> None:
+        def limited(keeper: train.Recorder, improved: bool) -> None:
             if keeper.training.progress.epoch == 2:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (job["limit"], job["limit"]))
             end_epoch(keeper, improved)
 
-        train.RunKeeper.end_epoch = limited
+        train.Recorder.end_epoch = limited
     die_before(job.get("die_before"), done)
     train.run_command(job["flags"])
 

@@ -21,21 +21,12 @@ import safetensors.torch
 import torch
 from test_checkpoint import grader
 
-from fastretina.checkpoint import (
-    keep_best_twice,
-    load_grader,
-    load_state,
-    promote_best,
-    read_tensors,
-    save_state,
-    staged_best,
-    write_grader,
-)
 from fastretina.errors import CheckpointError
-from fastretina.keeper import resume_state
-from fastretina.models import read_weights
-from fastretina.runs import RunFolder
-from fastretina.seal import is_intact
+from fastretina.models.checkpoint import load_grader, read_tensors, write_grader
+from fastretina.models.seal import is_intact
+from fastretina.models.weights import read_weights
+from fastretina.training.run_folder import RunFolder
+from fastretina.training.state import keep_best_twice, load_state, promote_best, resume_state, save_state, staged_best
 
 SETTINGS = {"lr": 0.1}
 
@@ -262,7 +253,7 @@ def test_a_checkpoint_without_a_checksum_is_refused(tmp_path: Path) -> None:
 
 def test_a_second_run_in_the_same_folder_is_refused_while_the_first_lives(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    code = f"from fastretina.runs import RunFolder\nwith RunFolder({str(folder.path)!r}).locked(): pass"
+    code = f"from fastretina.training.run_folder import RunFolder\nwith RunFolder({str(folder.path)!r}).locked(): pass"
     with folder.locked():
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
         assert "another run is writing to this folder" in done.stderr

@@ -18,12 +18,13 @@ from pathlib import Path
 import psutil
 import pytest
 from test_checkpoint import grader
-from test_convert import jpeg, listing, picture
+from test_pack import jpeg, listing, picture
 
-from fastretina.beton_writer import BetonWriter
-from fastretina.checkpoint import load_state, save_grader
-from fastretina.models import build_model
-from fastretina.runs import RunFolder
+from fastretina.beton.writer import BetonWriter
+from fastretina.models.checkpoint import save_grader
+from fastretina.models.resnet import build_model
+from fastretina.training.run_folder import RunFolder
+from fastretina.training.state import load_state
 
 TOOLS = Path(__file__).parents[2] / "tools"
 PROMPT = 5  # seconds until an error must have reached the user

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from test_convert import SIZE, folder, jpeg, listing, picture, plain
+from test_pack import SIZE, folder, jpeg, listing, picture, plain
 
-from fastretina.beton import Beton
-from fastretina.convert import write_beton
+from fastretina.beton.reader import Beton
+from fastretina.packing.pack import write_beton
 
 TOOLS = Path(__file__).parents[2] / "tools"
 PROMPT = 5  # seconds until an error must have reached the user
@@ -138,7 +138,7 @@ def test_a_worker_that_raises_is_an_error_that_names_the_row(place: int, tmp_pat
     (patch / "sitecustomize.py").write_text(
         "import sys\n"
         "if sys.argv[0] == '-c':\n"  # a worker
-        "    from fastretina import reencode\n"
+        "    from fastretina.packing import reencode\n"
         "    real = reencode.reencode\n"
         "    def striking(data, *how):\n"
         "        if data.endswith(b'struck'): raise RuntimeError('unforeseen')\n"
@@ -291,5 +291,6 @@ def test_one_percent_of_bad_images_stops_or_is_listed_exactly(tmp_path: Path, tr
 
 
 def test_packing_imports_no_torch() -> None:
-    code = "import sys, fastretina.convert, fastretina.reencode, fastretina.verify; sys.exit('torch' in sys.modules)"
+    packing = "fastretina.packing.pack, fastretina.packing.reencode, fastretina.beton.verify"
+    code = f"import sys, {packing}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from test_convert import SIZE, jpeg, picture
+from test_pack import SIZE, jpeg, picture
 
-from fastretina.convert import write_beton
 from fastretina.errors import ConvertError, LabelError
+from fastretina.packing.pack import write_beton
 
 _OPENED: list[str] | None = None  # while watching
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_convert import SIZE, folder, jpeg, picture
+from test_pack import SIZE, folder, jpeg, picture
 
-from fastretina.beton import Beton
-from fastretina.convert import write_beton
+from fastretina.beton.reader import Beton
 from fastretina.errors import BetonError, SampleError
-from fastretina.loader import Loader
+from fastretina.loading.loader import Loader
+from fastretina.packing.pack import write_beton
 
 pytestmark = pytest.mark.ffcv
 pytest.importorskip("ffcv", reason="FFCV is not installed (the ffcv extra)", exc_type=ImportError)

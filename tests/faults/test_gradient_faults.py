@@ -9,12 +9,13 @@ import pytest
 import torch
 from fork_runs import Tiny
 
-from fastretina import heads, train
-from fastretina.checkpoint import load_state
+from fastretina import train
 from fastretina.errors import RunError
-from fastretina.precision import Precision
-from fastretina.recipe import TrainConfig
+from fastretina.models import heads
+from fastretina.models.precision import Precision
 from fastretina.train import main
+from fastretina.training.config import TrainConfig
+from fastretina.training.state import load_state
 
 FIRST = 8  # the step, from 1, from which on gradients or losses are spoilt: in the second epoch of five steps each
 
@@ -22,7 +23,7 @@ FIRST = 8  # the step, from 1, from which on gradients or losses are spoilt: in 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "build_model", lambda *_: Tiny())
-    monkeypatch.setattr(train.RunKeeper, "finish", lambda keeper: None)
+    monkeypatch.setattr(train.RunPictures, "finish", lambda pictures: None)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The JPEG header walk under a fuzzer: whatever the bytes, a header or our error, in little time and memory.
 
-What each kind of JPEG becomes, and the bombs by name, are in tests/test_jpeg.py; docs/format.md holds the table.
+What each kind of JPEG becomes, and the bombs by name, are in tests/beton/test_jpeg.py; docs/format.md holds the table.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_jpeg import _SEEDS, BOMBS, encode, insert, patch_frame
 
+from fastretina.beton.jpeg import Limits, read_header, verdict
 from fastretina.errors import JpegError
-from fastretina.jpeg import Limits, read_header, verdict
 
 MORE_BOMBS = {
     "16,384 scans of one pixel": encode()[:-2] + (b"\xff\xda\0\x08\1\1\0\0\x3f\0" * 16_384) + b"\xff\xd9",
@@ -107,8 +107,8 @@ def test_a_coverage_guided_fuzzer_finds_only_our_error(tmp_path: Path, tried) ->
         (corpus / str(number)).write_bytes(data)
     code = (
         "import sys, atheris\n"
-        f"sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}\n"
-        "with atheris.instrument_imports(include=['fastretina']):\n    import fastretina.jpeg\n"
+        f"sys.path[:0] = {[str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 'beton')]!r}\n"
+        "with atheris.instrument_imports(include=['fastretina']):\n    import fastretina.beton.jpeg\n"
         "from test_header_walk_faults import check\n"
         "atheris.Setup(sys.argv, check)\natheris.Fuzz()\n"
     )

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image, ImageOps
-from test_convert import SIZE, folder, jpeg, picture, save
 from test_jpeg import BOMBS, insert, patch_frame
+from test_pack import SIZE, folder, jpeg, picture, save
 
-from fastretina.beton import Beton
-from fastretina.convert import write_beton
+from fastretina.beton.reader import Beton
+from fastretina.packing.pack import write_beton
 
 FORMAT = Path(__file__).parents[2] / "docs" / "format.md"
 PHOTO = picture()

@@ -1,6 +1,6 @@
 """A packed file, damaged in every way: what the tables cannot show at open, the checksums show before a pixel is used.
 
-The exhaustive tests of the format itself are in tests/test_beton.py and tests/test_beton_hostile.py.
+The exhaustive tests of the format itself are in tests/beton/test_reader.py and tests/beton/test_malicious_files.py.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from test_beton_hostile import HOSTILE, edit, foreign, save
-from test_convert import SIZE, folder, plain
+from test_malicious_files import HOSTILE, edit, foreign, save
+from test_pack import SIZE, folder, plain
 
-from fastretina.beton import Beton
-from fastretina.convert import write_beton
+from fastretina.beton.reader import Beton
+from fastretina.beton.verify import verify_beton
 from fastretina.errors import BetonError
-from fastretina.loader import Loader
-from fastretina.verify import verify_beton
+from fastretina.loading.loader import Loader
+from fastretina.packing.pack import write_beton
 
 SAMPLES = 101  # a hundred of them to be spoilt, one to stay good
 PROMPT = 5  # seconds until an error must have reached the user
@@ -125,7 +125,7 @@ def no_file(kind: str, place: Path) -> Path:
 # Root may read everything: there the reader becomes somebody else, who may enter the folder.
 OPEN = """
 import os, sys
-from fastretina.beton import Beton
+from fastretina.beton.reader import Beton
 os.chdir(sys.argv[1])
 if os.geteuid() == 0:
     os.chmod(".", 0o755)

@@ -18,9 +18,10 @@ import pytest
 import torch
 from test_train import rows
 
-from fastretina.beton import Beton
-from fastretina.checkpoint import load_state, read_tensors
-from fastretina.runs import RunFolder
+from fastretina.beton.reader import Beton
+from fastretina.models.checkpoint import read_tensors
+from fastretina.training.run_folder import RunFolder
+from fastretina.training.state import load_state
 
 HANG = 60  # seconds; only reached when something hangs
 PROMPT = 5  # seconds until an error must have reached the user

@@ -1,0 +1,215 @@
+"""Reading .beton files through fsspec: ranges of bytes, checked, tried again for a bounded time, and no byte kept that is wrong.
+
+A file is fetched in two parts. Its tables come first and are a sparse file of their own, which `Beton` opens and checks as any
+other: labels, names and the crc32 of every sample are then known. The samples follow in spans of 4 MiB, each compared with those
+checksums before it is written, so that a cut connection costs one span, and what an interrupted fetch left is checked and used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import itertools
+import os
+import random
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastretina.beton import format as fmt
+from fastretina.beton.reader import Beton
+from fastretina.errors import BetonError, RemoteError
+
+SPAN = 4 << 20  # bytes of one request
+_HEAD = 256 << 10  # bytes of the first request: all of the metadata of 6,000 samples
+_LONGEST_PAUSE = 5.0  # seconds between attempts
+_LATER = (408, 425, 429)  # HTTP statuses of the 400s that say: try again
+_Found = TypeVar("_Found")
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a server may take. The longest wait for one request is attempts * (timeout + 5) seconds."""
+
+    attempts: int = 6
+    timeout: float = 60.0  # seconds for one request of at most 4 MiB, or for what the server says about a file
+
+    def until(self, url: str, stop: threading.Event, action: Callable[[], _Found]) -> _Found:
+        """What `action` returns, after as many attempts as that takes, with growing pauses between them.
+
+        Raises RemoteError with URL and reason after the last attempt, or at once where another cannot help (no such file, no
+        permission), or when `stop` is set.
+        """
+        started = time.monotonic()
+        for attempt in range(self.attempts):
+            if stop.is_set():
+                raise RemoteError(url, "closed while it was read")
+            try:
+                return action()
+            except Exception as error:  # whatever the client libraries raise for a server's faults
+                if isinstance(error, RemoteError):
+                    raise
+                reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+                if _is_final(error):
+                    raise RemoteError(url, f"cannot be read ({reason})") from None
+            # Jitter: ranks that failed together should not come back together.
+            if attempt + 1 < self.attempts:
+                stop.wait(min(_LONGEST_PAUSE, 0.1 * 2**attempt) * random.uniform(0.5, 1))
+        raise RemoteError(url, f"{reason}; gave up after {self.attempts} attempts in {time.monotonic() - started:.0f} s")
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether the server's answer will stay the same. fsspec's HTTP calls everything "not found" that fails; its cause tells."""
+    cause = error.__cause__ or error
+    status = getattr(cause, "status", None)
+    if isinstance(status, int):
+        return 400 <= status < 500 and status not in _LATER
+    if type(cause).__module__.startswith("aiohttp") or isinstance(cause, TimeoutError):
+        return False
+    return isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError))
+
+
+class WrongBytes(Exception):
+    """What arrived is not what the file's checksums say."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file on a server: `size` in bytes; `version`: the server's ETag, or the time of its last change, or nothing."""
+
+    fs: Any
+    path: str  # as fsspec names it
+    url: str
+    size: int
+    version: str
+
+    def read(self, start: int, stop: int, patience: Patience, closing: threading.Event) -> bytes:
+        """Bytes start to stop, in one attempt. Raises what the client raises, TimeoutError, WrongBytes if they are too few, and
+        RemoteError where the server sends the whole file, which it would do again."""
+        data = call(self.fs, "cat_file", patience.timeout, closing, self.path, start=start, end=stop)
+        if len(data) == self.size > stop - start:
+            raise RemoteError(self.url, "the server ignores ranges, which are needed")
+        if len(data) != stop - start:
+            raise WrongBytes(f"{len(data)} bytes of {stop - start}")
+        return bytes(data)
+
+
+def call(fs: Any, method: str, timeout: float, closing: threading.Event, *given: Any, **named: Any) -> Any:
+    """A method of a file system, ended after `timeout` seconds or when `closing` is set; local file systems just run."""
+    if not getattr(fs, "async_impl", False):
+        return getattr(fs, method)(*given, **named)
+    future = asyncio.run_coroutine_threadsafe(getattr(fs, f"_{method}")(*given, **named), fs.loop)
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            return future.result(timeout=max(0.0, min(0.2, end - time.monotonic())))
+        except concurrent.futures.TimeoutError:
+            if future.done():
+                raise  # a timeout of the client's own
+            if closing.is_set() or time.monotonic() >= end:
+                future.cancel()
+                raise TimeoutError(f"no answer within {timeout:g} s") from None
+
+
+def look_up(fs: Any, path: str, url: str, patience: Patience, closing: threading.Event) -> RemoteFile:
+    """Size and version of a file. Raises RemoteError."""
+    found = patience.until(url, closing, lambda: call(fs, "info", patience.timeout, closing, path))
+    if not isinstance(found.get("size"), int) or found.get("type") == "directory":
+        raise RemoteError(url, "the server does not say how large it is, so that its tables cannot be found")
+    version = next((str(found[key]) for key in ("ETag", "etag", "Last-Modified", "LastModified", "mtime") if found.get(key)), "")
+    return RemoteFile(fs, path, url, found["size"], version)
+
+
+def fetch_tables(file: RemoteFile, target: Path, patience: Patience, closing: threading.Event) -> None:
+    """Write all but the samples to `target`, as long as the file and with a hole instead of them. Raises RemoteError."""
+
+    def attempt() -> None:
+        regions = _table_regions(file, lambda start, stop: file.read(start, stop, patience, closing))
+        with target.open("wb") as out:
+            out.truncate(file.size)
+            for start, data in regions:
+                os.pwrite(out.fileno(), data, start)
+            out.flush()
+            os.fsync(out.fileno())
+        try:
+            with Beton(target) as beton:
+                if beton.crcs is None:
+                    raise RemoteError(file.url, "holds no checksums (made by FFCV?); download it and use it as a file")
+        except BetonError as error:
+            raise WrongBytes(str(error).removeprefix(f"{target}: ")) from None
+
+    patience.until(file.url, closing, attempt)
+
+
+def _table_regions(file: RemoteFile, read: Callable[[int, int], bytes]) -> Iterator[tuple[int, bytes]]:
+    """(offset, bytes) of header, descriptors and metadata, and of our block and the allocation table. Claims are bounded by the
+    file's size; whether they are true is for `Beton` to say."""
+    head = read(0, min(_HEAD, file.size))
+    if len(head) < fmt.HEADER.itemsize:
+        raise WrongBytes("too short for a .beton")
+    _, fields, _, count, alloc = (int(value) for value in np.frombuffer(head, fmt.HEADER, 1)[0])
+    rows = fmt.HEADER.itemsize + fields * fmt.DESCRIPTOR.itemsize
+    metadata = rows + count * fmt.metadata_dtype([type_id for _, type_id in fmt.OUR_FIELDS]).itemsize
+    footer = alloc - fmt.FOOTER.itemsize
+    if not 0 < metadata <= footer < alloc < file.size:
+        raise WrongBytes("not a .beton of fastretina, or damaged")
+    if metadata > len(head):
+        head += read(len(head), metadata)
+    # The block's size is known only from its footer; names of 24 bytes are guessed, and what is missing is asked for.
+    start = max(metadata, footer - 24 * count - (64 << 10))
+    tail = read(start, file.size)
+    size = int(np.frombuffer(tail[footer - start :], fmt.FOOTER, 1)[0]["block_size"])
+    if not fmt.FOOTER.itemsize <= size <= alloc - metadata:
+        raise WrongBytes("the name block does not fit")
+    if alloc - size < start:
+        tail, start = read(alloc - size, start) + tail, alloc - size
+    yield 0, head[:metadata]
+    yield alloc - size, tail[alloc - size - start :]
+
+
+def fetch_samples(file: RemoteFile, tables: Beton, descriptor: int, patience: Patience, closing: threading.Event) -> None:
+    """Complete the file behind `descriptor`, which may hold anything, from the tables and from the server. Raises RemoteError."""
+    (starts, sizes), crcs = tables.extents, tables.crcs
+    assert crcs is not None
+    first, last = int(starts[0]), int(starts[-1] + sizes[-1])
+    with tables.path.open("rb") as source:
+        for start, stop in ((0, first), (last, file.size)):
+            for place in range(start, stop, SPAN):
+                os.pwrite(descriptor, os.pread(source.fileno(), min(SPAN, stop - place), place), place)
+    bounds = [*np.flatnonzero(np.diff((starts - starts[0]) // SPAN, prepend=-1)).tolist(), len(starts)]
+    for begin, end in itertools.pairwise(bounds):
+        span = _Span(starts[begin:end], sizes[begin:end], crcs[begin:end])
+        if span.wrong(os.pread(descriptor, span.stop - span.start, span.start)) is None:
+            continue  # left by an earlier fetch
+
+        def attempt(span: _Span = span, begin: int = begin) -> None:
+            data = file.read(span.start, span.stop, patience, closing)
+            wrong = span.wrong(data)
+            if wrong is not None:
+                raise WrongBytes(f"sample {begin + wrong} ({tables.names[begin + wrong]}) does not match its checksum")
+            os.pwrite(descriptor, data, span.start)
+
+        patience.until(file.url, closing, attempt)
+
+
+class _Span:
+    """Some samples that follow each other: start and size in the file, int64, and crc32."""
+
+    def __init__(self, starts: NDArray[np.int64], sizes: NDArray[np.int64], crcs: NDArray[np.uint32]) -> None:
+        self.start, self.stop = int(starts[0]), int(starts[-1] + sizes[-1])
+        self._samples = list(zip((starts - starts[0]).tolist(), sizes.tolist(), crcs.tolist(), strict=True))
+
+    def wrong(self, data: bytes) -> int | None:
+        """The first sample whose bytes in `data` do not match; None where all do."""
+        view = memoryview(data)
+        for number, (start, size, crc) in enumerate(self._samples):
+            if zlib.crc32(view[start : start + size]) != crc:
+                return number
+        return None

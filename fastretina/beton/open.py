@@ -1,0 +1,58 @@
+"""The door to all data sets: a .beton file, the shards that a pattern matches, or either by URL."""
+
+from __future__ import annotations
+
+import glob
+import os
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastretina.beton.paths import as_url, files_of, is_pattern, whole_path
+from fastretina.beton.reader import Beton
+from fastretina.beton.shards import ShardedBeton, in_order, open_all
+from fastretina.errors import BetonError
+
+if TYPE_CHECKING:
+    from fastretina.beton.remote import Cache
+
+
+def open_beton(source: str | os.PathLike[str] | Beton, cache: Cache | None = None) -> Beton:
+    """A .beton file, or all shards that a pattern matches (`data/train-*.beton`) as one, or the same by a URL, through a cache
+    (see fastretina.beton.remote). An open one is returned as it is.
+
+    Raises:
+        BetonError: naming the file that is damaged, missing from its set, doubled or of another packing.
+        RemoteError: naming the URL that cannot be read.
+    """
+    if isinstance(source, Beton):
+        return source
+    url = as_url(source)
+    if url is not None:
+        from fastretina.beton.remote import open_remote
+
+        return open_remote(url, cache)
+    path = Path(source)
+    if not is_pattern(path):
+        return _open_one(path)
+    paths = files_of(path)
+    if not paths:
+        raise BetonError(f"{path}: no file matches. Make shards with tools/write_beton.py --shards N")
+    shards = open_all(paths, Beton)
+    try:
+        if len(shards) == 1 and "shard" not in shards[0].provenance:
+            return shards[0]
+        return ShardedBeton(path, in_order(path, shards), partial(open_beton, str(path)))
+    except BaseException:
+        for shard in shards:
+            shard.close()
+        raise
+
+
+def _open_one(path: Path) -> Beton:
+    shards = [] if path.exists() else files_of(path.with_name(f"{glob.escape(path.stem)}-[0-9]*-of-[0-9]*{path.suffix}"))
+    if shards:
+        raise BetonError(
+            f"{path}: no such file, but there are shards of it; give '{whole_path(shards[0]).with_suffix('')}-*.beton'"
+        )
+    return Beton(path)

@@ -1,0 +1,235 @@
+"""One logical data set over many files: all shards as one Beton.
+
+Rows are dealt in runs, not in turns: sample i of the set is then sample i of the one file that the same table would give,
+so that order, batches and augmentation are the same to the bit, and shards read one after the other are in the table's order.
+"""
+
+from __future__ import annotations
+
+import bisect
+import copy
+import itertools
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastretina.beton.paths import MAX_SHARDS, as_path, shard_path, whole_path
+from fastretina.beton.reader import Beton, NameList, Selected
+from fastretina.errors import BetonError, SampleError
+
+WINDOW = 8  # shards that `sampling="shards"` draws from at a time
+_OPENERS = 8  # threads; parsing tables is numpy and checksums, which release the GIL
+# What the provenance of two shards of one packing may differ in: the counts, and whether anything was re-encoded.
+_OWN = frozenset({"shard", "passed_through", "reencoded", "skipped", "grades", "encoder"})
+
+
+class Closable(Protocol):
+    """What can be closed."""
+
+    def close(self) -> None: ...
+
+
+_Source = TypeVar("_Source")
+_Opened = TypeVar("_Opened", bound=Closable)
+
+
+def open_all(sources: Sequence[_Source], opener: Callable[[_Source], _Opened]) -> list[_Opened]:
+    """All of them, opened by several threads; where one fails, the others are closed and its error raised."""
+    with ThreadPoolExecutor(min(_OPENERS, len(sources)), thread_name_prefix="fastretina-open") as threads:
+        futures = [threads.submit(opener, source) for source in sources]
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    if errors:
+        for future in futures:
+            if future.exception() is None:
+                future.result().close()
+        raise errors[0]
+    return [future.result() for future in futures]
+
+
+def in_order(path: Path, shards: Sequence[Beton]) -> list[Beton]:
+    """The shards by number, after a check that they are one packing, each once and none missing. BetonError names the culprit."""
+    places = [_place(shard) for shard in shards]
+    numbered = sorted(zip(places, shards, strict=True), key=lambda pair: pair[0])
+    (_, of), first = numbered[0]
+    for (number, count), shard in numbered[1:]:
+        if count != of or _packing(shard) != _packing(first):
+            raise BetonError(
+                f"{shard.path}: shard {number} of {count}, of another packing than {first.path}. Remove the older files, or give a "
+                f"pattern that leaves them out: {shard_path(whole_path(first.path), '*', of)}"
+            )
+    found: dict[int, Beton] = {}
+    for (number, _), shard in numbered:
+        if number in found:
+            raise BetonError(f"{shard.path}: shard {number} of {of} is in the set twice, also as {found[number].path}. Remove one")
+        found[number] = shard
+    missing = [number for number in range(of) if number not in found]
+    if missing:
+        names = ", ".join(shard_path(whole_path(first.path), number, of).name for number in missing[:3])
+        raise BetonError(
+            f"{path}: {len(missing)} of {of} shards missing: {names}{', ...' if len(missing) > 3 else ''}. "
+            f"Pack each with tools/write_beton.py --shard K/{of}"
+        )
+    ordered = [found[number] for number in range(of)]
+    for before, after in itertools.pairwise(ordered):
+        if before.ids[-1] >= after.ids[0]:
+            raise BetonError(f"{after.path}: its sample ids do not follow those of {before.path}. Pack both shards again")
+    return ordered
+
+
+def _place(shard: Beton) -> tuple[int, int]:
+    """(number, of) as the file itself says: names can be changed."""
+    place = shard.provenance.get("shard")
+    match place:
+        case {"number": int(number), "of": int(of)} if 0 <= number < of <= MAX_SHARDS:
+            return number, of
+    raise BetonError(
+        f"{shard.path}: is no shard, so that its sample ids may be another file's, too. Give files of one packing "
+        "(tools/write_beton.py --shards N), or one file"
+    )
+
+
+def _packing(shard: Beton) -> Mapping[str, Any]:
+    return {key: value for key, value in shard.provenance.items() if key not in _OWN}
+
+
+class _ShardNames(NameList):
+    """The names of all shards, one after the other."""
+
+    def __init__(self, shards: Sequence[Beton], starts: Sequence[int], count: int) -> None:
+        self._names, self._starts, self._count = [shard.names for shard in shards], starts, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _name(self, i: int) -> str:
+        shard = bisect.bisect_right(self._starts, i) - 1
+        return self._names[shard][i - self._starts[shard]]
+
+
+class ShardedBeton(Beton):
+    """The shards of one packing as one Beton, whose sample i lies in one of them.
+
+    All that Beton promises holds; `path` is the pattern, and a SampleError names the shard and the place in it. It pickles as
+    what opens it again.
+
+    Attributes:
+        shards: the files, in order. Their tables are views of the set's.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], shards: Sequence[Beton], opener: Callable[[], Beton]) -> None:
+        """shards: in order, as `in_order` gives them; they are the set's to close. opener: opens the set again, when unpickled."""
+        self._opened_by = opener
+        self.path = as_path(path)
+        self.shards = tuple(shards)
+        lengths = [len(shard) for shard in shards]
+        self._starts = [sum(lengths[:number]) for number in range(len(lengths))]
+        self._bounds = np.array(self._starts)
+        for column in ("labels", "ids", "crcs", "widths", "heights", "modes"):
+            whole = np.concatenate([getattr(shard, column) for shard in shards])
+            setattr(self, column, whole)
+            for shard, start in zip(shards, self._starts, strict=True):
+                setattr(shard, column, whole[start : start + len(shard)])  # once in memory, not twice
+        self.names = _ShardNames(shards, self._starts, len(self.labels))
+        self._closed = False
+        self._users = _Users()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r}: {len(self)} samples in {len(self.shards)} shards)"
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """What is the same in the provenance of all shards. Raises BetonError."""
+        return _packing(self.shards[0])
+
+    @property
+    def mean_bytes(self) -> float:
+        return sum(shard.mean_bytes * len(shard) for shard in self.shards) / sum(map(len, self.shards))
+
+    def shard_of(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where these samples (B,) lie: numbers of their shards and positions in those, int64 (B,) each."""
+        places = indices if self._positions is None else self._positions[indices]
+        numbers = np.searchsorted(self._bounds, places, side="right") - 1
+        return numbers, places - self._bounds[numbers]
+
+    def at(self, i: int) -> tuple[Beton, int]:
+        if self._closed:
+            raise BetonError(f"{self.path}: already closed")
+        if not 0 <= i < len(self.labels):
+            raise IndexError(f"{self.path}: no sample {i} among {len(self)}")
+        place = i if self._positions is None else int(self._positions[i])
+        number = bisect.bisect_right(self._starts, place) - 1
+        return self._shard(number), place - self._starts[number]
+
+    def _shard(self, number: int) -> Beton:
+        return self.shards[number]
+
+    def jpeg(self, i: int, verify: bool = False) -> memoryview:
+        shard, place = self.at(i)
+        return shard.jpeg(place, verify)
+
+    def pixels(self, i: int, verify: bool = False) -> NDArray[np.uint8]:
+        shard, place = self.at(i)
+        return shard.pixels(place, verify)
+
+    def verify(self, i: int) -> None:
+        shard, place = self.at(i)
+        shard.verify(place)
+
+    def sample_error(self, i: int, reason: str) -> SampleError:
+        shard, place = self.at(i)
+        return shard.sample_error(place, reason)
+
+    def check_order(self, sampling: str) -> None:
+        """UsageError where the set cannot be read in such an order; local files can be in any."""
+
+    def expect(self, indices: NDArray[np.int64]) -> None:
+        """A hint: these samples will be asked for, in this order."""
+
+    def select(self, positions: NDArray[np.int64]) -> Self:
+        """The samples at these positions (N,), in this order, as a set of its own over the same open files, which stay open until
+        the last of their sets is closed."""
+        chosen = copy.copy(self)
+        for column in ("labels", "ids", "crcs", "widths", "heights", "modes"):
+            setattr(chosen, column, getattr(self, column)[positions])
+        chosen.names = Selected(self.names, positions)
+        chosen._positions = positions if self._positions is None else self._positions[positions]
+        self._users.enter()
+        return chosen
+
+    def close(self) -> None:
+        """Let go of the files. Twice is fine."""
+        if not self._closed:
+            self._closed = True
+            if self._users.leave():
+                self._close_files()
+
+    def _close_files(self) -> None:
+        for shard in self.shards:
+            shard.close()
+
+    @property
+    def _opener(self) -> Callable[[], Beton]:
+        return self._opened_by
+
+
+class _Users:
+    """How many sets use the same files."""
+
+    def __init__(self) -> None:
+        self._count, self._lock = 1, threading.Lock()
+
+    def enter(self) -> None:
+        with self._lock:
+            self._count += 1
+
+    def leave(self) -> bool:
+        """Whether that was the last."""
+        with self._lock:
+            self._count -= 1
+            return self._count == 0

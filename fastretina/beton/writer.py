@@ -1,0 +1,231 @@
+"""Writes a .beton that appears under its final name only when it is complete, on the disk and readable.
+
+Everything goes to `.NAME.partial` in the same folder, which is removed on any error. After a kill -9 it stays, locked by
+nobody, and the next writer of the same file takes it over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import zlib
+from array import array
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from fastretina.beton import format as fmt
+from fastretina.beton.format import ALLOCATION, DESCRIPTOR, FOOTER, HEADER, MARKER, OUR_FIELDS
+from fastretina.beton.reader import Beton
+from fastretina.errors import ConvertError
+
+_BUFFER = 8 << 20  # bytes; large enough that the system calls cost nothing
+
+
+class AtomicFile:
+    """A file under construction: write at offsets, then `publish` (fsync, rename, fsync of the folder) or `discard`."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Raises ConvertError where it cannot be created, or another process is writing the same file."""
+        self.path = Path(path)
+        self.partial = self.path.with_name(f".{self.path.name}.partial")
+        self._descriptor = -1
+        if self.path.is_dir():
+            raise ConvertError(f"{self.path}: is a folder; give a file name")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._open()
+        except OSError as error:
+            self.discard()
+            raise self._failed(error) from None
+        except BaseException:
+            self.discard()
+            raise
+
+    def _open(self) -> None:
+        while True:
+            descriptor = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                raise ConvertError(f"{self.path}: another process is writing this file; wait for it or stop it") from None
+            except OSError:
+                pass  # a file system without locks: one writer at a time is then the user's care
+            # Between open and lock its previous owner may have renamed or removed it; then start over.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(self.partial.stat(), os.fstat(descriptor)):
+                    self._descriptor = descriptor
+                    os.ftruncate(descriptor, 0)
+                    return
+            os.close(descriptor)
+
+    def write(self, data: bytes | bytearray | memoryview, offset: int) -> None:
+        """All of `data` at `offset`. Raises ConvertError with the system's reason (no space, file too large, ...)."""
+        view = memoryview(data)
+        try:
+            while view:
+                done = os.pwrite(self._descriptor, view, offset)
+                view, offset = view[done:], offset + done
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def publish(self) -> None:
+        """Make the file durable and give it its final name, replacing what was there. Raises ConvertError."""
+        try:
+            os.fsync(self._descriptor)
+            self.partial.rename(self.path)
+            self._close()
+            sync_folder(self.path.parent)
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def discard(self) -> None:
+        """Remove the unfinished file; does nothing once published."""
+        if self._descriptor >= 0:
+            self.partial.unlink(missing_ok=True)
+            self._close()
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
+
+    def _failed(self, error: OSError) -> ConvertError:
+        return ConvertError(f"{self.path}: cannot write it: {error.strerror or error}; nothing was left at this name")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.discard()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename durable. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class BetonWriter:
+    """Samples in order, then `finish`; leaving the `with` block before that leaves nothing.
+
+    Args:
+        path: the final name. capacity: the most samples that will come (room for their metadata comes first in the file).
+        page: bytes, a power of two; grows by itself where a sample needs it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], capacity: int, page: int = fmt.DEFAULT_PAGE) -> None:
+        if not (fmt.MIN_PAGE <= page <= fmt.MAX_PAGE and page & (page - 1) == 0):
+            raise ConvertError(f"page size {page}: a power of two from {fmt.MIN_PAGE} to {fmt.MAX_PAGE} is needed")
+        self._row = fmt.metadata_dtype([type_id for _, type_id in OUR_FIELDS])
+        self._page, self._capacity = page, capacity
+        self._tables_start = HEADER.itemsize + len(OUR_FIELDS) * DESCRIPTOR.itemsize
+        self._position = -(-(self._tables_start + capacity * self._row.itemsize) // page) * page
+        self._pointers, self._sizes, self._crcs = array("Q"), array("Q"), array("q")
+        self._labels, self._ids = array("q"), array("q")
+        self._widths, self._heights = array("H"), array("H")
+        self._names: list[str] = []
+        self._buffer, self._buffer_start = bytearray(), self._position
+        self._file = AtomicFile(path)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def add(self, payload: bytes, crc: int, *, name: str, label: int, id: int, width: int, height: int) -> None:
+        """One sample: the bytes of a JPEG of `width` x `height` pixels and their zlib.crc32. Raises ConvertError."""
+        size = len(payload)
+        if not 0 < size <= fmt.MAX_PAGE:
+            raise ConvertError(f"{self._file.path}: image {name!r} has {size} bytes; the format allows 1 to {fmt.MAX_PAGE}")
+        if len(self) >= self._capacity or "\n" in name:
+            raise ConvertError(f"{self._file.path}: image {name!r} is one too many, or its name holds a line break")
+        # Pages only say where no sample may straddle, so a larger one never invalidates what is already there.
+        while self._page < size:
+            self._page *= 2
+        room = -self._position % self._page
+        if size > room > 0:
+            self._put(bytes(room))
+        self._pointers.append(self._position)
+        self._sizes.append(size)
+        self._crcs.append(crc)
+        self._labels.append(label)
+        self._ids.append(id)
+        self._widths.append(width)
+        self._heights.append(height)
+        self._names.append(name)
+        self._put(payload)
+
+    def _put(self, data: bytes) -> None:
+        self._buffer += data
+        self._position += len(data)
+        if len(self._buffer) >= _BUFFER:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._file.write(self._buffer, self._buffer_start)
+        self._buffer_start += len(self._buffer)
+        self._buffer = bytearray()
+
+    def finish(self, provenance: Mapping[str, Any]) -> int:
+        """Write block and tables, check the result with the reader, publish. Returns the file's size in bytes.
+
+        `provenance` must be JSON, and the same for the same input: no times, no absolute paths. Raises ConvertError.
+        """
+        count = len(self)
+        if count == 0:
+            raise ConvertError(f"{self._file.path}: no image was left to pack")
+        names = "".join(f"{name}\n" for name in self._names).encode("utf-8", "surrogateescape")
+        text = json.dumps(provenance, ensure_ascii=True, sort_keys=True, separators=(",", ":")).encode()
+        self._put(bytes(-self._position % 8))
+        payload = names + text
+        payload += bytes(-len(payload) % 8)
+        alloc = self._position + len(payload) + FOOTER.itemsize
+        head, table = self._tables(alloc)
+        footer = np.zeros(1, dtype=FOOTER)
+        footer["magic"] = fmt.FOOTER_MAGIC
+        footer["block_size"] = len(payload) + FOOTER.itemsize
+        footer["names_size"], footer["json_size"] = len(names), len(text)
+        footer["block_crc"] = zlib.crc32(payload)
+        footer["tables_crc"] = fmt.tables_crc(np.frombuffer(head, np.uint8), np.frombuffer(table, np.uint8))
+        footer["footer_crc"] = zlib.crc32(footer.tobytes()[:-4])
+        self._put(payload + footer.tobytes() + table)
+        self._flush()
+        self._file.write(head, 0)
+        Beton(self._file.partial).close()
+        self._file.publish()
+        return self._position
+
+    def _tables(self, alloc: int) -> tuple[bytes, bytes]:
+        """Header, descriptors and metadata; and the allocation table."""
+        count = len(self)
+        header = np.zeros(1, dtype=HEADER)
+        header[0] = (fmt.VERSION, len(OUR_FIELDS), self._page, count, alloc)
+        descriptors = np.zeros(len(OUR_FIELDS), dtype=DESCRIPTOR)
+        for descriptor, (name, type_id) in zip(descriptors, OUR_FIELDS, strict=True):
+            descriptor["name"], descriptor["type_id"] = name, type_id
+        descriptors["arguments"][0, : len(MARKER)] = np.frombuffer(MARKER, np.uint8)
+        metadata = np.zeros(count, dtype=self._row)
+        image = metadata["f0"]
+        image["mode"], image["width"], image["height"], image["data_ptr"] = (
+            fmt.MODE_JPEG,
+            self._widths,
+            self._heights,
+            self._pointers,
+        )
+        metadata["f1"], metadata["f2"], metadata["f3"] = self._labels, self._ids, self._crcs
+        table = np.zeros(count, dtype=ALLOCATION)
+        table["sample_id"], table["ptr"], table["size"] = np.arange(count), self._pointers, self._sizes
+        return header.tobytes() + descriptors.tobytes() + metadata.tobytes(), table.tobytes()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.discard()

@@ -1,0 +1,8 @@
+"""Augmentation: random parameters per sample, and one warp that applies all of them.
+
+`parameters` draws them, `reference` defines in float64 what they mean, `cpu` does it fast.
+"""
+
+from fastretina.loading.augment.parameters import IMAGENET_MEAN, IMAGENET_STD, Augment, WarpParameters, draw
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Augment", "WarpParameters", "draw"]

@@ -1,0 +1,226 @@
+"""How batches are made: order -> decode -> augment, one job per batch, one row per sample.
+
+A Feed holds everything that stays the same over the epochs. It does not know the Loader, so that threads that work for it
+do not keep a forgotten Loader alive.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastretina.beton.format import MODE_JPEG
+from fastretina.beton.reader import Beton
+from fastretina.beton.shards import ShardedBeton
+from fastretina.errors import SampleError
+from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, WarpParameters, cpu, draw
+from fastretina.loading.buffers import BufferPool
+from fastretina.loading.decode.cpu import decode, decoded_sizes
+from fastretina.loading.resident import Store
+from fastretina.loading.sampler import Order, Sampling, epoch_order, rank_positions
+
+# torch dtypes that a batch may have, and the numpy type under whose name the CPU warp writes them.
+KERNEL_DTYPES = {torch.float32: np.float32, torch.bfloat16: np.uint16, torch.float16: np.int16, torch.uint8: np.uint8}
+
+
+@dataclass(frozen=True)
+class FeedSettings:
+    """What a batch depends on, apart from the data."""
+
+    batch_size: int  # of the global batch
+    resolution: int  # px
+    seed: int
+    sampling: Sampling
+    drop_last: bool
+    augment: Augment
+    dtype: torch.dtype
+    verify: bool  # check every sample's crc32
+    skip_bad: bool  # leave bad samples out instead of raising
+    rank: int = 0  # which part of each global batch to make,
+    world_size: int = 1  # of so many
+
+
+class Feed:
+    """Makes the jobs of any epoch of one file."""
+
+    def __init__(self, beton: Beton, settings: FeedSettings, pool: BufferPool, job: type[BatchJob]) -> None:
+        self.beton, self.settings, self.pool, self.job = beton, settings, pool, job
+        self.sizes = decoded_sizes(beton, settings.resolution)
+        self.as_is = settings.dtype == torch.uint8
+        self.norm = cpu.identity_norm() if self.as_is else cpu.kernel_norm(IMAGENET_MEAN, IMAGENET_STD)
+        augment = settings.augment
+        self.recolours = bool(augment.brightness or augment.contrast or augment.saturation)
+        self.store: Store | None = None  # decoded samples in RAM
+        self.on_device: NDArray[np.bool_] | None = None  # samples that need no decoding because the device holds them
+        self.device_decodes = False
+        self._order: tuple[int, Order] | None = None
+        self._shards: NDArray[np.uint32] | None = None  # number of each sample's file, where the order depends on it
+        if settings.sampling == "shards" and isinstance(beton, ShardedBeton):
+            self._shards = beton.shard_of(np.arange(len(beton)))[0].astype(np.uint32)
+
+    def __len__(self) -> int:
+        n, size = len(self.beton), self.settings.batch_size
+        return n // size if self.settings.drop_last else -(-n // size)
+
+    def order(self, epoch: int) -> Order:
+        """The order of an epoch; the last one asked for is kept."""
+        if self._order is None or self._order[0] != epoch:
+            settings = self.settings
+            self._order = epoch, epoch_order(self.beton.labels, settings.sampling, settings.seed, epoch, self._shards)
+        return self._order[1]
+
+    def jobs(self, epoch: int, batch: int) -> Iterator[BatchJob]:
+        """Jobs from one batch of one epoch onwards, without end: the next epoch begins while the last batches are in use."""
+        settings = self.settings
+        for current in itertools.count(epoch):
+            order = self.order(current)
+            first = batch if current == epoch else 0
+            if isinstance(self.beton, ShardedBeton):
+                self.beton.expect(order.indices[first * settings.batch_size :])
+            for number in range(first, len(self)):
+                places = rank_positions(number, len(self.beton), settings.batch_size, settings.rank, settings.world_size)
+                yield self.job(self, order, current, slice(places.start, places.stop, places.step))
+
+    def filling(self, samples: range, rows: int) -> Iterator[FillJob]:
+        """Jobs that bring each of these samples once, in file order, so many at a time."""
+        order = Order(np.arange(samples.start, samples.stop), None)
+        for first in range(0, len(samples), rows):
+            yield FillJob(self, order, 0, slice(first, first + rows))
+
+    def decode(self, index: int, target: NDArray[np.uint8]) -> None:
+        """Decode a sample into target (h, w, 3) uint8 of its decoded size; SampleError where it is bad."""
+        decode(self.beton, index, self.settings.resolution, target, self.settings.verify)
+
+
+class BatchJob(ABC):
+    """One batch in the making, or this rank's part of it, made of one piece of an order; see fastretina.loading.pipeline.Job."""
+
+    def __init__(self, feed: Feed, order: Order, epoch: int, place: slice) -> None:
+        self._place = place
+        self.skips_bad = feed.settings.skip_bad
+        self.feed, self.order, self.epoch = feed, order, epoch
+        self.indices = order.indices[self._place]
+        self.ids = feed.beton.ids[self.indices]
+        self.rows = self.pieces = len(self.indices)
+        self.bad: dict[int, SampleError] = {}  # by row
+        self.sizes = feed.sizes.of(self.indices)
+
+    def draw(self) -> WarpParameters:
+        """The batch's augmentation."""
+        settings = self.feed.settings
+        repeats = None if self.order.repeats is None else self.order.repeats[self._place]
+        return draw(settings.augment, settings.resolution, *self.sizes, settings.seed, self.epoch, self.ids, repeats)
+
+    def run(self, row: int) -> None:
+        """Make one row; a bad sample raises SampleError, or is noted where they are to be skipped."""
+        try:
+            self.make(row, int(self.indices[row]))
+        except SampleError as error:
+            if not self.skips_bad:
+                raise
+            # Without its traceback, which would keep this batch's memory alive for as long as the record of the skip.
+            self.bad[row] = error.with_traceback(None)
+
+    @abstractmethod
+    def make(self, row: int, index: int) -> None:
+        """Make one row out of sample `index`."""
+
+
+_scratch = threading.local()
+
+
+class CpuJob(BatchJob):
+    """Decodes and warps on CPU threads; `images` (rows, R, R, 3) is the finished batch."""
+
+    def __init__(self, feed: Feed, order: Order, epoch: int, place: slice) -> None:
+        super().__init__(feed, order, epoch, place)
+        settings = feed.settings
+        side = settings.resolution
+        self.images: NDArray[Any] = feed.pool.take((self.rows, side, side, 3), KERNEL_DTYPES[settings.dtype])
+        # Nothing to warp, nothing to compute: decode straight into the batch.
+        self.direct = feed.as_is and settings.augment == Augment.none() and feed.store is None and feed.sizes.only == (side, side)
+        if not self.direct:
+            self.affine, colour = self.draw()
+            self.colour = cpu.kernel_colour(colour)
+
+    def make(self, row: int, index: int) -> None:
+        feed = self.feed
+        if self.direct:
+            feed.decode(index, self.images[row])
+            return
+        width, height = int(self.sizes[0][row]), int(self.sizes[1][row])
+        source = _thread_memory(width * height * 3 + cpu.SOURCE_PADDING)
+        pixels = source[: width * height * 3].reshape(height, width, 3)
+        if feed.store is not None:
+            feed.store.read(index, pixels, feed.decode)
+        else:
+            feed.decode(index, pixels)
+        cpu.warp(source, height, width, self.affine[row], self.colour[row], feed.norm, feed.recolours, self.images[row])
+
+
+def _thread_memory(size: int) -> NDArray[np.uint8]:
+    """At least `size` bytes of the calling thread's own, the same for every sample: they stay in its core's cache.
+
+    They begin 16 bytes past a multiple of 32. To rows that begin at one, libjpeg-turbo writes by non-temporal stores, past the
+    cache, and the warp then waits for memory: decoding and warping took 1.3 times as long at 512 px, 1.65 times at 128 px.
+    """
+    flat: NDArray[np.uint8] | None = getattr(_scratch, "flat", None)
+    if flat is None or len(flat) < size:
+        memory = np.zeros(size + 32, np.uint8)
+        start = (16 - memory.ctypes.data) % 32
+        flat = _scratch.flat = memory[start : start + size]
+    return flat
+
+
+class DeviceJob(BatchJob):
+    """Decodes on CPU threads into pinned memory; the device does the rest (see fastretina.loading.device_stage).
+
+    pixels: the images one after the other, row r from byte offsets[r] on. jpegs: by row, where the device decodes them.
+    fresh: (rows,) bool, the rows that were decoded or are to be decoded: the others the device holds already.
+    """
+
+    def __init__(self, feed: Feed, order: Order, epoch: int, place: slice) -> None:
+        super().__init__(feed, order, epoch, place)
+        widths, heights = self.sizes
+        self.offsets = np.concatenate([[0], np.cumsum(widths * heights * 3)])
+        held = feed.on_device is not None and bool(feed.on_device[self.indices].all())
+        if held:  # then no thread need look at it, let alone all of them at each row
+            self.pieces = 0
+        self.pixels: NDArray[np.uint8] = np.empty(0, np.uint8)
+        if not (held or feed.device_decodes):
+            self.pixels = feed.pool.take((int(self.offsets[-1]),), np.uint8)
+        self.jpegs: dict[int, memoryview] = {}
+        self.fresh = np.zeros(self.rows, np.bool_)
+        self.parameters = self.draw()
+
+    def make(self, row: int, index: int) -> None:
+        feed = self.feed
+        if feed.on_device is not None and feed.on_device[index]:
+            return
+        if feed.device_decodes:
+            if feed.beton.modes[index] == MODE_JPEG:  # raw pixels are the CPU's to copy
+                self.jpegs[row] = feed.beton.jpeg(index, feed.settings.verify)
+        else:
+            feed.decode(index, self.pixels_of(row))
+        self.fresh[row] = True
+
+    def pixels_of(self, row: int) -> NDArray[np.uint8]:
+        """Row's place in `pixels`: (h, w, 3)."""
+        width, height = (int(side[row]) for side in self.sizes)
+        return self.pixels[self.offsets[row] : self.offsets[row + 1]].reshape(height, width, 3)
+
+
+class FillJob(DeviceJob):
+    """Brings samples for the device to keep. Bad ones are left out, to be an error or a skip in the epoch that asks for them."""
+
+    def __init__(self, feed: Feed, order: Order, epoch: int, place: slice) -> None:
+        super().__init__(feed, order, epoch, place)
+        self.skips_bad = True

@@ -1,0 +1,79 @@
+"""Who decodes for a device: the CPU's threads or a decoder on the device, by name or by a rule.
+
+The pixels of the two differ by a few grey levels, so the rule knows no clock: the file, the settings and the number of threads
+decide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from fastretina.errors import FastretinaError, UsageError
+from fastretina.loading.decode.gpu import DeviceDecoder, make_decoder
+
+if TYPE_CHECKING:
+    from fastretina.loading.batches import Feed
+
+# What one thread needs for a JPEG, checksum included: an Intel Xeon with AVX-512 took 1.0 ms for 43 KB of 512 x 512 px at 4:2:0,
+# 54 % of it for Huffman codes, which go by bytes; the rest goes by pixels. An AMD EPYC with AVX2 took 1.2 ms.
+SECONDS_PER_BYTE, SECONDS_PER_PIXEL = 12.6e-9, 1.75e-9
+# The fastest training step that this project hopes for: 4,000 images a second of a ResNet18 at 512 px, 55.6 GFLOP each, on an H100.
+FASTEST_FLOPS = 222e12  # a second
+RESNET18_FLOPS_PER_PIXEL = 55.6e9 / 512**2
+HEADROOM = 1.5  # that the CPU's threads must have over what is consumed, for slower cores and larger files
+
+
+@dataclass(frozen=True)
+class DecodeChoice:
+    """decoder: what decodes on the device; None: the CPU does. note: where decoding happens and why, for the user."""
+
+    decoder: DeviceDecoder | None
+    note: str
+
+
+def cpu_threads(workers: int) -> str:
+    """`3 CPU threads`."""
+    return f"{workers} CPU thread{'s' if workers > 1 else ''}"
+
+
+def choose_decode(
+    feed: Feed, device: torch.device, mode: str, decoder: str | None, workers: int, batch: int, demand: float | None = None
+) -> DecodeChoice:
+    """Decide for `mode` ("auto", "cpu" or "gpu"); `decoder` and `batch` as in make_decoder.
+
+    demand: images per second that the consumer takes at most; None: what a ResNet18 on an H100 might.
+    Raises, for "gpu" alone, UsageError where the file needs another size than its own, LoaderError where no decoder starts.
+    """
+    if mode == "cpu" or (mode == "auto" and decoder is None and device.type != "cuda"):
+        return DecodeChoice(None, cpu_threads(workers))
+    full = int(feed.beton.widths.max()), int(feed.beton.heights.max())
+    if feed.sizes.largest != full:
+        if mode == "gpu":
+            raise UsageError(
+                f"decode='gpu' decodes at full size, {full[0]} x {full[1]} px; for resolution {feed.settings.resolution} the CPU "
+                "decodes at a fraction of it: use decode='auto'"
+            )
+        return DecodeChoice(None, f"{cpu_threads(workers)} (at a fraction of the files' size, which no GPU decoder does)")
+    if demand is None:
+        demand = FASTEST_FLOPS / (RESNET18_FLOPS_PER_PIXEL * feed.settings.resolution**2)
+    rate = workers / seconds_per_image(feed)
+    rates = f"{cpu_threads(workers)} may decode {rate:,.0f} img/s, the step may take {demand:,.0f}"
+    if mode == "auto" and rate >= HEADROOM * demand:
+        return DecodeChoice(None, f"{cpu_threads(workers)} ({rates})")
+    try:
+        chosen = make_decoder(feed.beton, device, decoder, workers, batch)
+    except FastretinaError as error:
+        if mode == "gpu":
+            raise
+        return DecodeChoice(None, f"{cpu_threads(workers)} ({str(error).splitlines()[0]})")
+    return DecodeChoice(chosen, f"the GPU ({chosen.name}{'' if mode == 'gpu' else f'; {rates}'})")
+
+
+def seconds_per_image(feed: Feed) -> float:
+    """What one CPU thread may need to decode an image of this file at full size, by its mean bytes and pixels."""
+    beton = feed.beton
+    pixels = (beton.widths.astype(float) * beton.heights).mean()
+    return float(SECONDS_PER_BYTE * beton.mean_bytes + SECONDS_PER_PIXEL * pixels)

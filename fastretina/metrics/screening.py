@@ -1,0 +1,55 @@
+"""The grader as a screening test for referable disease (grade 2 or more), and how far its probabilities can be believed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fastretina.grading import REFERABLE_FROM
+from fastretina.metrics.bootstrap import Ints, referable_scores
+
+OWN_GRADE = "the model's grade ≥ 2"
+THRESHOLD = 0.5
+SENSITIVITIES = (0.8, 0.9)  # targets; British screening asks for at least 80 % (British Diabetic Association, 1997)
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A rule that says whom to refer. threshold: where p2 + p3 + p4 >= threshold; None where the rule is another."""
+
+    rule: str
+    threshold: float | None
+    sensitivity: float
+    specificity: float
+
+
+def operating_points(labels: Ints, probabilities: npt.NDArray[np.floating]) -> list[OperatingPoint]:
+    """The model's grade (as fastretina.predict), threshold 0.5, and the highest that reaches each of SENSITIVITIES.
+
+    The last are read off these very data: on others they will reach a little more or less.
+
+    labels: (N,) true grades; probabilities: (N, C). Empty where the data hold no referable image, or nothing else.
+    """
+    scores, sick = referable_scores(probabilities), labels >= REFERABLE_FROM
+    if not sick.any() or sick.all():
+        return []
+    ill, well = scores[sick], scores[~sick]
+    descending = np.sort(ill)[::-1]
+
+    referred = probabilities.argmax(axis=1) >= REFERABLE_FROM
+
+    def point(rule: str, threshold: float) -> OperatingPoint:
+        return OperatingPoint(rule, threshold, float((ill >= threshold).mean()), float((well < threshold).mean()))
+
+    # The n-th highest score among the sick refers at least n of them; the small number keeps 0.8 * 5 from being 5 of 5.
+    needed = [max(1, int(np.ceil(target * len(ill) - 1e-9))) for target in SENSITIVITIES]
+    return [
+        OperatingPoint(OWN_GRADE, None, float(referred[sick].mean()), float((~referred[~sick]).mean())),
+        point(f"p2 + p3 + p4 ≥ {THRESHOLD}", THRESHOLD),
+        *(
+            point(f"sensitivity ≥ {100 * target:.0f} %, set here", float(descending[n - 1]))
+            for target, n in zip(SENSITIVITIES, needed, strict=True)
+        ),
+    ]

@@ -1,0 +1,155 @@
+"""The two files that a run can be taken up from: best.safetensors to grade with, last.pt to go on training with.
+
+Both carry checksums. The save before the last is kept (last.prev.pt, best.prev.safetensors), and a damaged one falls back to it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from fastretina import __version__
+from fastretina.errors import CheckpointError
+from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
+from fastretina.models.heads import HEADS, Decision, Head, HeadName
+from fastretina.models.precision import AmpChoice, Precision, choose_device, choose_precision
+from fastretina.models.resnet import ARCHS, build_model
+from fastretina.models.seal import UNSEALED, is_intact, seal
+from fastretina.models.weights import load_backbone
+from fastretina.packing.preprocessing import UNPREPARED, Preparation
+from fastretina.system.files import write_atomically
+
+
+@dataclass(frozen=True)
+class Grader:
+    """Everything needed to grade an image with a trained model; the metadata of best.safetensors.
+
+    Attributes:
+        resolution: side of the square input in pixels. mean, std: what inputs in 0-1 were normalised by. epoch: from 1.
+        amp_dtype: the number format of its training. metric, selected_on: how and on what data its epoch was chosen.
+        head, decision: what the last layer means.
+        preparation: what was done to the photographs that it learned from, and is to be done to those that it grades.
+    """
+
+    arch: str
+    num_classes: int
+    resolution: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    epoch: int
+    amp_dtype: str
+    metric: str
+    selected_on: str
+    head: HeadName = "softmax"
+    decision: Decision | None = None
+    preparation: Preparation = UNPREPARED
+
+    @property
+    def grading(self) -> Head:
+        """The head, which makes probabilities of the network's outputs."""
+        return HEADS[self.head](self.num_classes)
+
+    def metadata(self) -> dict[str, str]:
+        """As safetensors wants it: text by text."""
+        return {**{key: json.dumps(value) for key, value in asdict(self).items()}, "fastretina": __version__}
+
+
+def save_grader(path: Path, model: nn.Module, grader: Grader) -> None:
+    """Write weights and metadata atomically."""
+    # safetensors refuses strided views; channels-last weights are such.
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    write_grader(path, tensors, grader)
+
+
+def write_grader(path: Path, tensors: dict[str, Tensor], grader: Grader) -> None:
+    """Write contiguous tensors on the CPU, metadata and a checksum over all of it atomically."""
+    data = seal(safetensors.torch.save(tensors, metadata={**grader.metadata(), **UNSEALED}))
+    write_atomically(path, lambda file: file.write(data))
+
+
+def read_grader(path: Path) -> Grader:
+    """Read a checkpoint's metadata alone, without its checksum. CheckpointError: missing, damaged or not fastretina's."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such checkpoint")
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a safetensors file, or damaged: {error}") from error
+    try:
+        # Checkpoints from before a field was there mean its default.
+        names = [field.name for field in fields(Grader) if field.name in stored or field.default is MISSING]
+        values = {name: json.loads(stored[name]) for name in names}
+        values["preparation"] = Preparation(**values.get("preparation", {}))
+        if values.get("decision") is not None:
+            values["decision"] = _decision(values["decision"], values["num_classes"])
+        grader = Grader(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        numbers = (grader.num_classes, grader.resolution, grader.epoch)
+        if grader.arch not in ARCHS or not all(isinstance(number, int) and 0 < number < 100_000 for number in numbers):
+            raise ValueError(f"arch {grader.arch!r}, {numbers}")
+        if grader.head not in HEADS:
+            raise ValueError(f"head {grader.head!r}")
+        if [len(triple) for triple in (grader.mean, grader.std)] != [3, 3] or not all(float(value) > 0 for value in grader.std):
+            raise ValueError("mean and std must be three numbers each")
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: its metadata is not that of a fastretina checkpoint ({error}); bare weights go in by train's --weights"
+        ) from error
+    return grader
+
+
+def _decision(stored: dict[str, Any], num_classes: int) -> Decision:
+    thresholds, scale = tuple(float(value) for value in stored["thresholds"]), float(stored["scale"])
+    if len(thresholds) != num_classes - 1 or not all(map(math.isfinite, thresholds)) or not 0 < scale < math.inf:
+        raise ValueError(f"thresholds {thresholds}, scale {scale}")
+    return Decision(thresholds, scale)
+
+
+def load_grader(path: Path) -> tuple[nn.Module, Grader]:
+    """The model (channels-last, in evaluation mode, on the CPU) and its metadata. Raises CheckpointError as `read_grader` does."""
+    grader = read_grader(path)
+    model = build_model(grader.arch, grader.grading.outputs)
+    load_backbone(model, read_tensors(path), path)
+    return model.eval(), grader
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint, by name, after a look at its checksum. CheckpointError naming the file."""
+    try:
+        return safetensors.torch.load(_sealed(path))
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged: {error}") from error
+
+
+def _sealed(path: Path) -> bytes:
+    """All bytes of a checkpoint, checked: they cannot have changed since they were written."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    intact = is_intact(data)
+    if intact is None:
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint of fastretina: it holds no checksum")
+    if not intact:
+        raise CheckpointError(f"{path}: damaged: its checksum is wrong")
+    return data
+
+
+def open_grader(path: Path, device_name: str, amp: AmpChoice) -> tuple[nn.Module, Grader, torch.device, Precision]:
+    """A checkpoint's model on the device, its metadata, the device, and the number format to grade in."""
+    device = choose_device(device_name)
+    model, grader = load_grader(path)
+    if (grader.mean, grader.std) != (IMAGENET_MEAN, IMAGENET_STD):
+        raise CheckpointError(
+            f"{path}: trained on images normalised by {grader.mean} and {grader.std}, which this version does not make"
+        )
+    precision = choose_precision(amp == "on" or (amp == "auto" and grader.amp_dtype != "float32"), device)
+    return model.to(device), grader, device, precision

@@ -1,0 +1,213 @@
+"""What the network's last layer means: its loss, and the probabilities of the grades.
+
+Three heads. `softmax` knows nothing of the order of the grades; `regression` predicts the grade as a number, which thresholds
+cut; `ordinal` predicts for each grade whether the disease is worse. Losses and answers use no synchronisation with the device.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid, nll_loss
+
+from fastretina.errors import UsageError
+from fastretina.metrics.thresholds import fit_thresholds
+
+HeadName = Literal["softmax", "regression", "ordinal"]
+ClassWeights = Literal["none", "sqrt", "balanced"]
+
+SMALLEST_PROBABILITY = 1e-12
+DEFAULT_SCALE = 0.25  # of a regression without validation data: a standard deviation of half a grade
+SCALES = torch.logspace(-2.0, 1.0, 61, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How the regression head's number y becomes probabilities, fitted on validation data.
+
+    p(k) is proportional to exp((k y - t_1 - ... - t_k) / scale). For a normal y with mean k and variance `scale` under grade k
+    these are Bayes' posteriors; the thresholds t hold the priors. Whatever the scale, the most probable grade is the number of
+    (ascending) thresholds below y.
+    """
+
+    thresholds: tuple[float, ...]
+    scale: float
+
+
+class Head(ABC):
+    """The meaning of a last layer. `name` as on the command line; `objective`: what training makes small, in words; `outputs`: how
+    many units it has for `num_classes` grades."""
+
+    name: HeadName
+    objective: str
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int: ...
+
+    @abstractmethod
+    def log_probabilities(self, outputs: Tensor, decision: Decision | None = None) -> Tensor:
+        """(..., C) float32 log-probabilities of the grades from (..., outputs) of the network. `decision`: see `fit`."""
+
+    @abstractmethod
+    def target(self, outputs: Tensor, grades: Tensor) -> Tensor:
+        """(B,) differentiable evidence in (B, outputs) for (B,) grades: what an explanation takes the gradient of."""
+
+    def fit(self, outputs: Tensor, labels: Tensor) -> Decision | None:
+        """What must be fitted on validation data: their (N, outputs) and (N,) true grades. None where the head needs nothing."""
+        return None
+
+    def answer(self, outputs: Tensor, decision: Decision | None = None) -> Tensor:
+        """(N, C) float32 log-probabilities from (V, N, outputs): the mean of the probabilities of V views of each image."""
+        found = self.log_probabilities(outputs, decision)
+        return found[0] if len(found) == 1 else found.logsumexp(dim=0) - math.log(len(found))
+
+
+class Softmax(Head):
+    """One logit a grade."""
+
+    name: HeadName = "softmax"
+    objective = "cross-entropy"
+
+    @property
+    def outputs(self) -> int:
+        return self.num_classes
+
+    def log_probabilities(self, outputs: Tensor, decision: Decision | None = None) -> Tensor:
+        return outputs.float().log_softmax(dim=-1)
+
+    def target(self, outputs: Tensor, grades: Tensor) -> Tensor:
+        return outputs.gather(1, grades[:, None])[:, 0]
+
+
+class Regression(Head):
+    """One number, the grade. Without validation data the thresholds lie half-way between the grades."""
+
+    name: HeadName = "regression"
+    objective = "squared error"
+
+    @property
+    def outputs(self) -> int:
+        return 1
+
+    def log_probabilities(self, outputs: Tensor, decision: Decision | None = None) -> Tensor:
+        grades = torch.arange(self.num_classes, dtype=torch.float32, device=outputs.device)
+        if decision is None:
+            # The sums of 0.5, 1.5, ..., made on the device: in training each step would wait for a copy of them.
+            offsets, scale = grades.square() / 2, DEFAULT_SCALE
+        else:
+            offsets, scale = torch.tensor([0.0, *decision.thresholds], device=outputs.device).cumsum(dim=0), decision.scale
+        return ((grades * outputs.float() - offsets) / scale).log_softmax(dim=-1)
+
+    def target(self, outputs: Tensor, grades: Tensor) -> Tensor:
+        return outputs[:, 0]
+
+    def fit(self, outputs: Tensor, labels: Tensor) -> Decision:
+        """Thresholds of the highest QWK, then the scale of the lowest cross-entropy."""
+        thresholds = tuple(fit_thresholds(outputs[:, 0].double().cpu().numpy(), labels.cpu().numpy(), self.num_classes))
+
+        def loss(scale: float) -> float:
+            return float(nll_loss(self.log_probabilities(outputs, Decision(thresholds, scale)), labels.to(outputs.device)))
+
+        return Decision(thresholds, min(SCALES.tolist(), key=loss))
+
+
+class Ordinal(Head):
+    """CORN: logit k says whether the grade is above k, given that it is above k - 1 (Shi, Cao and Raschka, Deep neural networks
+    for rank-consistent ordinal regression based on conditional probabilities, Pattern Anal Appl 2023, section 3)."""
+
+    name: HeadName = "ordinal"
+    objective = "cross-entropy of the steps"
+
+    @property
+    def outputs(self) -> int:
+        return self.num_classes - 1
+
+    def log_probabilities(self, outputs: Tensor, decision: Decision | None = None) -> Tensor:
+        # P(grade > k), k = -1 ... C - 1: one at first, zero in the end, falling in between.
+        above = logsigmoid(outputs.float()).cumsum(dim=-1).exp()
+        ones = torch.ones_like(above[..., :1])
+        exact = torch.cat([ones, above], dim=-1) - torch.cat([above, torch.zeros_like(ones)], dim=-1)
+        return exact.clamp_min(SMALLEST_PROBABILITY).log()
+
+    def target(self, outputs: Tensor, grades: Tensor) -> Tensor:
+        """The evidence that the grade is at least this one; for grade 0 that it is not above."""
+        steps = torch.arange(self.outputs, device=outputs.device)
+        reached = (outputs * (steps < grades[:, None])).sum(dim=1)
+        return torch.where(grades == 0, -outputs[:, 0], reached)
+
+
+HEADS: dict[HeadName, type[Head]] = {"softmax": Softmax, "regression": Regression, "ordinal": Ordinal}
+
+
+class Loss:
+    """The training loss of a head: the mean over images, weighted by `weight`."""
+
+    def __init__(
+        self,
+        head: Head,
+        counts: Sequence[int],
+        class_weights: ClassWeights = "none",
+        logit_adjustment: float = 0.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            counts: training images by grade.
+            class_weights: of each image's loss, 1 / count (balanced) or 1 / sqrt(count), scaled to a mean of 1 over the images.
+            logit_adjustment: tau; the logits get tau log(prior) while training, so that without it they favour no grade (Menon et
+                al., Long-tail learning via logit adjustment, ICLR 2021, equation 10). Softmax alone.
+            label_smoothing: share of the target spread over all grades (Szegedy et al., CVPR 2016). Softmax alone.
+
+        Raises UsageError for what the head cannot use.
+        """
+        if not isinstance(head, Softmax) and (logit_adjustment or label_smoothing):
+            flag = "--logit-adjustment" if logit_adjustment else "--label-smoothing"
+            raise UsageError(f"{flag}: is for --head softmax, not {head.name}; --class-weights and --sampling suit every head")
+        self.head, self.label_smoothing = head, label_smoothing
+        images = torch.tensor(counts, dtype=torch.float64)
+        present = images.clamp_min(1.0)  # a grade without images has no part in any loss; its weight only must be finite
+        power = {"none": 0.0, "sqrt": -0.5, "balanced": -1.0}[class_weights]
+        weights = present**power
+        self.weights = None if class_weights == "none" else (weights * images.sum() / (weights * images).sum()).float()
+        self.offsets = (logit_adjustment * (present / images.sum()).log()).float() if logit_adjustment else None
+
+    def to(self, device: torch.device) -> Loss:
+        """Move the weights to the device; returns itself."""
+        self.weights = None if self.weights is None else self.weights.to(device)
+        self.offsets = None if self.offsets is None else self.offsets.to(device)
+        return self
+
+    def weight(self, labels: Tensor) -> Tensor:
+        """What (B,) grades count in the mean, a scalar: images, or their class weights; CORN counts decisions, not images."""
+        weights = torch.ones_like(labels, dtype=torch.float32) if self.weights is None else self.weights[labels]
+        if isinstance(self.head, Ordinal):
+            weights = weights * (labels + 1).clamp_max(self.head.outputs)
+        return weights.sum()
+
+    def __call__(self, outputs: Tensor, labels: Tensor, total: Tensor | None = None) -> Tensor:
+        """The part that (B, outputs) of images with (B,) grades have in the mean loss, a scalar; B may be 0.
+
+        total: the `weight` of all images that the mean is taken over, where these are a part of them: the parts add up to it.
+        """
+        total = self.weight(labels) if total is None else total
+        outputs = outputs.float()
+        if isinstance(self.head, Softmax):
+            logits = outputs if self.offsets is None else outputs + self.offsets
+            return cross_entropy(logits, labels, self.weights, reduction="sum", label_smoothing=self.label_smoothing) / total
+        weights = torch.ones_like(labels, dtype=torch.float32) if self.weights is None else self.weights[labels]
+        if isinstance(self.head, Regression):
+            return (weights * (outputs[:, 0] - labels).square()).sum() / total
+        steps = torch.arange(self.head.outputs, device=labels.device)
+        asked = (labels[:, None] >= steps) * weights[:, None]
+        wrong = binary_cross_entropy_with_logits(outputs, (labels[:, None] > steps).float(), reduction="none")
+        return (wrong * asked).sum() / total

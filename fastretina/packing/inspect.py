@@ -1,0 +1,93 @@
+"""One source image on its way into a .beton: read it, look at its header, decide whether its bytes may pass through."""
+
+from __future__ import annotations
+
+import os
+import stat
+import zlib
+from dataclasses import dataclass
+
+import simplejpeg
+
+from fastretina.beton.jpeg import read_header, verdict
+from fastretina.errors import JpegError
+from fastretina.packing.preprocessing import UNPREPARED, Preparation
+
+MAX_FILE = 256 << 20  # bytes; the largest fundus photographs have 15 MB
+
+_MAGIC = (
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"BM", "BMP"),
+    (b"RIFF", "WebP"),
+    (b"P5", "PPM"),
+    (b"P6", "PPM"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What was found: `payload` and its `crc` (zlib.crc32) if the bytes pass through, else None and `reason`."""
+
+    payload: bytes | None
+    crc: int
+    reason: str = ""
+    bad: bool = False  # it cannot be packed at all
+
+
+def inspect(path: str, size: int, verify: bool = False, preparation: Preparation = UNPREPARED) -> Source:
+    """Read the image at `path` for a .beton of `size` x `size` pixels; `verify` also decodes what would pass through.
+
+    With any `preparation` nothing passes through, and that is the reason of all.
+    Never raises for a bad image: `bad` and `reason` say what is wrong with it.
+    """
+    try:
+        data = read_file(path)
+        if data[:2] != b"\xff\xd8":
+            kind = next((kind for magic, kind in _MAGIC if data.startswith(magic)), None)
+            if kind is None:
+                raise JpegError("not an image of a known kind" if data else "empty file (0 bytes)")
+            return Source(None, 0, str(preparation) if preparation else kind)
+        found = verdict(read_header(data), size)
+        if found.action == "reject":
+            raise JpegError(found.reason)
+        if preparation:
+            return Source(None, 0, str(preparation))
+        if found.action == "convert":
+            return Source(None, 0, found.reason)
+        if verify:
+            _decode(data)
+    except JpegError as error:
+        return Source(None, 0, str(error), bad=True)
+    return Source(data, zlib.crc32(data))
+
+
+def _decode(data: bytes) -> None:
+    try:
+        simplejpeg.decode_jpeg(data, strict=True)
+    except ValueError as error:
+        raise JpegError(f"cannot be decoded: {error}") from None
+
+
+def read_file(path: str) -> bytes:
+    """All bytes of a regular file of at most 256 MiB. Raises JpegError with the reason, without the path."""
+    try:
+        # O_NONBLOCK: a FIFO that took the image's place must not hang the open.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise JpegError("not a file")
+            if status.st_size > MAX_FILE:
+                raise JpegError(f"{status.st_size} bytes; the limit is {MAX_FILE}")
+            # Usually one read, and a second that finds the end; a file that grows meanwhile stays within the limit.
+            parts, left = [], MAX_FILE
+            while left > 0 and (part := os.read(descriptor, min(left, status.st_size + 1))):
+                parts.append(part)
+                left -= len(part)
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise JpegError(f"cannot be read: {error.strerror or error}") from None

@@ -1,0 +1,281 @@
+"""Images that cannot go into a .beton as they are: decode, orient, letterbox or crop, encode again, in worker processes.
+
+Letterbox, not squash: squashing a 3:2 camera frame to a square turns the round disc of the retina into an ellipse whose
+axes change with the camera, and a model would learn the camera. The longer side becomes SIZE, the rest is black, which
+is what surrounds a fundus photograph anyway.
+
+The workers are plain child processes of this module (`serve`), not multiprocessing's: they do not import the caller's
+main module, hence never torch; a killed one is noticed at once, with the image it was at; and they end by themselves
+when their parent dies.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, Pipe, wait
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import numpy as np
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+from fastretina.beton.jpeg import DEFAULT_LIMITS
+from fastretina.errors import ConvertError, JpegError
+from fastretina.packing.inspect import read_file
+from fastretina.packing.preprocessing import UNPREPARED, Preparation
+
+QUALITY = 95
+SUBSAMPLING = "4:4:4"  # full colour resolution: a microaneurysm is a red dot two or three pixels wide
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM")
+_LAST_WORDS = 1.0  # seconds for a worker that has failed to print its traceback
+_QUEUED = 2  # images in a worker's hands: the one it is at, and the next
+_SPARE = 2.0  # times the final size that decoding to 1/2, 1/4 or 1/8 must leave, so that Lanczos does the last step
+# The same for the disc's diameter. With 2.0 a frame of 3,000 x 2,000 px would be decoded whole for 512 px, at three times the cost;
+# decoded at 1/2 its crop has a PSNR of 53 dB to that, encoding at quality 95 one of 45.
+_SPARE_OF_DISC = 1.5
+
+
+class Reencoded(NamedTuple):
+    """A JPEG file, and whether it shows the whole frame although a crop was asked for, the disc's rim being out of sight."""
+
+    jpeg: bytes
+    whole_frame: bool
+
+
+def reencode(data: bytes, size: int, preparation: Preparation = UNPREPARED) -> Reencoded:
+    """Any image that Pillow reads, as a baseline YCbCr JPEG of `size` x `size` pixels, quality 95, 4:4:4. Raises as `square`."""
+    image, whole_frame = _square(data, size, preparation)
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=QUALITY, subsampling=SUBSAMPLING)
+    return Reencoded(out.getvalue(), whole_frame)
+
+
+def square(data: bytes, size: int, preparation: Preparation = UNPREPARED) -> Image.Image:
+    """Any image that Pillow reads, upright, RGB, `size` x `size` pixels: letterboxed, or as `preparation` says.
+
+    Transparency becomes black, 16-bit grey is scaled to 8 bits, EXIF orientation is applied, colour profiles are ignored
+    (they are for the images that pass through, too). Where the rim of the retina's disc is out of sight there is nothing to
+    crop to, and the whole frame is letterboxed.
+
+    Raises:
+        JpegError: undecodable, cut, or past the limits of `fastretina.beton.jpeg`; dark all over, where a retina is to be prepared.
+    """
+    return _square(data, size, preparation)[0]
+
+
+def _square(data: bytes, size: int, preparation: Preparation) -> tuple[Image.Image, bool]:
+    """`square`, and whether a crop was asked for but the whole frame kept."""
+    try:
+        if preparation.crop == "none":
+            image, cropped = _letterbox(_decode(data, longer=_SPARE * size)[0], size), True
+        else:
+            image, cropped = _cropped(data, size)
+        if preparation.contrast == "local":
+            image = _local_contrast(image)
+        return image, not cropped
+    except JpegError:
+        raise
+    except UnidentifiedImageError:
+        raise JpegError("not an image of a known kind" if data else "empty file (0 bytes)") from None
+    except Exception as error:  # Pillow raises whatever its plug-ins meet: OSError, SyntaxError, ValueError, struct.error
+        raise JpegError(f"cannot be decoded: {error or type(error).__name__}") from None
+
+
+def _decode(data: bytes, longer: float, shorter: float = 0) -> tuple[Image.Image, bool]:
+    """Upright and RGB, and whether shrunk: JPEGs decode to 1/2, 1/4 or 1/8 for free. Each side keeps at least so many px."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        width, height = image.size
+        limits = DEFAULT_LIMITS
+        if max(width, height) > limits.side or width * height > limits.pixels:
+            raise JpegError(f"claims {width} x {height} pixels, past the limit")
+        scale = max(longer / max(width, height), shorter / min(width, height))
+        image.draft(None, (max(1, round(scale * width)), max(1, round(scale * height))))
+        return _rgb(ImageOps.exif_transpose(image)), image.size != (width, height)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise JpegError(f"{image.mode}-mode pixels (32 bits) have no defined white; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _letterbox(image: Image.Image, size: int) -> Image.Image:
+    """`image` scaled (Lanczos) so that its longer side is `size`, centred on black."""
+    scale = size / max(image.size)
+    width, height = (min(size, max(1, round(side * scale))) for side in image.size)
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    if (width, height) == (size, size):
+        return image
+    canvas = Image.new("RGB", (size, size))
+    canvas.paste(image, ((size - width) // 2, (size - height) // 2))
+    return canvas
+
+
+# OpenCV takes 0.2 s to import: as long as packing 2,000 images that pass through. Only those wait for it who need it.
+
+
+def _cropped(data: bytes, size: int) -> tuple[Image.Image, bool]:
+    """The square of the retina's disc, True; or, its rim out of sight, the whole frame, letterboxed, False."""
+    from fastretina.packing.fundus import crop_to_disc, find_disc
+
+    image, shrunk = _decode(data, longer=_SPARE * size, shorter=_SPARE_OF_DISC * size)
+    disc = find_disc(np.asarray(image))
+    if shrunk and disc is not None and (missing := _SPARE_OF_DISC * size / (2 * disc.radius)) > 1:
+        image, _ = _decode(data, longer=missing * max(image.size))  # a small disc in a large frame
+        disc = find_disc(np.asarray(image))
+    if disc is None:
+        return _letterbox(image, size), False
+    return Image.fromarray(crop_to_disc(np.asarray(image), disc, size)), True
+
+
+def _local_contrast(image: Image.Image) -> Image.Image:
+    from fastretina.packing.fundus import find_disc, local_contrast
+
+    pixels = np.asarray(image)
+    return Image.fromarray(local_contrast(pixels, find_disc(pixels)))
+
+
+# ---- worker processes ------------------------------------------------------------------------------------------------
+
+
+def serve(descriptor: int) -> None:
+    """A worker's life: (path, size, preparation) in, `Reencoded` or the reason in words out, until the parent closes or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    warnings.simplefilter("ignore")  # odd metadata is not worth a line of anybody's terminal
+    Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before decoding, and does not only warn
+    PngImagePlugin.MAX_TEXT_MEMORY = DEFAULT_LIMITS.app_bytes
+    with Connection(descriptor) as pipe:
+        while True:
+            try:
+                path, size, preparation = pipe.recv()
+                answer: Reencoded | str
+                try:
+                    answer = reencode(read_file(path), size, preparation)
+                except (JpegError, MemoryError) as error:
+                    answer = str(error) or "not enough memory to decode it"
+                pipe.send(answer)
+            except (EOFError, ConnectionError):
+                return
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen[bytes]
+    pipe: Connection
+    keys: deque[Hashable] = field(default_factory=deque)  # in its hands, oldest first
+
+
+class WorkerDied(ConvertError):
+    """A worker process ended on its own. `key`: what it was at, None if it was idle."""
+
+    def __init__(self, key: Hashable, code: int) -> None:
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        super().__init__(f"a worker process {how} (out of memory, or killed by hand?)")
+        self.key = key
+
+
+class ReencodePool:
+    """Worker processes for `reencode`. Use from one thread; results are asked for by key, in any order."""
+
+    def __init__(self, workers: int, size: int, preparation: Preparation = UNPREPARED) -> None:
+        self._size, self._preparation, self._count = size, preparation, workers
+        self._workers: list[_Worker] = []
+        self._backlog: deque[tuple[Hashable, str]] = deque()
+        self._done: dict[Hashable, Reencoded | str] = {}
+
+    def submit(self, key: Hashable, path: str) -> None:
+        """Have the image at `path` re-encoded. Starts a worker while there are fewer than asked for."""
+        self._backlog.append((key, path))
+        if len(self._workers) < self._count:
+            self._workers.append(_start())
+        self._feed()
+
+    def poll(self) -> None:
+        """Take finished images and hand out new ones, without waiting. Raises WorkerDied."""
+        self._pump(0.0)
+
+    def result(self, key: Hashable) -> Reencoded | str:
+        """The image submitted as `key`, or why there is none; waits for it. Raises WorkerDied."""
+        while key not in self._done:
+            self._pump(None)
+        return self._done.pop(key)
+
+    def _pump(self, timeout: float | None) -> None:
+        pipes = {worker.pipe: worker for worker in self._workers}
+        for pipe in wait(list(pipes), timeout):
+            worker = pipes[pipe]  # type: ignore[index]
+            try:
+                answer = worker.pipe.recv()
+            except (EOFError, ConnectionError):
+                raise self._died(worker) from None
+            self._done[worker.keys.popleft()] = answer
+        self._feed()
+
+    def _feed(self) -> None:
+        for depth in range(_QUEUED):  # everyone's first before anyone's second
+            for worker in self._workers:
+                if self._backlog and len(worker.keys) <= depth:
+                    key, path = self._backlog.popleft()
+                    worker.keys.append(key)
+                    try:
+                        worker.pipe.send((path, self._size, self._preparation))
+                    except ConnectionError:
+                        raise self._died(worker) from None
+
+    def _died(self, worker: _Worker) -> WorkerDied:
+        # It closed its pipe, so that it is of no use any more; but how it ends by itself is what the user should read.
+        try:
+            worker.process.wait(_LAST_WORDS)
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+        return WorkerDied(worker.keys[0] if worker.keys else None, worker.process.wait())
+
+    def close(self) -> None:
+        """End all workers now, whatever they are at."""
+        for worker in self._workers:
+            worker.process.kill()
+            worker.pipe.close()
+        for worker in self._workers:
+            worker.process.wait()
+        self._workers.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _start() -> _Worker:
+    ours, theirs = Pipe()
+    code = f"import sys; sys.path[:] = {sys.path!r}; from fastretina.packing.reencode import serve; serve({theirs.fileno()})"
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            process_group=0,  # a Ctrl-C while it starts must not print a traceback
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1"},
+        )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return _Worker(process, ours)

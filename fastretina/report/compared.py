@@ -1,0 +1,120 @@
+"""One finished run of a comparison, read from its own metrics.json and results.csv, and the table of several on the terminal."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from fastretina.errors import RunError
+from fastretina.report import plots
+from fastretina.report.page import number, percent
+from fastretina.training.run_folder import RunFolder
+
+FIGURES = ("accuracy", "balanced_accuracy", "qwk", "macro_f1")
+ONE_GRADE = "one grade for all"
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """A finished run.
+
+    Attributes:
+        name: its sub-folder. weights: what it began with, None from scratch. folder: where it is. metrics: its metrics.json.
+        accuracy: by epoch, 0-1, of `train` and `test`.
+    """
+
+    name: str
+    arch: str
+    weights: str | None
+    folder: Path
+    metrics: Mapping[str, Any]
+    accuracy: Mapping[str, list[float]]
+
+    @classmethod
+    def read(cls, run: RunFolder, arch: str, weights: str | None) -> ComparedRun:
+        """Read a run folder. RunError naming it where it has no figures, or damaged ones."""
+        try:
+            metrics = json.loads(run.metrics.read_text())
+            with run.results.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            accuracy = {name: [float(row[f"{name}_accuracy"]) for row in rows] for name in ("train", "test")}
+            found = cls(run.path.name, arch, weights, run.path, metrics, accuracy)
+            found.row()
+            found.picture()
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise RunError(f"{run.path}: its metrics.json or results.csv cannot be used ({error}); remove the folder") from error
+        return found
+
+    @property
+    def seconds(self) -> float:
+        """Training and evaluation of all epochs."""
+        return float(sum(self.metrics["epoch_seconds"]))
+
+    @property
+    def images_per_second(self) -> float:
+        """Training images by training time, the median of the epochs."""
+        return float(median(self.metrics["images_per_second"]))
+
+    @property
+    def data_wait_share(self) -> float:
+        """Waiting for data by training time, all epochs, 0-1."""
+        training = sum(self.metrics["train_seconds"])
+        return float(sum(self.metrics["data_wait_seconds"]) / training) if training > 0 else 0.0
+
+    @property
+    def bounds(self) -> tuple[float | None, float | None]:
+        """The 95 % interval of the best epoch's QWK on the test set; None where undefined."""
+        found = self.metrics["best"].get("intervals", {}).get("qwk", {})
+        return found.get("low"), found.get("high")
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether it answers one and the same grade for every test image at its best epoch."""
+        return sum(any(column) for column in zip(*self.metrics["best"]["confusion"], strict=True)) == 1
+
+    def row(self) -> dict[str, Any]:
+        """The row of compare.csv, by column; test figures, None where undefined."""
+        figures = {f"{which}_{name}": self.metrics[which][name] for which in ("best", "last") for name in FIGURES}
+        return {
+            "run": self.name,
+            "arch": self.arch,
+            "weights": self.weights or "none",
+            "epochs": len(self.metrics["epoch_seconds"]),
+            "best_epoch": self.metrics["best_epoch"],
+            **figures,
+            "best_qwk_low": self.bounds[0],
+            "best_qwk_high": self.bounds[1],
+            "best_auroc_referable": self.metrics["best"].get("auroc_referable"),
+            "one_grade_for_all": self.collapsed,
+            "seconds": self.seconds,
+            "images_per_second": self.images_per_second,
+            "folder": str(self.folder),
+        }
+
+    def picture(self) -> plots.RunPicture:
+        """What the figure shows of it."""
+        best = self.metrics["best"]
+        return plots.RunPicture(self.name, self.metrics["best_epoch"], self.accuracy, best["confusion"])
+
+
+def terminal_table(runs: Sequence[ComparedRun]) -> list[str]:
+    """The lines of the table that ends the command."""
+    width = max(len("run"), *(len(run.name) for run in runs))
+    lines = [
+        f"{'run':<{width}}  {'best':>7}  {'accuracy':>8}  {'balanced':>8}  {'QWK':>6}  {'macro F1':>8}  {'last QWK':>8}"
+        f"  {'time':>8}  img/s"
+    ]
+    for run in runs:
+        best, epochs = run.metrics["best"], len(run.metrics["epoch_seconds"])
+        lines.append(
+            f"{run.name:<{width}}  {run.metrics['best_epoch']:>3}/{epochs:<3}  {percent(best['accuracy']):>8}  "
+            f"{percent(best['balanced_accuracy']):>8}  {number(best['qwk']):>6}  {number(best['macro_f1']):>8}  "
+            f"{number(run.metrics['last']['qwk']):>8}  {run.seconds:>6,.0f} s  {run.images_per_second:,.0f}"
+            + (f"  {ONE_GRADE}" if run.collapsed else "")
+        )
+    return lines

@@ -1,0 +1,208 @@
+"""What several finished runs found, side by side: compare.csv, compare.json, compare.png and report.html.
+
+All of it is read from the runs' own metrics.json and results.csv.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastretina.grading import grade_title
+from fastretina.report import plots
+from fastretina.report.compared import ComparedRun
+from fastretina.report.page import Link, Section, bounds, duration, image, note, number, page, pair, percent, remark, table
+from fastretina.report.sections import (
+    CONFUSION_REMARK,
+    TRAIN_REMARK,
+    confusion_table,
+    data_section,
+    measures,
+    purpose,
+    settings_section,
+    subtitle,
+)
+from fastretina.system.files import write_bytes, write_csv, write_json
+from fastretina.training.run_folder import RunFolder
+from fastretina.training.run_info import SET_TITLES, selection_note, versions
+
+CHOICE_NOTE = (
+    "To pick one of these runs by its test figures is a choice made on the test set too: its figures are then optimistic, the "
+    "more so the more runs there are."
+)
+
+
+def write_comparison(folder: RunFolder, runs: Sequence[ComparedRun], settings: Mapping[str, Any]) -> None:
+    """Write compare.csv, compare.json, compare.png and report.html of at least one run, each atomically."""
+    rows = [run.row() for run in runs]
+    write_csv(folder.path / "compare.csv", list(rows[0]), [list(row.values()) for row in rows])
+    first = runs[0].metrics
+    write_json(
+        folder.path / "compare.json",
+        {
+            "settings": dict(settings),
+            "selected_on": first["selected_on"],
+            "selection_metric": first["selection_metric"],
+            "selection_note": selection_note(first["selection_metric"], first["selected_on"]),
+            "data": first["data"],
+            "device": first["device"],
+            "runs": [
+                {
+                    **row,
+                    "amp_dtype": run.metrics["amp_dtype"],
+                    "train_accuracy": run.accuracy["train"],
+                    "test_accuracy": run.accuracy["test"],
+                    **{f"{which}_confusion": run.metrics[which]["confusion"] for which in ("best", "last")},
+                }
+                for row, run in zip(rows, runs, strict=True)
+            ],
+            "versions": versions(),
+        },
+    )
+    pictures, majority = [run.picture() for run in runs], _majority(first)
+    write_bytes(folder.path / "compare.png", plots.comparison(pictures, majority))
+    write_bytes(folder.report, comparison_html(runs, settings).encode())
+
+
+def _majority(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: metrics["data"][name]["majority_share"] for name in ("train", "test")}
+
+
+def comparison_html(runs: Sequence[ComparedRun], settings: Mapping[str, Any]) -> str:
+    """One self-contained page; the runs' own reports are linked by their path from it."""
+    first = runs[0].metrics
+    collapsed = [run.name for run in runs if run.collapsed]
+    title = f"{len(runs)} run{'s' if len(runs) > 1 else ''} compared at {settings['resolution']} px"
+    head = [
+        subtitle(first["device"], first["amp_dtype"]),
+        note(selection_note(first["selection_metric"], first["selected_on"]), good=first["selected_on"] == "val"),
+        note(CHOICE_NOTE) if len(runs) > 1 else "",
+        note(f"One and the same grade for every test image: {', '.join(collapsed)}.") if collapsed else "",
+    ]
+    sections = [
+        _results(runs),
+        purpose(),
+        measures(),
+        data_section(first["data"]),
+        _curves(runs),
+        _confusions(runs),
+        _recalls(runs),
+        _screening(runs),
+        _speed(runs),
+        Section(
+            "Last epochs",
+            [
+                table(
+                    ["run", "accuracy", "balanced acc.", "QWK", "macro F1"],
+                    [[_link(run), *_shares(run.metrics["last"])] for run in runs],
+                    "Test set, last epochs",
+                )
+            ],
+        ),
+        Section(
+            "Runs",
+            [
+                table(
+                    ["run", "architecture", "initial weights"],
+                    [[run.name, run.arch, run.weights or "none (from scratch)"] for run in runs],
+                    "What was compared",
+                    "words",
+                )
+            ],
+        ),
+        settings_section(settings),
+    ]
+    return page(title, head, sections)
+
+
+def _link(run: ComparedRun) -> Link:
+    return Link(run.name, f"{run.name}/report.html")
+
+
+def _results(runs: Sequence[ComparedRun]) -> Section:
+    rows = []
+    for run in runs:
+        accuracy, balanced, qwk, f1 = _shares(run.metrics["best"])
+        epoch = f"{run.metrics['best_epoch']} of {len(run.metrics['epoch_seconds'])}"
+        rows.append([_link(run), epoch, qwk, bounds(*run.bounds), accuracy, balanced, f1])
+    columns = ["run", "best epoch", "QWK", "95 % interval", "accuracy", "balanced acc.", "macro F1"]
+    return Section(
+        "Results",
+        [
+            table(columns, rows, "Test set, best epochs"),
+            remark(
+                f"Always the same grade: accuracy {percent(_majority(runs[0].metrics)['test'])}, QWK 0. Interval: of the QWK, "
+                "bootstrap by patient; where those of two runs overlap much, this test set does not tell which is better. The most "
+                "confident mistakes and the calibration curve stand in each run's own report."
+            ),
+        ],
+    )
+
+
+def _speed(runs: Sequence[ComparedRun]) -> Section:
+    rows = [[_link(run), duration(run.seconds), f"{run.images_per_second:,.1f}", percent(run.data_wait_share)] for run in runs]
+    return Section(
+        "Speed",
+        [
+            table(["run", "time", "training images/s", "waiting for data"], rows, "All epochs"),
+            remark("Time: with the evaluations. Images/s: median of the epochs. Waiting: share of the training time."),
+        ],
+    )
+
+
+def _curves(runs: Sequence[ComparedRun]) -> Section:
+    pictures, majority = [run.picture() for run in runs], _majority(runs[0].metrics)
+
+    def shown(name: str) -> str:
+        ends = "; ".join(f"{run.name} from {percent(run.accuracy[name][0])} to {percent(run.accuracy[name][-1])}" for run in runs)
+        return image(plots.accuracies(pictures, majority, [name]), f"Accuracy by epoch, {SET_TITLES[name]} set: {ends}")
+
+    return Section("Accuracy by epoch", [pair([shown("train"), shown("test")]), remark(TRAIN_REMARK)])
+
+
+def _confusions(runs: Sequence[ComparedRun]) -> Section:
+    matrices = [
+        confusion_table(run.metrics["best"]["confusion"], f"{run.name}, test set, epoch {run.metrics['best_epoch']}")
+        for run in runs
+    ]
+    return Section("Confusion matrices", [pair(matrices), remark(CONFUSION_REMARK)])
+
+
+def _recalls(runs: Sequence[ComparedRun]) -> Section:
+    grades = [grade_title(grade) for grade in range(len(runs[0].metrics["best"]["per_class_recall"]))]
+    rows = [[_link(run), *(percent(recall) for recall in run.metrics["best"]["per_class_recall"])] for run in runs]
+    return Section("By grade", [table(["run", *grades], rows, "Recall of each grade, test set, best epochs")])
+
+
+def _screening(runs: Sequence[ComparedRun]) -> Section:
+    rows = []
+    for run in runs:
+        best = run.metrics["best"]
+        own: Mapping[str, Any] = (best.get("referable") or [{}])[0]
+        auroc, ece = best.get("intervals", {}).get("auroc_referable", {}), best.get("calibration", {}).get("ece")
+        interval = bounds(auroc.get("low"), auroc.get("high"))
+        shares = [percent(own.get("sensitivity")), percent(own.get("specificity")), percent(ece)]
+        rows.append([_link(run), number(best.get("auroc_referable")), interval, *shares])
+    return Section(
+        "Screening for referable disease, and calibration",
+        [
+            table(
+                ["run", "AUROC", "95 % interval", "sensitivity", "specificity", "ECE"],
+                rows,
+                "Grade 2 or more against less, test set, best epochs",
+            ),
+            remark(
+                "Sensitivity and specificity: by the model's grade, of the eyes with the disease the share that is referred, of "
+                "those without it the share that is not. ECE: how far its probabilities are from how often it is right."
+            ),
+        ],
+    )
+
+
+def _shares(figures: Mapping[str, Any]) -> list[str]:
+    return [
+        percent(figures["accuracy"]),
+        percent(figures["balanced_accuracy"]),
+        number(figures["qwk"]),
+        number(figures["macro_f1"]),
+    ]

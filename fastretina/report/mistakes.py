@@ -1,0 +1,84 @@
+"""The mistakes that a model is surest of, with their pictures: where labels are doubtful, or the model looks at the wrong thing."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+import torch
+
+from fastretina.beton.format import MODE_RAW
+from fastretina.beton.reader import Beton
+from fastretina.grading import grade_title
+from fastretina.metrics.predictions import Predictions
+from fastretina.report.page import Section, image, percent, remark
+
+SHOWN = 12
+SIDE = 220  # px, the longer side of a thumbnail: about 6 KB each
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An image graded wrong. probability: of that wrong answer, 0-1. thumbnail: a JPEG, SIDE px at most."""
+
+    name: str
+    grade: int
+    predicted: int
+    probability: float
+    thumbnail: bytes
+
+
+def confident_mistakes(answers: Predictions, beton: Beton, shown: int = SHOWN) -> list[Mistake]:
+    """The `shown` mistakes with the highest probabilities, highest first, among a model's answers for the images of `beton`."""
+    predicted = answers.predicted
+    probabilities = answers.log_probabilities.double().exp().gather(1, predicted[:, None])[:, 0]
+    wrong = torch.nonzero(predicted != answers.labels).flatten()
+    surest = wrong[probabilities[wrong].argsort(descending=True, stable=True)][:shown].tolist()
+    places = {int(number): place for place, number in enumerate(beton.ids)} if surest else {}
+    found = []
+    for row in surest:
+        place = places[int(answers.ids[row])]
+        grades = int(answers.labels[row]), int(predicted[row])
+        found.append(Mistake(beton.names[place], *grades, float(probabilities[row]), thumbnail(beton, place)))
+    return found
+
+
+def thumbnail(beton: Beton, place: int) -> bytes:
+    """Sample `place` (0 to N - 1) as a JPEG whose longer side is SIDE px, or as large as it is. Raises as `Beton.jpeg` does."""
+    pixels: npt.NDArray[np.uint8] = (
+        beton.pixels(place)
+        if beton.modes[place] == MODE_RAW
+        # shrunken while it is decoded, as far as that goes
+        else simplejpeg.decode_jpeg(beton.jpeg(place), min_height=SIDE, min_width=SIDE, min_factor=1)
+    )
+    scale = SIDE / max(pixels.shape[:2])
+    if scale < 1:
+        height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
+        pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8)
+    encoded: bytes = simplejpeg.encode_jpeg(pixels, quality=85)
+    return encoded
+
+
+def mistakes_section(mistakes: list[Mistake]) -> list[Section]:
+    """The section of a report; none without mistakes."""
+    if not mistakes:
+        return []
+    figures = [
+        f"<li><figure>{image(mistake.thumbnail, _alt(mistake), 'jpeg')}<figcaption><b>{html.escape(mistake.name)}</b><br>"
+        f"is {grade_title(mistake.grade)}, called {grade_title(mistake.predicted)} ({percent(mistake.probability)})"
+        "</figcaption></figure></li>"
+        for mistake in mistakes
+    ]
+    text = (
+        "Those wrong answers on the test set that the model was surest of, with the probability it gave them. Look for "
+        "photographs whose grade in the data set is doubtful, and for what misleads the model."
+    )
+    return [Section("Most confident mistakes", [remark(text), f'<ul class="thumbs">{"".join(figures)}</ul>'])]
+
+
+def _alt(mistake: Mistake) -> str:
+    return f"Fundus photograph {mistake.name}: {grade_title(mistake.grade)}, graded {grade_title(mistake.predicted)}"

@@ -1,0 +1,163 @@
+"""Sections that the report of a run and that of a comparison share, each from what metrics.json holds."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastretina.grading import grade_title
+from fastretina.report.page import Section, note, number, percent, remark, table, titled
+from fastretina.training.run_info import PAIRS, SET_TITLES, versions
+
+TRAIN_REMARK = (
+    "Train figures are those of the augmented images during each epoch, while the weights moved; test and validation figures "
+    "are of plain images after it. So the train curve may lie below the test curve."
+)
+_PURPOSE = """<ul>
+<li>It looks at one photograph of the back of an eye (a fundus photograph) and gives it a grade of diabetic retinopathy, from 0
+(none) to 4 (proliferative). Grade 2 or more is called referable: in screening, an ophthalmologist should see the person.</li>
+<li><b>It is for</b> research: to compare ways of training, to find photographs whose grade deserves a second look, to prepare a
+study.</li>
+<li><b>It is not for</b> diagnosing or treating anybody, nor for deciding who is sent home. It is no medical device and was never
+tried in practice.</li>
+<li>It knows no other disease of the eye, and it always answers, even if the photograph is too blurred to be graded or shows no eye
+at all. Its figures hold for photographs like those of the test set: with another camera, other people or other graders they may be
+far worse.</li>
+</ul>"""
+_MEASURES = (
+    (
+        "Accuracy",
+        "the share of photographs given the right grade. Most show no disease, so that “no disease” for everyone scores high.",
+    ),
+    (
+        "Balanced accuracy",
+        "the share right within each grade, averaged over the grades, so that the rare ones count as much as grade 0.",
+    ),
+    (
+        "QWK (quadratic weighted kappa)",
+        "how far the grades agree with the true ones beyond chance: 1 is complete agreement, 0 what guessing reaches. A grade "
+        "that is two off counts four times as much as one that is one off.",
+    ),
+    (
+        "Recall of a grade",
+        "of the photographs that have this grade, the share that the model gives it (for a disease: sensitivity).",
+    ),
+    ("Precision of a grade", "of the photographs that the model gives this grade, the share that have it."),
+    (
+        "AUROC of referable disease",
+        "how often the model finds an eye of at least grade 2 more suspicious than one of a lower grade: 1 always, 0.5 by chance.",
+    ),
+    ("F1", "the harmonic mean of recall and precision: high only if both are. Macro F1 is its mean over the grades."),
+)
+
+
+def subtitle(device: str, amp_dtype: str) -> str:
+    """The line under a report's title."""
+    return f'<p class="soft">Grades of diabetic retinopathy, 0–4 · {html.escape(device)} · {html.escape(amp_dtype)}</p>'
+
+
+def purpose() -> Section:
+    """What a model of this kind may and may not be used for."""
+    return Section("What the model is for, and what not", [_PURPOSE])
+
+
+def measures() -> Section:
+    """The figures in plain words."""
+    terms = "".join(f"<dt>{html.escape(term)}</dt><dd>{html.escape(text)}</dd>" for term, text in _MEASURES)
+    return Section("What the figures mean", [f"<dl>{terms}</dl>"])
+
+
+def data_section(data: Mapping[str, Any]) -> Section:
+    """Images and patients of each data set, and the patients that two of them share: `data` of metrics.json."""
+    sets = [data[name] for name in SET_TITLES if name in data]
+    titles = [SET_TITLES[name] for name in SET_TITLES if name in data]
+    counts = [
+        ["images", *(found["images"] for found in sets)],
+        ["patients", *(found["patients"] or "–" for found in sets)],
+        *([grade_title(grade), *numbers] for grade, numbers in enumerate(zip(*(found["grades"] for found in sets), strict=True))),
+        ["share of the most frequent grade", *(percent(found["majority_share"]) for found in sets)],
+    ]
+    shared, leaks = [], []
+    for first, second in PAIRS:
+        key = f"{first}_{second}"
+        if key in data["patients_shared"]:
+            count = data["patients_shared"][key]
+            shared.append([f"{SET_TITLES[first]} and {SET_TITLES[second]}", "not known" if count is None else count])
+            if count:
+                has = "patient has" if count == 1 else "patients have"
+                leaks.append(f"{count:,} {has} one eye in {SET_TITLES[first]} and the other in {SET_TITLES[second]}.")
+    return Section(
+        "Data",
+        [
+            table(["set", *titles], counts, "Images and patients"),
+            table(["sets", "patients in both"], shared, "Patients shared between two sets"),
+            note(" ".join([*leaks, "Two eyes of a person are alike: for new patients the figures would be worse."]))
+            if leaks
+            else "",
+            remark("Patients are told by the images' names (10_left and 10_right are one); a dash where names tell of none."),
+        ],
+    )
+
+
+def confusion_table(matrix: Sequence[Sequence[int]], title: str) -> str:
+    """A confusion matrix (rows true, columns predicted): counts, and per cent of the row, by which cells are coloured."""
+
+    def name(grade: int) -> str:
+        number, _, words = grade_title(grade).partition(" ")
+        return f'{number} <span class="name">{html.escape(words)}</span>'
+
+    def cell(row: int, column: int) -> str:
+        count, total = matrix[row][column], sum(matrix[row])
+        share = count / max(1, total)
+        # White to the light blue on which black text has a contrast of 8:1.
+        red, green, blue = (round(255 + share * (level - 255)) for level in (86, 180, 233))
+        place = ' class="right"' if row == column else ""
+        written = f"{100 * share:.0f}&nbsp;%" if total else "–"
+        return f'<td{place} style="background:rgb({red},{green},{blue})"><b>{count:,}</b><small>{written}</small></td>'
+
+    grades = range(len(matrix))
+    head = "".join(f'<th scope="col">{name(grade)}</th>' for grade in grades)
+    body = "".join(
+        f'<tr><th scope="row">{name(row)}<small>n = {sum(matrix[row]):,}</small></th>'
+        + "".join(cell(row, c) for c in grades)
+        + "</tr>"
+        for row in grades
+    )
+    return titled(
+        f'<table class="matrix" aria-label="{html.escape(title)}">'
+        f'<thead><tr><th scope="col">true ↓<br>model →</th>{head}</tr></thead><tbody>{body}</tbody></table>',
+        title,
+    )
+
+
+CONFUSION_REMARK = (
+    "Each row holds the photographs of one true grade, each column those that the model gave one grade: their number, and "
+    "below it their share of the row, by which the cell is coloured. Framed: graded right."
+)
+
+
+def class_table(matrix: Sequence[Sequence[int]], title: str) -> str:
+    """Images, recall, precision and F1 by grade, from a confusion matrix; a dash where undefined (scikit-learn: 0/0)."""
+    rows = []
+    for grade, row in enumerate(matrix):
+        right, images, given = row[grade], sum(row), sum(other[grade] for other in matrix)
+        rows.append(
+            [
+                grade_title(grade),
+                images,
+                percent(right / images if images else None),
+                percent(right / given if given else None),
+                number(2 * right / (images + given) if images + given else None),
+            ]
+        )
+    return table(["grade", "images", "recall", "precision", "F1"], rows, title)
+
+
+def settings_section(settings: Mapping[str, Any], others: Sequence[Sequence[object]] = ()) -> Section:
+    """All settings, `others` (name, value), and versions."""
+    rows: list[Sequence[object]] = [
+        [name.replace("_", "-"), "–" if value is None else str(value)] for name, value in settings.items()
+    ]
+    rows += [*others, *versions().items()]
+    return Section("Settings", [table(["setting", "value"], rows, "Settings and versions", "words")])

@@ -1,0 +1,148 @@
+"""The settings of a training run. The command line is derived from them; the comments are its help."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fastretina.beton.paths import as_path, files_of
+from fastretina.errors import UsageError
+from fastretina.loading.augment import Augment
+from fastretina.metrics.predictions import SelectionMetric
+from fastretina.models.heads import ClassWeights, HeadName
+from fastretina.models.precision import AmpDtype
+from fastretina.models.resnet import ArchName
+from fastretina.training.compile import CompileFlag
+from fastretina.training.optim import OptimizerName, ScheduleName
+from fastretina.training.split import SplitBy
+from fastretina.training.tensorboard import require_tensorboard
+
+REFERENCE_BATCH = 256  # what --lr is meant for with --scale-lr
+AugmentName = Literal["off", "flips", "on", "full"]
+AUGMENTATIONS: dict[AugmentName, Augment] = {
+    "off": Augment.none(),
+    "flips": Augment(rotate=0.0),
+    "on": Augment(),
+    "full": Augment.full(),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the runs of a comparison have in common: data, training and machine."""
+
+    train: Path = Path("data/train.beton")  # training set: a .beton file, or a pattern for its shards ("data/train-*.beton")
+    test: Path = Path("data/test.beton")  # test set
+    val: Path | None = None  # validation set; the best epoch is chosen on it, without it on the test set
+    val_fraction: float = 0.0  # instead of --val: share of the training set to validate on, 0-0.5
+    split_by: SplitBy = "patient"  # patient: both eyes of a patient (10_left, 10_right) stay on one side of --val-fraction
+    select_by: SelectionMetric = "qwk"  # the figure that the best epoch is chosen by
+    epochs: int = 10  # passes over the training set
+    patience: int | None = None  # stop after so many epochs without a better one; none: never
+    batch_size: int = 32  # images a step, over all ranks
+    accumulate: int = 1  # micro-batches that a step is computed in, one after the other: less memory for the same step
+    resolution: int = 512  # side of the square that the network sees, px
+    grow_from: int | None = None  # px; the first half of the epochs see squares of this side, which takes less time
+    lr: float = 1e-3  # highest learning rate
+    scale_lr: bool = False  # multiply --lr by --batch-size / 256, the linear scaling rule
+    backbone_lr: float = 1.0  # factor on --lr for all layers but the last
+    freeze_epochs: int = 0  # so many epochs train the last layer alone; needs --weights
+    optimizer: OptimizerName = "adamw"
+    weight_decay: float = 0.01  # of weights of convolutions and linear layers; norms and biases have none
+    clip_norm: float | None = None  # largest norm of all gradients together
+    ema: float = 0.0  # decay of the exponential average of the weights that is evaluated and kept; 0: the weights themselves
+    schedule: ScheduleName = "cosine"  # two-phase: --lr for half of the epochs, then a tenth of it from the best weights so far
+    head: HeadName = "softmax"  # regression: the grade as a number, cut by thresholds fitted on validation data; ordinal: CORN
+    # shuffle, or shards (a few files at a time): each image once an epoch; grades by the root of their number, or equally often
+    sampling: Literal["shuffle", "shards", "sqrt", "balanced"] = "shuffle"
+    class_weights: ClassWeights = "none"  # on the loss of each image, by the number of its grade
+    logit_adjustment: float = 0.0  # times the logarithm of each grade's share, on the logits while training; 1 favours none
+    label_smoothing: float = 0.0  # share of the target that is spread over all grades, 0-1
+    augment: AugmentName = "on"  # on: any rotation, and flips; full: also zoom, shift, brightness, contrast and saturation
+    seed: int = 0  # of weights, order and augmentation
+    amp: bool = False  # bfloat16 or float16 where the hardware has it
+    amp_dtype: AmpDtype = "auto"  # with --amp; float16 scales its gradients, and is for CUDA
+    tensorboard: bool = False  # also write the epochs' figures for TensorBoard; needs the extra of that name
+    compile: CompileFlag = "off"  # torch.compile the training step; auto, or no word: where it pays; or in the mode named
+    profile: int = 0  # record so many training steps, after ten others: a timeline and a table in the run folder
+    sync_batchnorm: bool = False  # under torchrun: BatchNorm's statistics over all ranks' images instead of each rank's own
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    decode: Literal["auto", "cpu", "gpu"] = "auto"  # where JPEGs are decoded
+    resident: Literal["auto", "on", "off"] = "auto"  # keep the decoded data set in memory
+    workers: int | None = None  # decoding threads of each rank; none: as many as suit this machine
+
+    @property
+    def learning_rate(self) -> float:
+        """The highest learning rate, scaled if it is to be: Goyal et al., Accurate, large minibatch SGD, 2017."""
+        return self.lr * self.batch_size / REFERENCE_BATCH if self.scale_lr else self.lr
+
+
+@dataclass(frozen=True)
+class TrainConfig(Recipe):
+    """Train a ResNet to grade fundus photographs; the run folder gets weights, figures, plots and report.html."""
+
+    arch: ArchName = "resnet18"
+    weights: str | None = None  # file (.pth, .safetensors) or torchvision's name (IMAGENET1K_V1); none: from scratch
+    out: Path | None = None  # run folder; none: runs/<arch>-<resolution>px-seed<seed>
+    resume: str = "auto"  # auto: go on with the run in --out, if any; never; or a run's last.pt
+    stop_after_steps: int | None = None  # save and exit after so many steps of this call
+
+
+def as_settings(config: Recipe) -> dict[str, Any]:
+    """The settings as config.json holds them: plain values, paths as text."""
+    return {key: str(as_path(value)) if isinstance(value, Path) else value for key, value in asdict(config).items()}
+
+
+def check(config: TrainConfig) -> None:
+    """UsageError where the settings cannot work: numbers out of range, missing data, the test set given for validation."""
+    for name in ("epochs", "batch_size", "accumulate", "resolution", "grow_from", "patience", "stop_after_steps"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be 1 or more, got {value}")
+    if config.accumulate > config.batch_size:
+        raise UsageError(f"--accumulate {config.accumulate}: is more than --batch-size {config.batch_size}")
+    if config.accumulate > 1 and config.compile == "reduce-overhead":
+        # The gradients of all micro-batches but one may be missing, without a word (pytorch#96693).
+        raise UsageError(
+            f"--compile reduce-overhead with --accumulate {config.accumulate}: CUDA graphs may lose gradients that add up "
+            "over micro-batches; use --compile default, or leave --accumulate away"
+        )
+    if config.profile < 0:
+        raise UsageError(f"--profile must be 0 or more, got {config.profile}")
+    if not config.lr > 0 or config.weight_decay < 0:
+        raise UsageError(f"--lr must be above 0 and --weight-decay not below, got {config.lr} and {config.weight_decay}")
+    for name, low, high in (("val_fraction", 0, 0.5), ("ema", 0, 0.99999), ("label_smoothing", 0, 0.99), ("backbone_lr", 0, 1e6)):
+        if not low <= getattr(config, name) <= high:
+            raise UsageError(f"--{name.replace('_', '-')} must lie in {low}-{high:g}, got {getattr(config, name)}")
+    if config.clip_norm is not None and not config.clip_norm > 0:
+        raise UsageError(f"--clip-norm must be above 0, got {config.clip_norm}")
+    if config.grow_from is not None and config.grow_from > config.resolution:
+        raise UsageError(f"--grow-from {config.grow_from}: is larger than --resolution {config.resolution}")
+    if config.freeze_epochs < 0 or (config.freeze_epochs and config.weights is None):
+        raise UsageError(
+            f"--freeze-epochs {config.freeze_epochs}: 0 or more, and only with --weights: random layers hold nothing to keep"
+        )
+    if config.tensorboard:
+        require_tensorboard()
+    _check_data(config)
+
+
+def _check_data(config: TrainConfig) -> None:
+    for name in ("train", "test"):
+        path = getattr(config, name)
+        if not files_of(path):
+            raise UsageError(
+                f"{path}: no such file. Make it from a folder of JPEGs and its CSVs:  python tools/write_beton.py --root DIR "
+                f"--split {name} --out {path}   or, for a sample data set and a run on it:  make demo"
+            )
+    if config.val is None:
+        return
+    if config.val_fraction:
+        raise UsageError("--val and --val-fraction: give one of them")
+    if not files_of(config.val):
+        raise UsageError(f"--val {config.val}: no such file")
+    if set(files_of(config.val)) & set(files_of(config.test)):
+        raise UsageError(
+            f"--val {config.val}: is the test set; leave --val away and the report says that the choice was made on it"
+        )

@@ -1,0 +1,129 @@
+"""What a run writes down as it goes: its state, its best checkpoint, its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastretina.errors import RunError
+from fastretina.metrics.predictions import Predictions, write_predictions
+from fastretina.models.checkpoint import Grader, read_tensors, save_grader
+from fastretina.models.weights import load_backbone
+from fastretina.system.files import write_csv, write_json
+from fastretina.training.loop import Training
+from fastretina.training.progress import EpochRecord, Progress
+from fastretina.training.run_folder import RunFolder
+from fastretina.training.run_info import RunInfo
+from fastretina.training.state import keep_best_twice, promote_best, save_state, staged_best
+from fastretina.training.summary import metrics_summary
+
+
+class NoCallbacks:
+    """The callbacks of all ranks but the main one: they record nothing."""
+
+    def save(self) -> None: ...
+
+    def end_epoch(self, improved: bool) -> None: ...
+
+    def load_best(self) -> None: ...
+
+    def first_batch(self, images: Tensor, labels: Tensor) -> None: ...
+
+
+class Recorder:
+    """Writes the run folder's state, checkpoints and tables as `loop.fit` goes; what is drawn of them is for others."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        facts: RunInfo,
+        training: Training,
+        grader: Callable[[Progress], Grader],
+        names: Mapping[int, str],
+        first_batch: Callable[[Tensor, Tensor], None],
+        after_epoch: Sequence[Callable[[EpochRecord], None]],
+    ) -> None:
+        """first_batch: gets (B, 3, R, R) images and (B,) grades of the run's first step. after_epoch: get each epoch's record when
+        it is on disk."""
+        self.run, self.facts, self.training = run, facts, training
+        self.grader, self.names = grader, names
+        self._first_batch, self._after_epoch = first_batch, after_epoch
+
+    def save(self) -> None:
+        """Write last.pt, and keep the one before it. RunError where the weights are spoilt: nothing is written."""
+        self._save()
+        keep_best_twice(self.run, self.training.progress.best_epoch)
+
+    def _save(self) -> None:
+        training = self.training
+        models = [training.model] if training.average is None else [training.model, training.average]
+        if not all(bool(torch.isfinite(value).all()) for model in models for value in model.state_dict().values()):
+            raise RunError(
+                f"the weights are no longer finite after step {training.progress.step}: not saved, {self.run.last} stays as it was."
+                " Lower --lr, leave --amp away, or look at the samples of that step"
+            )
+        state = {
+            "settings": dict(self.facts.settings),
+            "progress": training.progress.state_dict(),
+            "model": training.model.state_dict(),
+            "average": None if training.average is None else training.average.state_dict(),
+            "optimizer": training.optimizer.state_dict(),
+            "schedule": training.schedule.state_dict(),
+            "scaler": training.scaler.state_dict(),
+            "precision": training.precision.name,
+            "decode": training.test_loader.decodes_on,
+            "loader": training.train_loader(training.progress.epoch).state_dict(),
+            "rng_cpu": torch.get_rng_state(),
+            "rng_cuda": [torch.cuda.get_rng_state()] if training.world.device.type == "cuda" else [],
+        }
+        save_state(self.run.last, state, older=self.run.previous)
+
+    def catch_up(self) -> None:
+        """Write what a run may have left undone that was killed after it had saved the state that this one goes on from."""
+        if self.training.progress.history:
+            self._write_tables(predictions=True)
+
+    def first_batch(self, images: Tensor, labels: Tensor) -> None:
+        """Hand the first batch on to be drawn."""
+        self._first_batch(images, labels)
+
+    def end_epoch(self, improved: bool) -> None:
+        """Save the state, and a new best checkpoint with it; then the files that are made from the state."""
+        record = self.training.progress.history[-1]
+        if improved:
+            save_grader(staged_best(self.run), self.training.graded, self.grader(self.training.progress))
+            self._save()
+            promote_best(self.run)
+        else:
+            self.save()
+        self._write_tables(predictions=improved)
+        for follow in self._after_epoch:
+            follow(record)
+
+    def _write_tables(self, predictions: bool) -> None:
+        progress = self.training.progress
+        if predictions and progress.best_test is not None:
+            self.write_predictions(progress.best_test)
+        rows = [entry.row() for entry in progress.history]
+        write_csv(self.run.results, list(rows[0]), [list(row.values()) for row in rows])
+        write_json(self.run.metrics, metrics_summary(self.facts, progress, self.training.is_over))
+
+    def load_best(self) -> None:
+        """Load best.safetensors into the model; an average of the weights begins anew from it."""
+        load_backbone(self.training.model, read_tensors(self.run.best), self.run.best)
+        if self.training.average is not None:
+            self.training.average.restart(self.training.model)
+
+    def write_predictions(self, answers: Predictions) -> None:
+        """Write predictions.csv of the test set."""
+        names = [self.names[number] for number in answers.ids.tolist()]
+        probabilities = answers.log_probabilities.exp().numpy().astype(np.float32)
+        write_predictions(self.run.predictions, answers.ids.numpy(), names, answers.labels.numpy(), probabilities)
+
+    def finish(self) -> None:
+        """Write metrics.json as the run ends; where no epoch is done there is nothing to write."""
+        if self.training.progress.history:
+            write_json(self.run.metrics, metrics_summary(self.facts, self.training.progress, self.training.is_over))

@@ -1,0 +1,205 @@
+"""The training state, last.pt: how a run is taken up again."""
+
+from __future__ import annotations
+
+import sys
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastretina import __version__
+from fastretina.errors import CheckpointError, RunError
+from fastretina.models.checkpoint import _sealed, read_grader
+from fastretina.models.weights import load_safely, refuse_inflating
+from fastretina.system.files import sync_folder, unfinished, write_atomically, write_bytes
+from fastretina.training.loop import Training
+from fastretina.training.run_folder import RunFolder
+
+STATE_FORMAT = 2  # last.pt's layout; one more whenever an older program could misread it
+
+
+def save_state(path: Path, state: dict[str, Any], older: Path | None = None) -> None:
+    """Write a training state (tensors and plain values) atomically: `path` holds the new state or, come what may, the old one.
+
+    older: where the old one stays.
+    """
+    write_atomically(path, lambda file: torch.save({"format": STATE_FORMAT, "fastretina": __version__, **state}, file), older)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read a training state, on the CPU; runs no code from it. CheckpointError naming the file and the way out."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such training state")
+    refuse_inflating(path)
+    try:
+        # torch.save notes a crc32 of each tensor, torch.load does not look at it: 0.1 s for ResNet18's 134 MB.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, zlib.error, NotImplementedError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged, or not a training state (last.pt): {error}") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path}: damaged: the checksum of {damaged} is wrong")
+    state = load_safely(path)
+    if not isinstance(state, dict) or "progress" not in state:
+        raise CheckpointError(f"{path}: not a training state of fastretina; give a run's last.pt to --resume")
+    if state.get("format") != STATE_FORMAT:
+        raise CheckpointError(
+            f"{path}: format {state.get('format')}, this fastretina reads {STATE_FORMAT}; go on with the version that wrote it"
+        )
+    return state
+
+
+def staged_best(run: RunFolder) -> Path:
+    """Where a new best checkpoint waits until the last.pt that speaks of it is on disk."""
+    return run.best.with_name(".next." + run.best.name)
+
+
+def find_best(run: RunFolder, best_epoch: int | None) -> Path | None:
+    """The sound checkpoint of `best_epoch` (from 1; None before the first), whatever name it has just now.
+
+    CheckpointError where there is none.
+    """
+    if best_epoch is None:
+        return None
+    for path in (run.best, staged_best(run), run.previous_best):
+        try:
+            if read_grader(path).epoch == best_epoch:
+                _sealed(path)
+                return path
+        except CheckpointError:
+            continue
+    raise CheckpointError(
+        f"{run.best}: missing, damaged or not of epoch {best_epoch}, which the training state beside it calls the best; "
+        "start anew in another --out"
+    )
+
+
+def latest_state(run: RunFolder) -> tuple[dict[str, Any], Path | None, CheckpointError | None]:
+    """The newest training state that is sound and has its best checkpoint; that checkpoint; what is wrong with last.pt, if it is.
+
+    CheckpointError (of last.pt) where neither state can be used. Changes nothing.
+    """
+    problem: CheckpointError | None = None
+    for path in (run.last, run.previous):
+        try:
+            state = load_state(path)
+            return state, find_best(run, state["progress"]["best_epoch"]), problem
+        except CheckpointError as error:
+            problem = problem or error
+    assert problem is not None
+    raise problem
+
+
+def settle(run: RunFolder, best: Path | None, fell_back: bool) -> None:
+    """Make the folder agree with the state and the checkpoint that `latest_state` found.
+
+    A run saves in the order: staged best, last.pt, promote. Killed anywhere between, the next start comes here and finds either a
+    staged best that last.pt knows of, which gets its name, or one that last.pt has never heard of, which goes.
+    """
+    if best is None:
+        run.best.unlink(missing_ok=True)  # of a later state, which could not be read
+    elif best == run.previous_best:
+        best.replace(run.best)
+    elif best != run.best:
+        promote_best(run)
+    staged_best(run).unlink(missing_ok=True)
+    unfinished(run.previous_best).unlink(missing_ok=True)
+    if fell_back:
+        run.previous.replace(run.last)
+        run.previous_best.unlink(missing_ok=True)
+    sync_folder(run.path)
+
+
+def keep_best_twice(run: RunFolder, best_epoch: int | None) -> None:
+    """Where both states speak of the same best checkpoint, let there be two of it, for the day when one is damaged.
+
+    CheckpointError where it is damaged by now.
+    """
+    try:
+        if read_grader(run.previous_best).epoch == best_epoch:
+            return
+    except CheckpointError:
+        pass
+    if best_epoch is not None:
+        write_bytes(run.previous_best, _sealed(run.best))
+
+
+def promote_best(run: RunFolder) -> None:
+    """Give the staged checkpoint its name; the one before it stays, for the state before the last speaks of it."""
+    if run.best.is_file():
+        run.best.replace(run.previous_best)
+    staged_best(run).replace(run.best)
+    sync_folder(run.path)
+
+
+# Settings that a resumed run may change: none of them has a part in what a step computes.
+FREE_SETTINGS = frozenset({"epochs", "patience", "out", "resume", "stop_after_steps", "profile", "tensorboard", "workers"})
+
+
+def resume_state(run: RunFolder, resume: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The training state to go on from, or None to begin. The folder must be locked.
+
+    resume: `auto` (the folder's last.pt, if any), `never`, or a last.pt (or its folder), whose best checkpoint comes along.
+    Where last.pt is damaged, the save before it counts, and a line on standard error says so.
+    RunError where the folder is taken, or where `settings` differ from those of the state in more than FREE_SETTINGS.
+    """
+    if run.holds_comparison():
+        raise RunError(f"{run.path}: is the folder of a comparison; give another --out")
+    if resume == "never":
+        if run.config.exists():
+            raise RunError(f"{run.path}: holds a run already; give another --out, remove the folder, or go on with --resume auto")
+        return None
+    source = run
+    if resume != "auto":
+        given = Path(resume)
+        source = RunFolder(given if given.is_dir() else given.parent)
+        if not _has_state(source) or (given.is_file() and given.name != source.last.name):
+            raise CheckpointError(f"--resume {resume}: no training state there; give a run's last.pt, or its folder, auto or never")
+        if source.path.resolve() == run.path.resolve():
+            source = run
+        elif run.config.exists():
+            raise RunError(f"{run.path}: holds a run already; give an empty --out to go on from {source.last}")
+    if not _has_state(source):
+        return None
+    state, best, problem = latest_state(source)
+    stored = state["settings"]
+    differing = sorted(key for key in {*settings, *stored} - FREE_SETTINGS if settings.get(key) != stored.get(key))
+    if differing:
+        shown = ", ".join(f"{key} was {stored.get(key)}, now {settings.get(key)}" for key in differing)
+        raise RunError(
+            f"{source.path}: begun with other settings ({shown}); give the same ones to go on, or another --out to begin anew"
+        )
+    if source is run:
+        settle(run, best, fell_back=problem is not None)
+    elif best is not None:
+        write_bytes(run.best, best.read_bytes())
+    if problem is not None:
+        at = state["progress"]
+        print(f"{problem}. Going on from the save before it: epoch {at['epoch'] + 1}, after step {at['step']:,}", file=sys.stderr)
+    return state
+
+
+def _has_state(run: RunFolder) -> bool:
+    return run.last.is_file() or run.previous.is_file()
+
+
+def restore(training: Training, state: dict[str, Any], source: Path) -> None:
+    """Put a state that `Recorder.save` wrote to `source` into the training. The number of ranks may be another."""
+    try:
+        training.progress.load_state_dict(state["progress"], training.world)
+        training.model.load_state_dict(state["model"])
+        if training.average is not None:
+            training.average.load_state_dict(state["average"])
+        training.optimizer.load_state_dict(state["optimizer"])
+        training.schedule.load_state_dict(state["schedule"])
+        training.scaler.load_state_dict(state["scaler"])
+        training.train_loader(training.progress.epoch).load_state_dict(state["loader"])
+        torch.set_rng_state(state["rng_cpu"])
+        if state["rng_cuda"]:
+            torch.cuda.set_rng_state(state["rng_cuda"][0])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{source}: does not fit this run: {error}; begin anew in another --out") from error

@@ -1,0 +1,68 @@
+"""The epochs' figures for TensorBoard, beside results.csv, which is always written. Needs the `tensorboard` extra.
+
+python -m fastretina.train --tensorboard ... ; tensorboard --logdir runs
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fastretina.errors import UsageError
+from fastretina.training.progress import EpochRecord
+
+SUBFOLDER = "tensorboard"
+SETS = ("train", "test", "val")
+
+
+def require_tensorboard() -> None:
+    """UsageError naming the extra where TensorBoard is not installed: to be called before any work is done."""
+    try:
+        import torch.utils.tensorboard  # noqa: F401 - takes a second, so only where it is asked for
+    except ImportError as error:
+        raise UsageError(
+            f"--tensorboard: {error}; install it with  pip install 'fastretina[tensorboard]'  or leave --tensorboard away: "
+            "results.csv holds the same figures"
+        ) from error
+
+
+class Tracker:
+    """Writes scalars by epoch into the sub-folder `tensorboard` of a run folder.
+
+    first_epoch: the next one that will be written, from 1. What an earlier call wrote of it or later ones, TensorBoard no longer
+    shows: a run that was stopped and goes on has one point for each epoch.
+    """
+
+    def __init__(self, folder: Path, first_epoch: int) -> None:
+        require_tensorboard()
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / SUBFOLDER), purge_step=first_epoch)
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Write the row of results.csv that belongs to a finished epoch; undefined figures are left out.
+
+        Figures of a data set are named `loss/train`, `qwk/test`, ..., so that TensorBoard draws the sets of a figure together; the
+        others `run/lr`, `run/images_per_second`, ...
+        """
+        for column, value in record.row().items():
+            if value is not None and column != "epoch":
+                self._writer.add_scalar(tag(column), value, record.epoch)
+        self._writer.flush()  # an epoch's figures are on disk before the next one begins
+
+    def close(self) -> None:
+        """Write what is left, and end the writer's thread."""
+        self._writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def tag(column: str) -> str:
+    """TensorBoard's name of a column of results.csv: `test_qwk` is `qwk/test`, `lr` is `run/lr`."""
+    name, _, figure = column.partition("_")
+    return f"{figure}/{name}" if name in SETS and figure != "seconds" else f"run/{column}"

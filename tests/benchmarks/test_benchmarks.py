@@ -1,0 +1,267 @@
+"""The benchmarks for a GPU on a CPU and tiny, so that they work on the day there is one. Their figures mean nothing here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+from devices import write_blocks
+
+from fastretina.beton.reader import Beton
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def benchmarks(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def run(script: str, *arguments: object) -> str:
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(BENCHMARKS.parent)}
+    command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_photographs_are_whole_files_of_which_no_two_are_alike(tmp_path):
+    out = tmp_path / "photographs.beton"
+    assert "130 images of 64 px" in run("photographs.py", "--out", out, "--count", 130, "--size", 64)
+    beton = Beton(out)
+    assert len(beton) == 130
+    assert len({hashlib.sha256(beton.jpeg(n)).digest() for n in range(130)}) == 130
+    for n in (0, 64, 129):
+        beton.verify(n)
+    assert beton.labels.min() >= 0
+    assert beton.labels.max() <= 4
+
+
+def test_every_piece_of_the_device_benchmark_runs(tmp_path):
+    data = write_blocks(tmp_path / "blocks.beton", 5, 8)
+    out = tmp_path / "device.json"
+    run("device.py", "--device", "cpu", "--data", data, "--json", out, "--batch-size", 2, "--resolution", 8, "--rounds", 2)
+    result = json.loads(out.read_text())
+    assert result["roof"]["copy_gb_per_second"]["median"] > 0
+    assert 0 < result["kernel"]["all"]["share_of_copy_bandwidth"]["median"] < 1
+    assert result["decode"]["torchvision"]["decoded"] == 2
+    assert result["decode"]["torchvision"]["within_3_levels"] > 0.99
+    assert result["fill"]["cpu"]["samples"] == 5
+
+
+def test_a_device_benchmark_that_fails_leaves_what_it_had_measured(tmp_path):
+    out, flags = tmp_path / "new" / "device.json", ("--device", "cpu", "--rounds", "1", "--only", "roof", "decode")
+    command = [sys.executable, str(BENCHMARKS / "device.py"), *flags, "--data", str(tmp_path / "absent"), "--json", str(out)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 1
+    result = json.loads(out.read_text())
+    assert result["roof"]["matmul_tflops"]["median"] > 0
+    assert "absent" in result["decode"]["failed"]
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_a_save_that_is_killed_leaves_the_result_before_it(tmp_path, monkeypatch):
+    from measure import save
+
+    path = tmp_path / "new" / "out.json"
+    save(path, {"number": 1})
+    assert json.loads(path.read_text())["hardware"]["cores"] >= 1
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(path, {"number": 2})
+    assert json.loads(path.read_text())["number"] == 1
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_training_sides_are_compared_one_after_the_other_and_kept_after_every_epoch(tmp_path):
+    from throughput import Comparison, ThroughputBenchmark, compare, table
+
+    data = write_blocks(tmp_path / "blocks.beton", 12, 32)
+    comparison = Comparison("tiny", "train", "train", 32, ("train_synthetic", "train_fastretina"), batch_size=4)
+    kept: list[dict[str, int]] = []
+
+    def keep(found: dict) -> None:
+        kept.append({name: side["per_second"]["n"] for name, side in found["sides"].items()})
+
+    found = compare(comparison, ThroughputBenchmark(data, rounds=1), 1, str(tmp_path), alone=True, keep=keep)
+    assert found["failed"] == {}
+    first = {"train_synthetic": 1}
+    assert kept == [{}, first, first, first | {"train_fastretina": 1}]  # of each, the first epoch is not counted
+    side = found["sides"]["train_fastretina"]
+    assert side["tflops"]["median"] == pytest.approx(side["per_second"]["median"] * side["gflop_per_image"] / 1000)
+    assert 0 <= side["wait_share"]["median"] <= 1
+    assert "train_synthetic / train_fastretina" in found["ratios"]
+    text = table(found)
+    assert "TFLOP/s" in text
+    assert "CPU cores" in text
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_a_side_that_fails_is_reported_and_the_others_go_on(tmp_path):
+    from throughput import Comparison, ThroughputBenchmark, compare, table
+
+    data = write_blocks(tmp_path / "blocks.beton", 4, 32)
+    comparison = Comparison("tiny", "loader", "augment", 32, ("fastretina_gpu_decode", "fastretina_cpu_decode"), batch_size=4)
+    found = compare(comparison, ThroughputBenchmark(data, rounds=1), 1, str(tmp_path), alone=True)
+    assert list(found["sides"]) == ["fastretina_cpu_decode"]
+    assert "decode='gpu' needs device='cuda'" in found["failed"]["fastretina_gpu_decode"]
+    assert "failed: " in table(found)
+
+
+# Stands in for side_process.py: writes far more than a pipe holds, then answers, but for one side never, for another not again.
+STAND_IN = """
+import json, sys, threading
+side = sys.argv[1]
+sys.stderr.write("x" * 1_000_000)
+for number, answer in enumerate([{"cold_first_batch": 0.5}] + 3 * [{"images": 4, "wall": 2.0, "cpu": 1.0, "private_mb": 1.0}]):
+    if number and not sys.stdin.readline():
+        break
+    if (side, number) in (("pillow", 0), ("torchvision", 2)):
+        threading.Event().wait()
+    print("\\x1e" + json.dumps(answer), flush=True)
+"""
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_a_side_that_says_a_lot_is_heard_and_one_that_does_not_answer_is_dropped_and_named(tmp_path, monkeypatch):
+    import throughput
+    from side_process import SideProcess
+
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    monkeypatch.setattr(throughput, "SideProcess", partial(SideProcess, script=str(tmp_path / "stand_in.py")))
+    comparison = throughput.Comparison("tiny", "loader", "decode", 32, ("fastretina", "pillow", "torchvision"))
+    config = throughput.ThroughputBenchmark(tmp_path / "absent", rounds=2, patience=6)
+    found = throughput.compare(comparison, config, 1, str(tmp_path))
+    assert {side: result["per_second"]["rounds"] for side, result in found["sides"].items()} == {"fastretina": [2.0, 2.0]}
+    for side in ("pillow", "torchvision"):
+        assert found["failed"][side].endswith(f"xxx\n{side} gave no answer in 6 s")
+        assert f"{side} gave no answer" in throughput.table(found)
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_training_on_a_gpu_is_the_headline(tmp_path):
+    from throughput import ThroughputBenchmark, headline
+
+    config = ThroughputBenchmark(tmp_path / "absent", device="cpu")
+    small = ("--resolution", 16, "--steps", 1, "--rounds", 1, "--modes", "off", "--sides", "clone", "--wait-for-data", 0)
+    result = headline(config, "resnet18", *small, "--batch-size", 2)
+    assert result["ended"] == "complete"
+    assert result["settings"]["arch"] == "resnet18"
+    assert result["cases"]["batch 2, off, channels_last"]["per_second"]["clone"]["n"] == 1
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_utilisation_says_why_there_is_none():
+    from measure import Utilisation
+
+    with Utilisation("cpu") as busy:
+        pass
+    assert busy.mean is None
+    assert busy.why == "cpu is no CUDA device"
+
+
+def test_a_timeline_of_training_steps_is_left_in_its_folder(tmp_path):
+    data = write_blocks(tmp_path / "blocks.beton", 8, 32)
+    sizes = ("--batch-size", 4, "--resolution", 32, "--steps", 2)
+    text = run("timeline.py", "--device", "cpu", "--data", data, "--decode", "cpu", "--out", tmp_path / "t", *sizes)
+    assert text.startswith("2 steps, ")
+    for name in ("wait", "forward", "backward", "optimizer"):
+        assert f"ms  {name}\n" in text
+    assert (tmp_path / "t" / "profile.json.gz").stat().st_size > 1000
+
+
+def session(tmp_path: Path, *steps: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {
+        "OUT": str(tmp_path / "out"), "DATA": str(tmp_path / "absent" / "d.beton"), "PYTHON": sys.executable, "DEVICE": "cpu",
+        "COUNT": "5", "SIZE": "16", "BATCH": "2", "ROUNDS": "1", "TRITON_INTERPRET": "1", "TMPDIR": str(tmp_path),
+    }  # fmt: skip
+    command = ["bash", str(BENCHMARKS / "gpu_session.sh"), *steps]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment | changes)
+
+
+def exits(tmp_path: Path) -> dict[str, int | str]:
+    return {name: step["exit"] for name, step in json.loads((tmp_path / "out" / "session.json").read_text()).items()}
+
+
+def stand_in(tmp_path: Path, does: str) -> str:
+    """A PYTHON that notes how it is called and what session.json says by then."""
+    script = tmp_path / "python"
+    trace = tmp_path / "trace"
+    script.write_text(f'#!/bin/sh\necho "$1 $*" >>{trace}\ncat "$OUT/session.json" >>{trace}\n{does}\n')
+    script.chmod(0o755)
+    return str(script)
+
+
+def test_the_gpu_session_goes_on_after_a_step_that_fails_and_says_how_each_ended(tmp_path):
+    done = session(tmp_path, "device", "data", "check")
+    assert done.returncode == 0, done.stderr
+    assert exits(tmp_path) == {"device": 1, "data": 0, "check": 0}
+    assert len(Beton(tmp_path / "absent" / "d.beton")) == 5
+    log = (tmp_path / "out" / "session.log").read_text()
+    assert '"versions"' in log
+    assert [line for line in log.splitlines() if line.startswith("== ")] == ["== device", "== check", "== data"]
+    assert session(tmp_path, "everything").returncode == 2
+
+
+def test_a_gpu_session_says_how_a_step_ended_as_soon_as_it_has(tmp_path):
+    python = stand_in(tmp_path, 'case "$*" in *timeline*) exit 3;; esac')
+    assert session(tmp_path, "timeline", "run", PYTHON=python).returncode == 0
+    first, second = (tmp_path / "trace").read_text().split("-m -m fastretina.train")
+    assert '"timeline-cpu": {"exit": "under way"' in first
+    assert '"timeline-cpu": {"exit": 3' in second
+    assert '"run": {"exit": "under way"' in second
+    assert exits(tmp_path) == {"timeline-cpu": 3, "run": 0}
+
+
+def test_a_second_gpu_session_appends_to_the_log_of_the_first_and_names_what_it_had_no_time_for(tmp_path):
+    for _ in range(2):
+        session(tmp_path, "tests", "headline18", LIMIT="5")
+    found = exits(tmp_path)
+    assert {"test_device_stage", "headline18"} <= found.keys()
+    assert set(found.values()) == {"no time left"}
+    log = (tmp_path / "out" / "session.log").read_text()
+    heads = [line for line in log.splitlines() if line.startswith("==== ")]
+    assert len(heads) == 2
+    assert heads[0].endswith("Z: tests headline18, at most 5 s")
+
+
+def test_a_gpu_session_ends_where_its_check_fails(tmp_path):
+    assert session(tmp_path, "1", PYTHON=stand_in(tmp_path, 'case "$1" in -) exit 1;; esac')).returncode == 1
+    assert list(exits(tmp_path)) == ["data", "check"]
+    assert exits(tmp_path)["check"] == 1
+
+
+def test_a_gpu_session_starts_the_headline_again_at_most_twice_and_keeps_what_was_compiled(tmp_path):
+    python = stand_in(tmp_path, 'echo compiled >"$TRITON_CACHE_DIR/kernel"; exit 4')
+    session(tmp_path, "headline18", PYTHON=python)
+    assert (tmp_path / "trace").read_text().count("headline.py --budget") == 3
+    assert exits(tmp_path) == {"headline18": 4}
+    (tmp_path / "fastretina-caches" / "triton" / "kernel").unlink()
+    python = stand_in(tmp_path, 'cat "$TRITON_CACHE_DIR/kernel"')
+    done = session(tmp_path, "run", PYTHON=python, CACHE=str(tmp_path / "out" / "caches.tar.gz"))
+    assert "compiled\n" in done.stdout
+
+
+def test_the_log_of_a_gpu_session_that_is_killed_holds_what_was_said(tmp_path):
+    os.mkfifo(tmp_path / "never")
+    environment = os.environ | {
+        "OUT": str(tmp_path), "DEVICE": "cpu", "PYTHON": stand_in(tmp_path, f"echo begun; read _ <{tmp_path / 'never'}"),
+    }  # fmt: skip
+    command = ["bash", str(BENCHMARKS / "gpu_session.sh"), "run"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert "begun\n" in iter(process.stdout.readline, "")
+        process.kill()
+        (tmp_path / "never").write_text("")  # and what it had started ends, and with it the last that writes to the log
+        process.stdout.read()
+    assert "\n== run\nbegun\n" in (tmp_path / "session.log").read_text()
+    assert json.loads((tmp_path / "session.json").read_text())["run"]["exit"] == "under way"

@@ -1,0 +1,237 @@
+"""Grading with a trained model: the same answers by every way in, bad images reported, nothing overwritten."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastretina import evaluate, predict, train
+from fastretina.errors import CheckpointError, RunError, UsageError
+from fastretina.evaluate import EvaluateConfig
+from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
+from fastretina.models.checkpoint import Grader, save_grader
+from fastretina.models.heads import Softmax
+from fastretina.models.inference import view_outputs
+from fastretina.models.precision import Precision
+from fastretina.models.resnet import build_model
+from fastretina.predict import PredictConfig
+from fastretina.training.config import TrainConfig
+
+FLOAT32 = Precision("cpu", None, "")
+
+
+@pytest.fixture(scope="module")
+def run(tiny_betons, tmp_path_factory) -> Path:
+    """The folder of a run of two epochs on images of 64 px, the size that they are packed in."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    settings = {"epochs": 2, "batch_size": 8, "resolution": 64, "seed": 3, "workers": 1}
+    train.main(TrainConfig(train=tiny_betons.train, test=tiny_betons.test, out=out, **settings))
+    return out
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def probabilities(row: dict[str, str]) -> list[float]:
+    return [float(row[f"p{grade}"]) for grade in range(5)]
+
+
+def test_evaluate_finds_the_figures_of_the_run(run, tiny_betons, tmp_path, capsys):
+    out = tmp_path / "evaluated"
+    assert evaluate.main(EvaluateConfig(run / "best.safetensors", tiny_betons.test, out=out, batch_size=8)) == 0
+    found, best = (json.loads((folder / "metrics.json").read_text()) for folder in (out, run))
+    for figure in ("accuracy", "balanced_accuracy", "qwk", "macro_f1", "per_class_recall", "confusion"):
+        assert found[figure] == best["best"][figure]
+    for assessed in ("intervals", "auroc_referable", "referable", "calibration"):
+        assert found[assessed] == best["best"][assessed]
+    assert found["intervals"]["patients"] == 10
+    assert found["intervals"]["qwk"]["low"] <= found["qwk"] <= found["intervals"]["qwk"]["high"]
+    assert (out / "predictions.csv").read_bytes() == (run / "predictions.csv").read_bytes()
+    assert (out / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert f"{found['accuracy']:.4f}" in printed
+    assert "4 proliferative" in printed
+
+
+def test_answers_do_not_depend_on_the_batch(run, tiny_betons, tmp_path):
+    evaluate.main(EvaluateConfig(run / "best.safetensors", tiny_betons.test, out=tmp_path, batch_size=3))
+    for one, other in zip(read_csv(tmp_path / "predictions.csv"), read_csv(run / "predictions.csv"), strict=True):
+        assert probabilities(one) == pytest.approx(probabilities(other), abs=1e-4)
+
+
+def test_evaluate_does_not_write_into_a_run_folder(run, tiny_betons):
+    before = (run / "metrics.json").read_bytes()
+    with pytest.raises(UsageError, match="folder of a training run"):
+        evaluate.main(EvaluateConfig(run / "best.safetensors", tiny_betons.test, out=run))
+    assert (run / "metrics.json").read_bytes() == before
+
+
+class Lopsided(torch.nn.Module):
+    """Answers by the brightness of one corner, so that each of the eight symmetries gives another answer."""
+
+    def forward(self, images):
+        corner = images[:, 0, 0, :3]
+        return torch.stack([corner[:, 0], corner[:, 1], corner[:, 2], corner.sum(1), -corner[:, 0]], dim=1)
+
+
+def test_views_are_the_eight_symmetries_averaged_as_probabilities():
+    torch.manual_seed(0)
+    images = torch.randn(3, 3, 4, 4)
+    views = [torch.rot90(turned, quarter, (2, 3)) for turned in (images, images.flip(3)) for quarter in range(4)]
+    expected = torch.stack([Lopsided()(view).softmax(1) for view in views]).mean(0)
+    found = Softmax(5).answer(view_outputs(Lopsided(), images, FLOAT32, views=8)).exp()
+    assert torch.allclose(found, expected, atol=1e-6)
+    one = Softmax(5).answer(view_outputs(Lopsided(), images, FLOAT32)).exp()
+    assert torch.allclose(one, Lopsided()(images).softmax(1), atol=1e-6)
+    assert not torch.allclose(found, one, atol=1e-2)
+
+
+def test_an_average_over_all_views_does_not_depend_on_how_the_image_was_held():
+    torch.manual_seed(1)
+    images = torch.randn(2, 3, 4, 4)
+    answers = [
+        Softmax(5).answer(view_outputs(Lopsided(), view, FLOAT32, views=8))
+        for view in (images, torch.rot90(images, 1, (2, 3)), images.flip(2))
+    ]
+    assert torch.allclose(answers[0], answers[1], atol=1e-5)
+    assert torch.allclose(answers[0], answers[2], atol=1e-5)
+
+
+def test_eyes_are_fused_before_anything_is_said_of_the_answers(run, tiny_betons, tmp_path):
+    for weight in (0.0, 0.5):
+        out = tmp_path / str(weight)
+        assert evaluate.main(EvaluateConfig(run / "best.safetensors", tiny_betons.test, out=out, fuse_eyes=weight)) == 0
+    tables = ((tmp_path / str(weight) / "predictions.csv").read_text().splitlines() for weight in (0.0, 0.5))
+    own, fused = (list(csv.DictReader(table)) for table in tables)
+    for left, right in zip(own[::2], own[1::2], strict=True):  # both eyes of a patient
+        mean = [(float(left[f"p{k}"]) + float(right[f"p{k}"])) / 2 for k in range(5)]
+        for row in fused:
+            if row["name"] in (left["name"], right["name"]):
+                assert [float(row[f"p{k}"]) for k in range(5)] == pytest.approx(mean, abs=1e-5)
+                assert int(row["predicted"]) == mean.index(max(mean))
+    with pytest.raises(UsageError, match=r"0-0\.5"):
+        evaluate.main(EvaluateConfig(run / "best.safetensors", tiny_betons.test, fuse_eyes=0.6))
+
+
+@pytest.mark.parametrize("views", [0, 9])
+def test_more_views_than_a_square_has_are_a_usage_error(run, tiny_betons, views):
+    with pytest.raises(UsageError, match="8 symmetries"):
+        evaluate.main(EvaluateConfig(run / "best.safetensors", tiny_betons.test, tta=views))
+    with pytest.raises(UsageError, match="8 symmetries"):
+        predict.main(PredictConfig(run / "best.safetensors", (tiny_betons.test_images,), tta=views))
+
+
+def test_spoilt_weights_are_an_error_not_a_grade(tiny_betons, tmp_path):
+    model = build_model("resnet18")
+    with torch.no_grad():
+        model.fc.bias[2] = float("nan")
+    about = Grader("resnet18", 5, 32, IMAGENET_MEAN, IMAGENET_STD, 1, "float32", "qwk", "test")
+    save_grader(tmp_path / "spoilt.safetensors", model, about)
+    with pytest.raises(RunError, match="not finite"):
+        evaluate.main(EvaluateConfig(tmp_path / "spoilt.safetensors", tiny_betons.test))
+    with pytest.raises(RunError, match="not finite"):
+        predict.main(PredictConfig(tmp_path / "spoilt.safetensors", (tiny_betons.test_images,), csv=tmp_path / "grades.csv"))
+    assert not (tmp_path / "grades.csv").exists()
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        evaluate.main(EvaluateConfig(tmp_path / "absent.safetensors", tiny_betons.test))
+
+
+def test_photographs_get_the_answers_that_the_packed_ones_got(run, tiny_betons, tmp_path):
+    out = tmp_path / "grades.csv"
+    assert predict.main(PredictConfig(run / "best.safetensors", (tiny_betons.test_images,), csv=out, batch_size=7)) == 0
+    packed = {row["name"]: row for row in read_csv(run / "predictions.csv")}
+    rows = read_csv(out)
+    assert list(rows[0]) == ["path", "grade", "referable", "p0", "p1", "p2", "p3", "p4"]
+    assert {Path(row["path"]).stem for row in rows} == packed.keys()
+    for row in rows:
+        expected = packed[Path(row["path"]).stem]
+        assert probabilities(row) == pytest.approx(probabilities(expected), abs=0.01)
+        assert row["grade"] == expected["predicted"] or sorted(probabilities(row))[-1] - sorted(probabilities(row))[-2] < 0.02
+        assert row["referable"] == ("yes" if int(row["grade"]) >= 2 else "no")
+
+
+def test_a_bad_image_is_reported_and_the_others_are_graded(run, tiny_betons, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    (folder / "deeper").mkdir(parents=True)
+    good = sorted(tiny_betons.test_images.glob("*.jpeg"))[:3]
+    for place, source in zip(("a.jpeg", "deeper/b.JPG", "=c.jpeg"), good, strict=True):
+        shutil.copy(source, folder / place)
+    (folder / "bad.jpg").write_bytes(good[0].read_bytes()[:300])
+    (folder / "text.png").write_text("not an image")
+    (folder / "notes.txt").write_text("left alone")
+    (folder / ".hidden.jpeg").write_bytes(b"left alone")
+    out = tmp_path / "grades.csv"
+    images = (folder, tmp_path / "absent.jpeg", tmp_path / "empty")
+    (tmp_path / "empty").mkdir()
+    assert predict.main(PredictConfig(run / "best.safetensors", images, csv=out)) == 1
+    assert [row["path"] for row in read_csv(out)] == [str(folder / name) for name in ("=c.jpeg", "a.jpeg", "deeper/b.JPG")]
+    errors = capsys.readouterr().err
+    for name in ("bad.jpg", "text.png", "absent.jpeg", "empty"):
+        assert sum(name in line for line in errors.splitlines() if line.startswith("error: ")) == 1, name
+    assert "3 images graded, 4 could not be" in errors
+    assert ".hidden" not in errors
+
+
+def test_relative_paths_cannot_start_a_formula(run, tiny_betons, tmp_path, monkeypatch):
+    shutil.copy(next(tiny_betons.test_images.glob("*.jpeg")), tmp_path / "=c.jpeg")
+    monkeypatch.chdir(tmp_path)
+    predict.main(PredictConfig(run / "best.safetensors", (Path("=c.jpeg"),), csv=Path("out.csv")))
+    assert read_csv(Path("out.csv"))[0]["path"] == "'=c.jpeg"
+
+
+def test_photographs_of_other_sizes_and_kinds_are_letterboxed_upright(tmp_path):
+    wide = np.zeros((40, 80, 3), np.uint8)
+    wide[:, :40] = [250, 0, 0]
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    pixels = predict.prepare(tmp_path / "wide.png", 64)
+    assert pixels.shape == (64, 64, 3)
+    assert not pixels[:15].any()
+    assert not pixels[-15:].any()
+    assert (pixels[20:44, :28] == [250, 0, 0]).all()
+    turned = Image.fromarray(wide)
+    exif = turned.getexif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    turned.save(tmp_path / "turned.png", exif=exif)
+    assert (predict.prepare(tmp_path / "turned.png", 64)[:28, 20:44] == [250, 0, 0]).all()
+
+
+def test_without_csv_the_table_goes_to_standard_output(run, tiny_betons, capfd):
+    assert predict.main(PredictConfig(run / "best.safetensors", (next(tiny_betons.test_images.glob("*.jpeg")),))) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0] == "path,grade,referable,p0,p1,p2,p3,p4"
+    assert len(lines) == 2
+
+
+def test_no_image_at_all_is_a_usage_error(run):
+    with pytest.raises(UsageError, match="at least one"):
+        predict.main(PredictConfig(run / "best.safetensors"))
+
+
+def test_only_a_bounded_number_of_images_is_in_memory(monkeypatch, tmp_path):
+    lock, alive, most = threading.Lock(), [0], [0]
+
+    def counted(path, size, preparation):
+        with lock:
+            alive[0] += 1
+            most[0] = max(most[0], alive[0])
+        return np.zeros((1, 1, 3), np.uint8)
+
+    monkeypatch.setattr(predict, "prepare", counted)
+    files = (Path(str(number)) for number in range(1000))
+    seen = 0
+    for _ in predict._prepared(files, 8, workers=2, ahead=12, tally=predict.Tally()):
+        seen += 1
+        with lock:
+            alive[0] -= 1
+    assert seen == 1000
+    assert most[0] <= 13

@@ -1,0 +1,183 @@
+"""The warp and its parameters: against float64, at right angles, and as a pure function of (seed, epoch, id)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastretina.errors import UsageError
+from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, cpu, draw, reference
+from fastretina.loading.augment.parameters import affine_matrices, philox4x32, uniforms
+
+
+def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Smooth colour fields with fine noise: (height, width, 3) uint8."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    smooth = np.stack([np.sin(x / 17 + c) + np.cos(y / (11 + c)) for c in range(3)], axis=-1) * 50 + 120
+    return np.clip(smooth + rng.normal(0, 12, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def padded(image: np.ndarray) -> np.ndarray:
+    return np.concatenate([image.reshape(-1), np.full(cpu.SOURCE_PADDING, 255, np.uint8)])
+
+
+def warp_cpu(image, affine, colour, resolution, dtype=np.float32, norm=None, jitter=True):
+    guard = np.full(resolution * resolution * 3 + 64, 77, dtype)
+    output = guard[: resolution * resolution * 3].reshape(resolution, resolution, 3)
+    columns = cpu.kernel_colour(colour[None])[0]
+    norm = cpu.identity_norm() if norm is None else norm
+    cpu.warp(padded(image), image.shape[0], image.shape[1], affine, columns, norm, jitter, output)
+    assert (guard[output.size :] == 77).all(), "the warp wrote past its image"
+    return output
+
+
+def single(angle=0.0, mirror_x=1.0, mirror_y=1.0, zoom=1.0, size=(64, 64), resolution=64) -> np.ndarray:
+    one = np.ones(1)
+    return affine_matrices(
+        resolution,
+        one * size[0],
+        one * size[1],
+        one * np.deg2rad(angle),
+        one * mirror_x,
+        one * mirror_y,
+        one * zoom,
+        np.zeros((2, 1)),
+    )[0]
+
+
+NEUTRAL = np.concatenate([np.eye(3), np.zeros((3, 1))], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [
+        ([0] * 4, (0, 0), [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+        ([0xFFFFFFFF] * 4, (0xFFFFFFFF, 0xFFFFFFFF), [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            (0xA4093822, 0x299F31D0),
+            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+        ),
+    ],
+)
+def test_philox_gives_the_published_test_vectors(counter, key, expected):
+    result = philox4x32(np.array(counter, np.uint32)[:, None], key)
+    assert result[:, 0].tolist() == expected
+
+
+def test_parameters_depend_on_seed_epoch_id_and_repeat_and_on_nothing_else():
+    ids = np.arange(1000)
+    whole = uniforms(3, 5, ids)
+    assert np.array_equal(whole[:, [7, 900, 4]], uniforms(3, 5, np.array([7, 900, 4])))
+    for other in (
+        uniforms(4, 5, ids),
+        uniforms(3, 6, ids),
+        uniforms(3, 5, ids + 2**33),
+        uniforms(3, 5, ids, np.ones(1000, np.uint32)),
+    ):
+        assert (other == whole).mean() < 0.001
+    assert np.array_equal(whole, uniforms(3, 5, ids, np.zeros(1000, np.uint32)))
+
+
+def test_uniforms_are_uniform_and_uncorrelated():
+    u = uniforms(0, 0, np.arange(20000))
+    assert u.min() >= 0
+    assert u.max() < 1
+    assert np.abs(u.mean(axis=1) - 0.5).max() < 0.01
+    assert np.abs(np.corrcoef(u) - np.eye(12)).max() < 0.04
+
+
+def test_switching_one_augmentation_on_leaves_the_others_alone():
+    size = np.full(8, 64)
+    plain = draw(Augment(), 64, size, size, 0, 0, np.arange(8))
+    jittered = draw(Augment(brightness=0.5, saturation=0.5), 64, size, size, 0, 0, np.arange(8))
+    assert np.array_equal(plain.affine, jittered.affine)
+    assert not np.array_equal(plain.colour, jittered.colour)
+
+
+def test_rotations_cover_the_circle_and_flips_are_fair():
+    size = np.full(4000, 64)
+    affine = draw(Augment(), 64, size, size, 1, 2, np.arange(4000)).affine
+    mirrored = np.linalg.det(affine[:, :, :2]) < 0
+    angle = np.rad2deg(np.arctan2(-affine[:, 0, 1], affine[:, 0, 0]))
+    assert 0.46 < mirrored.mean() < 0.54
+    assert np.histogram(angle, bins=8, range=(-180, 180))[0].min() > 400
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+@pytest.mark.parametrize("mirror", [1.0, -1.0])
+@pytest.mark.parametrize("side", [64, 63])
+def test_right_angles_are_exact(turns, mirror, side):
+    image = photograph(side, side)
+    affine = single(angle=90.0 * turns, mirror_x=mirror, size=(side, side), resolution=side)
+    expected = np.rot90(image[:, ::-1] if mirror < 0 else image, turns)
+    for jitter in (False, True):
+        assert np.array_equal(warp_cpu(image, affine, NEUTRAL, side, np.uint8, jitter=jitter), expected)
+    assert np.array_equal(reference.warp(image, affine, NEUTRAL, side), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    resolution=st.sampled_from([1, 2, 7, 48, 97]),
+    jitter=st.booleans(),
+)
+def test_cpu_warp_agrees_with_float64_for_any_size(seed, height, width, resolution, jitter):
+    image = photograph(height, width, seed)
+    augment = Augment.full() if jitter else Augment(zoom=(0.5, 3.0), shift=0.4)
+    affine, colour = draw(augment, resolution, np.array([width]), np.array([height]), seed, 0, np.array([seed]))
+    expected = reference.warp(image, affine[0], colour[0], resolution)
+    got = warp_cpu(image, affine[0], colour[0], resolution, jitter=jitter)
+    assert np.abs(got - expected).max() < 0.05
+    rounded = warp_cpu(image, affine[0], colour[0], resolution, np.uint8, jitter=jitter)
+    assert np.abs(rounded - expected).max() < 0.55
+
+
+def test_the_normalised_output_types_agree_within_their_precision():
+    image = photograph(512, 512)
+    affine, colour = draw(Augment.full(), 512, np.array([512]), np.array([512]), 0, 0, np.array([5]))
+    expected = reference.normalise(reference.warp(image, affine[0], colour[0], 512), IMAGENET_MEAN, IMAGENET_STD)
+    norm = cpu.kernel_norm(IMAGENET_MEAN, IMAGENET_STD)
+    for storage, dtype, tolerance in [
+        (np.float32, torch.float32, 2e-4),
+        (np.int16, torch.float16, 2e-3),
+        (np.uint16, torch.bfloat16, 1.2e-2),
+    ]:
+        got = torch.from_numpy(warp_cpu(image, affine[0], colour[0], 512, storage, norm)).view(dtype).double().numpy()
+        assert np.abs(got - expected).max() < tolerance
+
+
+def test_bfloat16_rounds_as_torch_does():
+    image = photograph(64, 64)
+    norm = cpu.kernel_norm(IMAGENET_MEAN, IMAGENET_STD)
+    affine = single(angle=33)
+    exact = torch.from_numpy(warp_cpu(image, affine, NEUTRAL, 64, np.float32, norm))
+    narrow = torch.from_numpy(warp_cpu(image, affine, NEUTRAL, 64, np.uint16, norm)).view(torch.bfloat16)
+    assert torch.equal(exact.to(torch.bfloat16), narrow)
+
+
+def test_a_rotated_white_image_stays_white_inside_and_black_outside():
+    white = np.full((40, 40, 3), 255, np.uint8)
+    out = warp_cpu(white, single(angle=45, size=(40, 40), resolution=40), NEUTRAL, 40, np.uint8)
+    assert (out[20, 20] == 255).all()
+    assert (out[0, 0] == 0).all()
+
+
+def test_a_wide_image_is_shown_whole_with_black_above_and_below():
+    white = np.full((20, 40, 3), 255, np.uint8)
+    out = warp_cpu(white, single(size=(40, 20), resolution=40), NEUTRAL, 40, np.uint8)
+    assert (out[12:28, 2:38] == 255).all()
+    assert (out[:8] == 0).all()
+    assert (out[32:] == 0).all()
+
+
+@pytest.mark.parametrize("wrong", [{"zoom": (0.0, 1.0)}, {"zoom": (2.0, 1.0)}, {"brightness": -0.1}, {"flip_vertical": 1.5}])
+def test_impossible_ranges_are_refused(wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        Augment(**wrong)

@@ -1,0 +1,164 @@
+"""No batch is spoilt by work that runs late: the device half of the loader on simulated streams (see simulated_cuda.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import devices
+import numpy as np
+import pytest
+import torch
+from simulated_cuda import SimulatedCuda, Stream, bytes_at, write
+
+from fastretina import Loader
+from fastretina.errors import LoaderError
+from fastretina.loading import device_stage as device
+from fastretina.loading.augment import Augment
+from fastretina.loading.decode import gpu
+
+SIDE, COUNT, EPOCHS = 8, 24, 4
+IMAGE = SIDE * SIDE * 3  # bytes
+SOURCES = [
+    {"decode": "cpu"},
+    {"decode": "gpu", "decoder": "nvimgcodec"},
+    {"decode": "cpu", "resident": "on"},
+    {"decode": "gpu", "decoder": "nvimgcodec", "resident": "on"},
+]
+
+
+@pytest.fixture(scope="module")
+def beton(tmp_path_factory) -> Path:
+    return devices.write_blocks(tmp_path_factory.mktemp("order") / "blocks.beton", COUNT, SIDE)
+
+
+@pytest.fixture(scope="module")
+def expected(beton) -> dict[int, np.ndarray]:
+    with Loader(beton, COUNT, train=False, resolution=SIDE, dtype=torch.uint8) as loader:
+        (batch,) = list(loader)
+    pixels = batch.images.permute(0, 2, 3, 1).contiguous().numpy().reshape(COUNT, -1)
+    return dict(zip(batch.ids.tolist(), pixels.copy(), strict=True))
+
+
+def spoilt_batches(beton: Path, expected: dict[int, np.ndarray], settings: dict, seed: int, monkeypatch, fault=None) -> int:
+    """How many batches the consumer sees otherwise than they are. fault: called with the patch and the stage."""
+    if settings.get("decoder") == "nvimgcodec":
+        pytest.importorskip("nvidia.nvimgcodec")
+    spoilt = []
+
+    def warp(addresses, heights, widths, affine, colour, norm, recolour, output):
+        """Copies the sources as they are, when its turn comes."""
+        sources, target, rows = addresses.data_ptr(), output.data_ptr(), len(output)
+
+        def kernel() -> None:
+            for row, source in enumerate(bytes_at(sources, 8 * rows).view(np.int64).tolist()):
+                write(target + row * IMAGE, bytes_at(source, IMAGE))
+
+        cuda.launch(kernel)
+
+    def use(batch) -> None:
+        pixels, ids, rows = batch.images.data_ptr(), batch.ids.data_ptr(), len(batch.ids)
+
+        def kernel() -> None:
+            seen = bytes_at(pixels, rows * IMAGE).reshape(rows, -1)
+            named = bytes_at(ids, 8 * rows).view(np.int64).tolist()
+            spoilt.append(any(not np.array_equal(expected.get(name), image) for name, image in zip(named, seen, strict=True)))
+
+        cuda.launch(kernel)
+
+    def every(probes):
+        """Where these bytes are, and how to read the memory that they are spread over."""
+        at, step, nbytes = probes.data_ptr(), probes.stride(0), len(probes) * probes.stride(0)
+        return at, step, lambda: bytes_at(at, nbytes).copy()
+
+    def write_poison(probes, noise):
+        (at, step, read), source, count = every(probes), noise.data_ptr(), len(noise)
+
+        def kernel() -> None:
+            memory = read()
+            memory[::step] = bytes_at(source, count)
+            write(at, memory)
+
+        cuda.launch(kernel)
+
+    def compare_poison(probes, noise, equal):
+        (_, step, read), source, target, count = every(probes), noise.data_ptr(), equal.data_ptr(), len(noise)
+        cuda.launch(lambda: write(target, read()[::step] == bytes_at(source, count)))
+
+    with monkeypatch.context() as patch:
+        arguments = {"batch_size": 5, "resolution": SIDE, "augment": Augment.none(), "dtype": torch.uint8, "workers": 1}
+        with devices.DeviceLoader(beton, **arguments, **settings) as loader:
+            cuda = SimulatedCuda(patch, np.random.default_rng(seed))
+            patch.setattr(device, "warp", warp)
+            stage = loader._stage
+            stage._cuda, stage._sourcing, stage._warping = True, Stream(cuda), Stream(cuda)
+            # The library decodes at once, whatever has been queued: as an H100's JPEG engine does.
+            patch.setattr(gpu, "current_stream", lambda device: cuda.current)
+            patch.setattr(gpu.NvImageCodec, "_stream", lambda codec: 0)
+            patch.setattr(gpu, "_write_poison", write_poison)
+            patch.setattr(gpu, "_compare_poison", compare_poison)
+            if fault is not None:
+                fault(patch, stage)
+            for _ in range(EPOCHS):
+                for batch in loader:
+                    use(batch)
+                    del batch
+                    cuda.run(int(cuda.random.integers(0, 6)))
+            cuda.finish()
+    assert len(spoilt) == EPOCHS * -(-COUNT // 5)
+    return sum(spoilt)
+
+
+@pytest.mark.parametrize("settings", SOURCES, ids=str)
+def test_no_batch_is_spoilt_by_work_that_runs_late(beton, expected, settings, monkeypatch):
+    assert [spoilt_batches(beton, expected, settings, seed, monkeypatch) for seed in range(10)] == [0] * 10
+
+
+def never(*_: object) -> None:
+    pass
+
+
+FAULTS = {
+    "streams that do not wait": lambda patch, stage: patch.setattr(Stream, "wait_event", never),
+    "memory not marked as the consumer's": lambda patch, stage: patch.setattr(torch.Tensor, "record_stream", never),
+    "nothing held until it has been read": lambda patch, stage: patch.setattr(stage, "_in_use", Forgetful()),
+    "a decoder that does not wait": lambda patch, stage: impatient(patch, stage._decoder),
+    "poison that is not waited for": lambda patch, stage: patch.setattr(
+        gpu._Buffer, "poison", lambda buffer: gpu._write_poison(buffer._probes, buffer._noise)
+    ),
+    "a proof that is not waited for": lambda patch, stage: patch.setattr(gpu._Buffer, "intact_poison", too_early),
+}
+
+
+ON_DECODED = ("a decoder that does not wait", "poison that is not waited for", "a proof that is not waited for")
+
+
+class Forgetful(list):
+    """Keeps nothing."""
+
+    def append(self, _: object) -> None:
+        pass
+
+
+def impatient(patch, decoder):
+    """With one buffer: of three, the waits for what was written leave the oldest time enough."""
+    patch.setattr(gpu, "_TURNS", 1)
+    decoder._buffers = [None]
+    patch.setattr(decoder, "release", lambda event: None)
+
+
+def too_early(buffer):
+    gpu._compare_poison(buffer._probes, buffer._noise, buffer._equal)
+    return buffer._equal.numpy()
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_simulation_finds_faults(beton, expected, name, monkeypatch):
+    settings = SOURCES[1] if name in ON_DECODED else SOURCES[0]
+
+    def found(seed: int) -> bool:
+        try:
+            return spoilt_batches(beton, expected, settings, seed, monkeypatch, FAULTS[name]) > 0
+        except LoaderError as error:  # poison that comes late looks as if nothing had been written
+            return "did not write it" in str(error)
+
+    assert any(found(seed) for seed in range(5))
