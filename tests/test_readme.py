@@ -23,13 +23,13 @@ SMALLER = {
     "make demo": "SAMPLE_FLAGS='--train 60 --test 20' DEMO_FLAGS='--epochs 1 --resolution 32'",
     "make bench": "BENCH_EXTRAS=dev SAMPLE_FLAGS='--train 60 --test 20' BENCH_FLAGS='--only resident --rounds 1 --workers 1'",
     "python tools/make_sample.py": "--train 60 --test 20",
-    "python tools/write_beton.py": "",
-    "python tools/verify_beton.py": "",
-    "python -m fastretina.train": SMALL_RUN,
+    "fastretina pack": "",
+    "fastretina verify": "",
+    "fastretina train": SMALL_RUN,
     "python -m fastretina.train --train": f"{SMALL_RUN} --arch resnet18",
-    "python -m fastretina.compare": f"{SMALL_RUN} --archs resnet18",
-    "python -m fastretina.evaluate": "",
-    "python -m fastretina.predict": "",
+    "fastretina compare": f"{SMALL_RUN} --archs resnet18",
+    "fastretina evaluate": "",
+    "fastretina predict": "",
     "python benchmarks/throughput.py": "--rounds 1 --workers 1",
     "python benchmarks/pack.py": "--count 24 --rounds 1",
     "python benchmarks/engine.py": "--samples 2000",
@@ -59,6 +59,7 @@ def workplace(tmp_path_factory) -> Path:
 def call(command: str, place: Path) -> subprocess.CompletedProcess[str]:
     python = shlex.quote(sys.executable)
     command = re.sub(r"^python ", f"{python} ", command)
+    command = re.sub(r"^fastretina ", f"{shlex.quote(str(Path(sys.executable).with_name('fastretina')))} ", command)
     return subprocess.run(
         command.replace("make ", f"make PYTHON_IN={python} ", 1) if command.startswith("make ") else command,
         shell=True, cwd=place, capture_output=True, text=True, timeout=240, check=False,
