@@ -22,6 +22,7 @@ from pathlib import Path
 
 from fastretina.beton.reader import Beton
 from fastretina.errors import BetonError, CacheError
+from fastretina.system.files import still_names, try_lock
 
 _SHARE = 0.8  # of what the disk has left, where no limit is given
 _STALE = 3600.0  # seconds after which a temporary file has no owner any more
@@ -103,7 +104,7 @@ class CacheFolder:
         except FileNotFoundError:
             return None
         fcntl.flock(descriptor, fcntl.LOCK_SH)
-        if not _is_still(path, descriptor):
+        if not still_names(path, descriptor):
             os.close(descriptor)
             return self._open(path)
         os.utime(descriptor)
@@ -120,11 +121,11 @@ class CacheFolder:
         descriptor, locked = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), False
         try:
             # A finished file keeps its locks when it is renamed, so that it must not be waited for.
-            while not (locked := _try_lock(descriptor)) and _is_still(partial, descriptor):
+            while not (locked := try_lock(descriptor)) and still_names(partial, descriptor):
                 if closing.wait(_POLL):
                     raise CacheError(f"{partial}: closed while another process fetched it")
-            if path.exists() or not (locked and _is_still(partial, descriptor)):
-                if locked and _is_still(partial, descriptor):
+            if path.exists() or not (locked and still_names(partial, descriptor)):
+                if locked and still_names(partial, descriptor):
                     partial.unlink()  # made by the line above, after the file was finished
                 os.close(descriptor)
                 return -1
@@ -184,25 +185,9 @@ def _evict(path: Path) -> bool:
     with contextlib.suppress(FileNotFoundError):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            if not (_try_lock(descriptor) and _is_still(path, descriptor)):
+            if not (try_lock(descriptor) and still_names(path, descriptor)):
                 return False
             path.unlink()
         finally:
             os.close(descriptor)
     return True
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_still(path: Path, descriptor: int) -> bool:
-    """Whether the path still names the open file: between opening and locking it, it may have been renamed or evicted."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False

@@ -6,13 +6,13 @@ process; a read only comes back with fewer bytes. The copy costs 1.2 % of decodi
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastretina.errors import BetonError
+from fastretina.system.files import open_regular
 
 
 class OpenFile:
@@ -44,14 +44,9 @@ class OpenFile:
 def open_file(path: Path) -> OpenFile:
     """Open a regular file that is not empty. Raises BetonError naming the path."""
     try:
-        # O_NONBLOCK: a FIFO must not hang the open.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        status = os.fstat(descriptor)
-    except (OSError, ValueError) as error:
-        raise BetonError(f"{path}: cannot open it: {getattr(error, 'strerror', None) or error}") from None
-    file = OpenFile(path, descriptor, status.st_size)
-    if not stat.S_ISREG(status.st_mode):
-        raise BetonError(f"{path}: {'a folder' if stat.S_ISDIR(status.st_mode) else 'not a file'}, where a .beton is expected")
+        file = OpenFile(path, *open_regular(path))
+    except OSError as error:
+        raise BetonError(f"{path}: cannot be opened as a .beton: {error.strerror}") from error
     if file.size == 0:
         raise BetonError(f"{path}: empty file")
     return file

@@ -1,13 +1,10 @@
 """Writes a .beton that appears under its final name only when it is complete, on the disk and readable.
 
-Everything goes to `.NAME.partial` in the same folder, which is removed on any error. After a kill -9 it stays, locked by
-nobody, and the next writer of the same file takes it over.
+Everything goes to `.NAME.tmp` in the same folder, which is removed on any error (see `fastretina.system.files.AtomicFile`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import zlib
@@ -23,95 +20,9 @@ from fastretina.beton import format as fmt
 from fastretina.beton.format import ALLOCATION, DESCRIPTOR, FOOTER, HEADER, MARKER, OUR_FIELDS
 from fastretina.beton.reader import Beton
 from fastretina.errors import ConvertError
+from fastretina.system.files import AtomicFile, unfinished
 
 _BUFFER = 8 << 20  # bytes; large enough that the system calls cost nothing
-
-
-class AtomicFile:
-    """A file under construction: write at offsets, then `publish` (fsync, rename, fsync of the folder) or `discard`."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Raises ConvertError where it cannot be created, or another process is writing the same file."""
-        self.path = Path(path)
-        self.partial = self.path.with_name(f".{self.path.name}.partial")
-        self._descriptor = -1
-        if self.path.is_dir():
-            raise ConvertError(f"{self.path}: is a folder; give a file name")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._open()
-        except OSError as error:
-            self.discard()
-            raise self._failed(error) from None
-        except BaseException:
-            self.discard()
-            raise
-
-    def _open(self) -> None:
-        while True:
-            descriptor = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
-                raise ConvertError(f"{self.path}: another process is writing this file; wait for it or stop it") from None
-            except OSError:
-                pass  # a file system without locks: one writer at a time is then the user's care
-            # Between open and lock its previous owner may have renamed or removed it; then start over.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(self.partial.stat(), os.fstat(descriptor)):
-                    self._descriptor = descriptor
-                    os.ftruncate(descriptor, 0)
-                    return
-            os.close(descriptor)
-
-    def write(self, data: bytes | bytearray | memoryview, offset: int) -> None:
-        """All of `data` at `offset`. Raises ConvertError with the system's reason (no space, file too large, ...)."""
-        view = memoryview(data)
-        try:
-            while view:
-                done = os.pwrite(self._descriptor, view, offset)
-                view, offset = view[done:], offset + done
-        except OSError as error:
-            raise self._failed(error) from None
-
-    def publish(self) -> None:
-        """Make the file durable and give it its final name, replacing what was there. Raises ConvertError."""
-        try:
-            os.fsync(self._descriptor)
-            self.partial.rename(self.path)
-            self._close()
-            sync_folder(self.path.parent)
-        except OSError as error:
-            raise self._failed(error) from None
-
-    def discard(self) -> None:
-        """Remove the unfinished file; does nothing once published."""
-        if self._descriptor >= 0:
-            self.partial.unlink(missing_ok=True)
-            self._close()
-
-    def _close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        os.close(descriptor)
-
-    def _failed(self, error: OSError) -> ConvertError:
-        return ConvertError(f"{self.path}: cannot write it: {error.strerror or error}; nothing was left at this name")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.discard()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename durable. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class BetonWriter:
@@ -134,7 +45,12 @@ class BetonWriter:
         self._widths, self._heights = array("H"), array("H")
         self._names: list[str] = []
         self._buffer, self._buffer_start = bytearray(), self._position
-        self._file = AtomicFile(path)
+        path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConvertError(f"{path}: cannot be written: {error.strerror}") from error
+        self._file = AtomicFile(path, ConvertError)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -198,7 +114,7 @@ class BetonWriter:
         self._put(payload + footer.tobytes() + table)
         self._flush()
         self._file.write(head, 0)
-        Beton(self._file.partial).close()
+        Beton(unfinished(self._file.path)).close()
         self._file.publish()
         return self._position
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 import zlib
 from dataclasses import dataclass
 
@@ -12,6 +10,7 @@ import simplejpeg
 from fastretina.beton.jpeg import read_header, verdict
 from fastretina.errors import JpegError
 from fastretina.packing.preprocessing import UNPREPARED, Preparation
+from fastretina.system.files import read_regular
 
 MAX_FILE = 256 << 20  # bytes; the largest fundus photographs have 15 MB
 
@@ -73,21 +72,6 @@ def _decode(data: bytes) -> None:
 def read_file(path: str) -> bytes:
     """All bytes of a regular file of at most 256 MiB. Raises JpegError with the reason, without the path."""
     try:
-        # O_NONBLOCK: a FIFO that took the image's place must not hang the open.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise JpegError("not a file")
-            if status.st_size > MAX_FILE:
-                raise JpegError(f"{status.st_size} bytes; the limit is {MAX_FILE}")
-            # Usually one read, and a second that finds the end; a file that grows meanwhile stays within the limit.
-            parts, left = [], MAX_FILE
-            while left > 0 and (part := os.read(descriptor, min(left, status.st_size + 1))):
-                parts.append(part)
-                left -= len(part)
-            return parts[0] if len(parts) == 1 else b"".join(parts)
-        finally:
-            os.close(descriptor)
+        return read_regular(path, MAX_FILE)
     except OSError as error:
         raise JpegError(f"cannot be read: {error.strerror or error}") from None

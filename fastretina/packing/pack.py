@@ -24,14 +24,14 @@ from PIL import features
 from fastretina import __version__
 from fastretina.beton.jpeg import MAX_SIDE
 from fastretina.beton.paths import MAX_SHARDS, parse_shard, shard_path, shard_rows
-from fastretina.beton.writer import AtomicFile, BetonWriter
+from fastretina.beton.writer import BetonWriter
 from fastretina.errors import ConvertError, LabelError, UsageError
 from fastretina.grading import patients_in_both
 from fastretina.packing.inspect import Source, inspect
 from fastretina.packing.labels import LabelTable, read_kaggle, read_lab, read_lab_names
 from fastretina.packing.preprocessing import Contrast, Crop, Preparation
 from fastretina.packing.reencode import QUALITY, SUBSAMPLING, ReencodePool, WorkerDied
-from fastretina.packing.skipped import skipped_csv, skipped_path
+from fastretina.system.files import AtomicFile, csv_line
 from fastretina.system.progress import ImageCounter
 
 _CHUNK = 32  # images a thread reads at a time
@@ -119,6 +119,11 @@ class PackSummary:
             lines.append(f"  patients in both train and test: {self.shared_patients:,}")
         lines += [f"  {note}" for note in self.notes]
         return "\n".join([*lines, f"  {self.seconds:.2f} s, {self.rows / max(self.seconds, 1e-9):,.0f} images/s"])
+
+
+def skipped_path(out: Path) -> Path:
+    """Where the rows that were left out of `out` are listed: row (1-based line of the label file), name, reason."""
+    return out.with_name(out.name + ".skipped.csv")
 
 
 def write_beton(
@@ -244,8 +249,9 @@ def _write(
             provenance["shard"] = {"number": file.place[0], "of": file.place[1]}
         with ExitStack() as stack:
             if tally.skipped:  # on the disk before the .beton appears, under its name only after that: a full disk leaves neither
-                listed = stack.enter_context(AtomicFile(skipped_path(file.path)))
-                listed.write(skipped_csv(tally.skipped), 0)
+                listed = stack.enter_context(AtomicFile(skipped_path(file.path), ConvertError))
+                lines = map(csv_line, [("row", "name", "reason"), *tally.skipped])
+                listed.write("".join(lines).encode("utf-8", "replace"), 0)
             size = writer.finish(provenance)
             if tally.skipped:
                 listed.publish()

@@ -22,6 +22,7 @@ from fastretina.errors import FastretinaError, UsageError
 from fastretina.sample.camera import CameraSettings, Eye, photograph
 from fastretina.sample.distractors import NO_DISTRACTORS, DistractorSettings
 from fastretina.sample.lesions import LesionSettings
+from fastretina.system.files import write_bytes
 
 STAMP = "sample.json"
 # EyePACS' train labels of grade 0-4 in the copy that the lab uses.
@@ -141,14 +142,14 @@ def make_sample(
         images = out / "data"
         images.mkdir(parents=True, exist_ok=True)
         # First of all, so that a call that was interrupted can be repeated in this folder.
-        _write_atomically(out / STAMP, json.dumps(stamp, indent=1) + "\n")
+        write_bytes(out / STAMP, (json.dumps(stamp, indent=1) + "\n").encode(), FastretinaError)
         for name in tables:
             (out / name).unlink(missing_ok=True)
         with closing(_write_images(images, eyes, workers, difficulty)) as sizes:
             for _ in progress(sizes, len(eyes)):
                 pass
         for name, table in tables.items():
-            _write_atomically(out / name, table)
+            write_bytes(out / name, table.encode(), FastretinaError)
     except OSError as error:
         raise FastretinaError(f"cannot write the sample data set to {out}: {error}") from error
     except BrokenProcessPool as error:
@@ -214,9 +215,3 @@ def _end_with_parent() -> None:
 def _write_image(folder: Path, difficulty: Difficulty, eye: Eye) -> int:
     encoded = photograph(eye, difficulty.lesions, difficulty.camera, difficulty.distractors)
     return (folder / f"{eye.name}.jpeg").write_bytes(encoded)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(text.encode())
-    temporary.replace(path)

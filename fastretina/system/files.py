@@ -1,16 +1,21 @@
-"""Writing of files that are there completely or not at all."""
+"""Files: written completely or not at all, locked by the kernel, read only where they are files; and CSV that runs nothing."""
 
 from __future__ import annotations
 
 import csv
+import errno
+import fcntl
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import TracebackType
+from typing import Any, BinaryIO, Self
 
-from fastretina.errors import RunError
+from fastretina.errors import FastretinaError, RunError
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t")
 
@@ -20,27 +25,91 @@ def unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object], older: Path | None = None) -> None:
-    """Let `write` fill a file that gets its name only when it is complete and on disk. RunError with the system's reason.
+class AtomicFile:
+    """A file under construction: filled by `write` or `fill`, then `publish` (fsync, rename, fsync of the folder) or `discard`.
+
+    Until then it is `.NAME.tmp` in the same folder, locked against a second writer. After a kill -9 it stays, locked by nobody, and
+    the next writer of the same file takes it over.
+    """
+
+    def __init__(self, path: Path, error: type[FastretinaError] = RunError) -> None:
+        """error: what all methods raise, with the path and the system's reason; here also where another process writes the file."""
+        self.path = path
+        self._partial, self._error, self._descriptor = unfinished(path), error, -1
+        if path.is_dir():
+            raise error(f"{path}: is a folder; give a file name")
+        with self._reported():
+            # Between open and lock its previous owner may have renamed or removed it; then start over.
+            while not still_names(self._partial, descriptor := self._open_locked()):
+                os.close(descriptor)
+            self._descriptor = descriptor
+            os.ftruncate(descriptor, 0)
+
+    def _open_locked(self) -> int:
+        descriptor = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with suppress(OSError):  # a file system without locks: one writer at a time is then the user's care
+            if not try_lock(descriptor):
+                os.close(descriptor)
+                raise self._error(f"{self.path}: another process is writing this file; wait for it or stop it")
+        return descriptor
+
+    def write(self, data: bytes | bytearray | memoryview, offset: int) -> None:
+        """All of `data` at byte `offset`."""
+        view = memoryview(data)
+        with self._reported():
+            while view:
+                done = os.pwrite(self._descriptor, view, offset)
+                view, offset = view[done:], offset + done
+
+    def fill(self, write: Callable[[BinaryIO], object]) -> None:
+        """Let `write` write it from its beginning."""
+        with self._reported(), open(self._descriptor, "wb", closefd=False) as file:
+            write(file)
+
+    def publish(self, older: Path | None = None) -> None:
+        """Make the file durable and give it its final name, replacing what was there. older: a name for what was there."""
+        with self._reported():
+            os.fsync(self._descriptor)
+            if older is not None and self.path.exists():
+                _name_as_well(self.path, older)
+            self._partial.replace(self.path)
+            self._close()
+            sync_folder(self.path.parent)
+
+    def discard(self) -> None:
+        """Remove the unfinished file; does nothing once published."""
+        if self._descriptor >= 0:
+            self._partial.unlink(missing_ok=True)
+            self._close()
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._error(f"{self.path}: cannot be written: {error.strerror or error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.discard()
+
+
+def write_atomically(
+    path: Path, write: Callable[[BinaryIO], object], older: Path | None = None, error: type[FastretinaError] = RunError
+) -> None:
+    """Let `write` fill a file that gets its name only when it is complete and on disk. `error` with the system's reason.
 
     older: a name for what `path` held until now.
     """
-    temporary = unfinished(path)
-    try:
-        try:
-            with temporary.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            if older is not None and path.exists():
-                _name_as_well(path, older)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with AtomicFile(path, error) as file:
+        file.fill(write)
+        file.publish(older)
 
 
 def _name_as_well(path: Path, other: Path) -> None:
@@ -65,9 +134,56 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file; False where another descriptor holds it. The kernel lets go when the process dies, however that ends."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def still_names(path: Path, descriptor: int) -> bool:
+    """Whether the path names the open file: between opening and locking it, it may have been renamed or removed."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def open_regular(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Descriptor and size in bytes of a file to read. OSError, its reason in `strerror`, also for a folder, a device or a FIFO."""
+    try:
+        # O_NONBLOCK: a FIFO must not hang the open.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError as error:  # a NUL in the path
+        raise OSError(errno.EINVAL, str(error)) from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "a folder, not a file" if stat.S_ISDIR(status.st_mode) else "not a file")
+    return descriptor, status.st_size
+
+
+def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
+    """All bytes of a file of at most `limit` bytes. OSError as `open_regular`, and where it is larger."""
+    descriptor, size = open_regular(path)
+    try:
+        if size > limit:
+            raise OSError(errno.EFBIG, f"{size:,} bytes; the limit is {limit:,}")
+        # Usually one read, and a second that finds the end; a file that grows meanwhile stays within the limit.
+        parts, left = [], limit
+        while left > 0 and (part := os.read(descriptor, min(left, size + 1))):
+            parts.append(part)
+            left -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, data: bytes, error: type[FastretinaError] = RunError) -> None:
     """Write bytes atomically."""
-    write_atomically(path, lambda file: file.write(data))
+    write_atomically(path, lambda file: file.write(data), error=error)
 
 
 def write_json(path: Path, value: Any) -> None:

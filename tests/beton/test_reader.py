@@ -15,8 +15,9 @@ import pytest
 
 from fastretina.beton import format as fmt
 from fastretina.beton.reader import Beton
-from fastretina.beton.writer import AtomicFile, BetonWriter
+from fastretina.beton.writer import BetonWriter
 from fastretina.errors import BetonError, ConvertError, SampleError
+from fastretina.system.files import AtomicFile
 
 PAYLOADS = [bytes([i]) * (40 + 7 * i) for i in range(1, 13)]
 NAMES = [f"{i // 2}_{'left' if i % 2 else 'right'}" for i in range(12)]
@@ -293,36 +294,30 @@ def test_what_the_reader_would_refuse_is_not_published(tmp_path: Path) -> None:
 
 
 def test_a_leftover_of_a_killed_writer_is_taken_over(tmp_path: Path) -> None:
-    (tmp_path / ".a.beton.partial").write_bytes(b"left behind" * 1_000_000)
+    (tmp_path / ".a.beton.tmp").write_bytes(b"left behind" * 1_000_000)
     path = pack(tmp_path / "a.beton")
     assert listing(tmp_path) == ["a.beton"]
     assert path.read_bytes() == pack(tmp_path / "b.beton").read_bytes()
 
 
 def test_two_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
-    with AtomicFile(tmp_path / "a.beton") as first:
+    with AtomicFile(tmp_path / "a.beton", ConvertError) as first:
         with pytest.raises(ConvertError, match="another process is writing"):
-            AtomicFile(tmp_path / "a.beton")
+            AtomicFile(tmp_path / "a.beton", ConvertError)
         first.write(b"first", 0)
         first.publish()
     assert (tmp_path / "a.beton").read_bytes() == b"first"
     assert listing(tmp_path) == ["a.beton"]
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    with AtomicFile(path) as file:
-        file.write(data, 0)
-        file.publish()
-
-
 def test_missing_folders_are_made_and_folders_are_not_overwritten(tmp_path: Path) -> None:
-    write_atomic(tmp_path / "new" / "deep" / "a.csv", b"1")
-    assert (tmp_path / "new" / "deep" / "a.csv").read_bytes() == b"1"
+    with Beton(pack(tmp_path / "new" / "deep" / "a.beton")) as beton:
+        assert len(beton) == 12
     with pytest.raises(ConvertError, match="is a folder"):
-        write_atomic(tmp_path / "new", b"1")
+        pack(tmp_path / "new")
     (tmp_path / "file").touch()
-    with pytest.raises(ConvertError, match="cannot write"):
-        write_atomic(tmp_path / "file" / "a.csv", b"1")
+    with pytest.raises(ConvertError, match="cannot be written"):
+        pack(tmp_path / "file" / "a.beton")
 
 
 def test_samples_that_do_not_fit_are_refused(tmp_path: Path) -> None:

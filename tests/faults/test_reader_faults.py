@@ -140,8 +140,8 @@ except Exception as error:
 NO_FILES = {
     "missing": "No such file or directory",
     "empty": "empty file",
-    "a folder": "a folder, where a .beton is expected",
-    "a FIFO": "not a file, where a .beton is expected",
+    "a folder": "cannot be opened as a .beton: a folder, not a file",
+    "a FIFO": "cannot be opened as a .beton: not a file",
     "a link to itself": "Too many levels of symbolic links",
     "no permission": "Permission denied",
 }
