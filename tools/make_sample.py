@@ -7,16 +7,14 @@ python tools/make_sample.py --out data/hard --hard                       # 1,600
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from fastretina.cli import run
 from fastretina.sample.make import EASY, HARD, make_sample
+from fastretina.system.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -41,14 +39,13 @@ def main(config: Config) -> None:
 
 
 def show_progress(sizes: Iterator[int], total: int) -> Iterator[int]:
-    """A bar on a terminal, ten plain lines elsewhere, and a summary."""
+    """A bar on a terminal, plain lines elsewhere, and a summary."""
     start, written = time.perf_counter(), 0
-    bar = tqdm(sizes, total=total, unit="img", desc="painting", disable=not sys.stderr.isatty())
-    for done, size in enumerate(bar, 1):
-        written += size
-        if bar.disable and done % max(total // 10, 1) == 0:
-            print(f"painting: {done}/{total} images, {done / (time.perf_counter() - start):.0f} img/s", flush=True)
-        yield size
+    with progress_bar("painting", total, unit="image", lines=True) as bar:
+        for size in sizes:
+            written += size
+            bar.update()
+            yield size
     seconds = time.perf_counter() - start
     print(f"{total} images, {written / 1e6:.1f} MB, mean {written / total / 1e3:.1f} KB, {total / seconds:.0f} img/s")
 

@@ -17,7 +17,7 @@ from fastretina.beton.jpeg import read_header
 from fastretina.beton.open import open_beton
 from fastretina.beton.reader import Beton
 from fastretina.errors import JpegError, SampleError, UsageError
-from fastretina.system.progress import ImageCounter
+from fastretina.system.progress import progress_bar
 
 _CHUNK = 16  # samples a thread checks at a time
 
@@ -33,12 +33,12 @@ class VerifyReport:
     seconds: float
 
     def __str__(self) -> str:
-        rate = f"{self.seconds:.2f} s, {self.samples / max(self.seconds, 1e-9):,.0f} images/s"
+        speed = f"{self.seconds:.2f} s, {self.samples / max(self.seconds, 1e-9):,.0f} images/s"
         if self.bad:
             lines = [f"{index}\t{name}\t{reason}" for index, name, reason in self.bad]
-            return "\n".join([*lines, f"{self.path}: {len(self.bad):,} of {self.samples:,} samples are bad ({rate})"])
+            return "\n".join([*lines, f"{self.path}: {len(self.bad):,} of {self.samples:,} samples are bad ({speed})"])
         how = "checksums match and all decode" if self.checksummed else "all decode; this file has no checksums"
-        return f"OK: {self.path}: {self.samples:,} samples, {how} ({rate})"
+        return f"OK: {self.path}: {self.samples:,} samples, {how} ({speed})"
 
 
 def verify_beton(path: str | os.PathLike[str], *, workers: int | None = None, progress: bool = False) -> VerifyReport:
@@ -54,13 +54,13 @@ def verify_beton(path: str | os.PathLike[str], *, workers: int | None = None, pr
     workers = workers or len(os.sched_getaffinity(0))
     started = time.perf_counter()
     bad: list[tuple[int, str, str]] = []
-    with open_beton(path) as beton, ImageCounter(len(beton), "verifying", enabled=progress) as bar:
+    with open_beton(path) as beton, progress_bar("verifying", len(beton), unit="image", shown=progress, lines=True) as bar:
         for index, reason in enumerate(_reasons(beton, workers)):
             if reason:
                 at = beton.sample_error(index, reason)
                 where = "" if at.path == beton.path else f" (sample {at.index} of {at.path})"
                 bad.append((index, beton.names[index], reason + where))
-            bar.advance()
+            bar.update()
         return VerifyReport(beton.path, len(beton), beton.crcs is not None, tuple(bad), time.perf_counter() - started)
 
 

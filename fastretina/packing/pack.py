@@ -16,7 +16,7 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import PIL
 from PIL import features
@@ -32,7 +32,7 @@ from fastretina.packing.labels import LabelTable, read_kaggle, read_lab, read_la
 from fastretina.packing.preprocessing import Contrast, Crop, Preparation
 from fastretina.packing.reencode import QUALITY, SUBSAMPLING, ReencodePool, WorkerDied
 from fastretina.system.files import AtomicFile, csv_line
-from fastretina.system.progress import ImageCounter
+from fastretina.system.progress import progress_bar
 
 _CHUNK = 32  # images a thread reads at a time
 _AHEAD = 4  # chunks in flight for each worker
@@ -167,7 +167,8 @@ def pack(config: PackConfig, *, progress: bool = False) -> PackSummary:
     rows = range(files[0].rows.start, files[-1].rows.stop)
     total, size = _Tally(), 0
     # closing: an error here must end the worker processes now, not when its traceback is forgotten.
-    with ImageCounter(len(rows), "packing", enabled=progress) as bar, closing(_images(config, table, rows)) as images:
+    bar = progress_bar("packing", len(rows), unit="image", shown=progress, lines=True)
+    with bar, closing(_images(config, table, rows)) as images:
         for file in files:
             tally, written = _write(config, table, file, islice(images, len(file.rows)), allowed - len(total.skipped), bar)
             total.add(tally)
@@ -229,7 +230,7 @@ def _write(
     file: _File,
     images: Iterable[tuple[bytes | None, int, str]],
     allowed: int,
-    bar: ImageCounter,
+    bar: Any,
 ) -> tuple[_Tally, int]:
     """Write one file from the images of its rows; what became of them, and its size in bytes."""
     tally = _Tally()
@@ -242,7 +243,7 @@ def _write(
                 grade = int(table.grades[row])
                 tally.grades[grade] += 1
                 writer.add(payload, crc, name=table.names[row], label=grade, id=row, width=config.size, height=config.size)
-            bar.advance()
+            bar.update()
         tally.passed = tally.reencoded.pop("", 0)
         provenance = _provenance(config, table, tally)
         if file.place is not None:

@@ -1,4 +1,4 @@
-"""Progress of something counted in images: a bar on a terminal, a line every few seconds elsewhere."""
+"""Progress of a counted piece of work: a bar on a terminal; elsewhere a line every few seconds, where the caller wants them."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from tqdm import tqdm
 _LINE_SECONDS = 5.0
 
 
-class ImageCounter:
-    """Counts images on standard error, with images/s. Use as a context manager; `advance` is cheap."""
+def progress_bar(title: str, total: int | None, done: int = 0, unit: str = "batch", shown: bool = True, lines: bool = False) -> Any:
+    """What counts by `update` and is used in a `with` block. lines: elsewhere than on a terminal lines, where others show nothing.
 
-    def __init__(self, total: int, what: str, enabled: bool = True) -> None:
-        self._total, self._what, self._enabled = total, what, enabled
+    total: units, `done` of them before it begins; None: unknown. shown: whether anything is shown at all.
+    """
+    terminal = sys.stderr.isatty()
+    if shown and lines and not terminal:
+        return Lines(title, total, unit)
+    return tqdm(total=total, initial=done, desc=title, unit=unit, leave=False, dynamic_ncols=True, disable=not (shown and terminal))
+
+
+class Lines:
+    """Prints to standard error how much is done, and how much a second: every few seconds, and at an end without an error."""
+
+    def __init__(self, title: str, total: int | None, unit: str) -> None:
+        self._title, self._of, self._unit = title, "" if total is None else f" of {total:,}", unit
         self._done, self._started = 0, time.monotonic()
         self._next = self._started + _LINE_SECONDS
-        self._bar: Any = None
-        if enabled and sys.stderr.isatty():
-            self._bar = tqdm(total=total, desc=what, unit="img", dynamic_ncols=True, mininterval=0.2)
 
-    def advance(self) -> None:
-        """One image more."""
-        self._done += 1
-        if self._bar is not None:
-            self._bar.update()
-        elif self._enabled and self._done & 15 == 0 and time.monotonic() >= self._next:
-            self._line()
+    def update(self, n: int = 1) -> None:
+        """So many more are done."""
+        self._done += n
+        if time.monotonic() >= self._next:
+            self._print()
 
-    def _line(self) -> None:
+    def _print(self) -> None:
         now = time.monotonic()
         self._next = now + _LINE_SECONDS
-        rate = self._done / max(now - self._started, 1e-9)
-        print(f"{self._what}: {self._done:,} of {self._total:,} images, {rate:,.0f} images/s", file=sys.stderr, flush=True)
+        throughput = self._done / max(now - self._started, 1e-9)
+        print(
+            f"{self._title}: {self._done:,}{self._of} {self._unit}s, {throughput:,.0f} {self._unit}s/s", file=sys.stderr, flush=True
+        )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        elif self._enabled and kind is None:
-            self._line()
-
-
-def progress_bar(title: str, total: int | None, done: int, unit: str = "batch", shown: bool = True) -> tqdm:
-    """A bar on a terminal, nothing elsewhere, or where it is not to be shown."""
-    disable = not (shown and sys.stderr.isatty())
-    return tqdm(total=total, initial=done, desc=title, unit=unit, leave=False, dynamic_ncols=True, disable=disable)
+        if kind is None:
+            self._print()
