@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastretina import cli
-from fastretina.packing.pack import PackConfig, pack
+from fastretina.packing.config import PackConfig
 
 
 def main(config: PackConfig) -> None:
@@ -14,6 +14,8 @@ def main(config: PackConfig) -> None:
     Give either --root and --split (the lab layout: SPLIT_img.csv and SPLIT_label.csv in ROOT)
     or --images and --labels (Kaggle's layout: one CSV of image,level).
     """
+    from fastretina.packing.pack import pack  # with its libraries, which --help need not wait for
+
     print(pack(config, progress=True))
 
 

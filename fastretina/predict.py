@@ -34,7 +34,7 @@ from fastretina.models.checkpoint import Grader, open_grader
 from fastretina.models.inference import check_views, view_outputs
 from fastretina.models.precision import AmpChoice
 from fastretina.packing.inspect import read_file
-from fastretina.packing.labels import EXTENSIONS
+from fastretina.packing.labels.images import EXTENSIONS
 from fastretina.packing.preprocessing import UNPREPARED, Preparation
 from fastretina.packing.reencode import square
 from fastretina.report.overlays import Explainer, OverlayFolder

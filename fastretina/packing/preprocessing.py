@@ -1,17 +1,19 @@
 """What is done to a photograph's picture on its way into a .beton, beyond making it square; the same for training and grading.
 
 A .beton's provenance and a checkpoint both say it, so that a model is never shown pictures prepared otherwise than those it
-learned from. Imports neither torch nor OpenCV: the packing workers come here.
+learned from. Imports no library: the packing workers come here, and `--help`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from fastretina.beton.reader import Beton
 from fastretina.errors import BetonError, UsageError
+
+if TYPE_CHECKING:
+    from fastretina.beton.reader import Beton
 
 Crop = Literal["none", "fundus"]
 Contrast = Literal["none", "local"]

@@ -12,8 +12,12 @@ from hypothesis import strategies as st
 
 from fastretina.errors import LabelError
 from fastretina.grading import patient_of, patients_in_both
-from fastretina.packing.labels import ImageIndex, LabelTable, read_kaggle, read_lab, read_lab_names
+from fastretina.packing.config import PackConfig
+from fastretina.packing.labels.images import ImageIndex
+from fastretina.packing.labels.registry import layout_of
+from fastretina.packing.labels.table import LabelTable
 
+OUT = Path("out.beton")  # not written
 NAMES = ["10_left", "10_right", "11_left"]
 
 
@@ -32,9 +36,17 @@ def write(root: Path, names: str | bytes = "10_left\n10_right\n11_left\n", grade
         (root / f"train_{kind}.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
+def read(config: PackConfig, missing_ok: bool = False) -> LabelTable:
+    return layout_of(config).read(config, missing_ok)
+
+
+def read_lab(root: Path, split: str, missing_ok: bool = False) -> LabelTable:
+    return read(PackConfig(OUT, root=root, split=split), missing_ok)
+
+
 def kaggle(root: Path, text: str) -> LabelTable:
     (root / "all.csv").write_text(text)
-    return read_kaggle(root / "all.csv", root)
+    return read(PackConfig(OUT, images=root, labels=root / "all.csv"))
 
 
 def refused(root: Path, file: str, line: int, words: str) -> None:
@@ -201,7 +213,7 @@ def test_missing_files_folders_and_fifos_are_named_without_waiting(lab: Path) ->
     os.mkfifo(lab / "fifo.csv")
     for path in (lab / "none.csv", lab / "data", lab / "fifo.csv", lab / "a\0b"):
         with pytest.raises(LabelError) as caught:
-            read_kaggle(path, lab)
+            read(PackConfig(OUT, images=lab, labels=path))
         assert str(path) in str(caught.value)
 
 
@@ -260,7 +272,9 @@ def test_patients() -> None:
 
 def test_names_alone_need_no_images(tmp_path: Path) -> None:
     (tmp_path / "test_img.csv").write_text("1_left\n2_right.jpeg\n")
-    assert read_lab_names(tmp_path, "test") == ("1_left", "2_right")
+    config = PackConfig(OUT, root=tmp_path, split="train")
+    assert layout_of(config).other_names(config) == ("1_left", "2_right")
+    assert layout_of(config).other_names(PackConfig(OUT, root=tmp_path, split="other")) is None
 
 
 @given(

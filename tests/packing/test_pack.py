@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -263,6 +265,11 @@ def test_packing_can_verify_what_passes_through(tmp_path: Path) -> None:
     assert [(index, name) for index, name, _ in report.bad] == [(5, "2_left")]
     with pytest.raises(ConvertError, match=r"line 6: .*2_left\.jpeg: cannot be decoded"):
         write_beton(tmp_path / "o2.beton", root=root, split="train", size=SIZE, verify=True)
+
+
+def test_the_flags_are_known_without_the_libraries_that_pack() -> None:
+    code = "import sys, fastretina.packing.config; sys.exit(bool({'numpy', 'pandas', 'PIL', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
 def test_kaggle_layout_and_patients_in_both_splits(tmp_path: Path) -> None:

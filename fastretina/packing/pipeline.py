@@ -1,0 +1,85 @@
+"""Every row's image as the bytes that go into the .beton, in the order of the table.
+
+Threads read the files and walk their headers, processes re-encode what cannot pass through, and results come in order, so that
+they do not depend on how many of either there are.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+from fastretina.errors import ConvertError
+from fastretina.packing.config import PackConfig
+from fastretina.packing.inspect import Source, inspect
+from fastretina.packing.labels.table import LabelTable
+from fastretina.packing.reencode import ReencodePool, WorkerDied
+
+_CHUNK = 32  # images a thread reads at a time
+_AHEAD = 4  # chunks in flight for each worker
+WHOLE_FRAME = ", whole frame"  # the end of a reason for re-encoding: the disc's rim is out of sight, there was nothing to crop to
+
+
+class Packed(NamedTuple):
+    """payload: a JPEG file, None for a bad image. crc: its CRC-32. reason: why re-encoded, or what is wrong; "" if neither."""
+
+    payload: bytes | None
+    crc: int
+    reason: str
+
+
+def packed_images(config: PackConfig, table: LabelTable, rows: range) -> Generator[Packed]:
+    """The images of these rows, in order. Raises ConvertError where a worker process dies."""
+    workers = config.workers or len(os.sched_getaffinity(0))
+
+    def read(start: int) -> list[Source]:
+        return [
+            Source(None, 0, table.problems[row], bad=True)
+            if row in table.problems
+            else inspect(table.paths[row], config.size, config.verify, config.preparation)
+            for row in rows[start - rows.start :][:_CHUNK]
+        ]
+
+    starts = iter(rows[::_CHUNK])
+    pending: deque[tuple[int, Future[list[Source]]]] = deque()
+    submitted = 0  # rows whose re-encoding, if needed, has been asked for
+    threads = ThreadPoolExecutor(workers, thread_name_prefix="fastretina-pack")
+    try:
+        with ReencodePool(workers, config.size, config.preparation) as pool:
+            while True:
+                while len(pending) < _AHEAD * workers and (start := next(starts, None)) is not None:
+                    pending.append((start, threads.submit(read, start)))
+                if not pending:
+                    return
+                pending[0][1].result()
+                for start, future in pending:
+                    if not future.done():
+                        break
+                    if start >= submitted:
+                        for row, source in enumerate(future.result(), start):
+                            if source.payload is None and not source.bad:
+                                pool.submit(row, table.paths[row])
+                        submitted = start + _CHUNK
+                start, future = pending.popleft()
+                for row, source in enumerate(future.result(), start):
+                    yield _finished(row, source, pool, table)
+                pool.poll()
+    finally:
+        threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _finished(row: int, source: Source, pool: ReencodePool, table: LabelTable) -> Packed:
+    if source.payload is not None or source.bad:
+        return Packed(source.payload, source.crc, source.reason)
+    try:
+        answer = pool.result(row)
+    except WorkerDied as error:
+        at = error.key if isinstance(error.key, int) else row
+        raise ConvertError(f"{table.where(at)}: {table.paths[at]}: {error}") from None
+    if isinstance(answer, str):
+        return Packed(None, 0, answer)
+    return Packed(answer.jpeg, zlib.crc32(answer.jpeg), source.reason + (WHOLE_FRAME if answer.whole_frame else ""))
