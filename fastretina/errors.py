@@ -26,7 +26,7 @@ class JpegError(FastretinaError):
 
 
 class BetonError(FastretinaError):
-    """A .beton file that is missing, cut, damaged, hostile or not in FFCV's version-2 format."""
+    """A .beton file that is missing, truncated, corrupt, malicious or not in FFCV's version-2 format."""
 
 
 class ConvertError(FastretinaError):

@@ -98,7 +98,7 @@ class CacheFolder:
         return found
 
     def _open(self, path: Path) -> CachedBeton | None:
-        """The file if it is here, as the most recently used; one that is damaged is removed."""
+        """The file if it is here, as the most recently used; one that is corrupt is removed."""
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:

@@ -2,7 +2,7 @@
 
 A file is fetched in two parts. Its tables come first and are a sparse file of their own, which `Beton` opens and checks as any
 other: labels, names and the crc32 of every sample are then known. The samples follow in spans of 4 MiB, each compared with those
-checksums before it is written, so that a cut connection costs one span, and what an interrupted fetch left is checked and used.
+checksums before it is written, so that a broken connection costs one span, and what an interrupted fetch left is checked and used.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _table_regions(file: RemoteFile, read: Callable[[int, int], bytes]) -> Itera
     metadata = rows + count * fmt.metadata_dtype([type_id for _, type_id in fmt.OUR_FIELDS]).itemsize
     footer = alloc - fmt.FOOTER.itemsize
     if not 0 < metadata <= footer < alloc < file.size:
-        raise WrongBytes("not a .beton of fastretina, or damaged")
+        raise WrongBytes("not a .beton of fastretina, or corrupt")
     if metadata > len(head):
         head += read(len(head), metadata)
     # The block's size is known only from its footer; names of 24 bytes are guessed, and what is missing is asked for.
@@ -181,8 +181,8 @@ def fetch_samples(file: RemoteFile, tables: Beton, descriptor: int, patience: Pa
     first, last = int(starts[0]), int(starts[-1] + sizes[-1])
     with tables.path.open("rb") as source:
         for start, stop in ((0, first), (last, file.size)):
-            for place in range(start, stop, SPAN):
-                os.pwrite(descriptor, os.pread(source.fileno(), min(SPAN, stop - place), place), place)
+            for offset in range(start, stop, SPAN):
+                os.pwrite(descriptor, os.pread(source.fileno(), min(SPAN, stop - offset), offset), offset)
     bounds = [*np.flatnonzero(np.diff((starts - starts[0]) // SPAN, prepend=-1)).tolist(), len(starts)]
     for begin, end in itertools.pairwise(bounds):
         span = _Span(starts[begin:end], sizes[begin:end], crcs[begin:end])

@@ -120,7 +120,7 @@ def read_header(data: BytesLike, limits: Limits = DEFAULT_LIMITS) -> JpegHeader:
     walk, position, ended = _Walk(), 2, False
     while position + 1 < size:
         if view[position] != 0xFF:
-            raise JpegError(f"damaged JPEG: no marker at byte {position}")
+            raise JpegError(f"corrupt JPEG: no marker at byte {position}")
         if view[position + 1] == 0xFF:
             fill = _FILL.match(view, position)
             position = fill.end() - 1 if fill else position
@@ -131,13 +131,13 @@ def read_header(data: BytesLike, limits: Limits = DEFAULT_LIMITS) -> JpegHeader:
             ended = True
             break
         if marker < 0xC0 or marker == 0xC8 or 0xD0 <= marker <= 0xD8 or 0xF0 <= marker <= 0xFD:
-            raise JpegError(f"damaged JPEG: unexpected marker FF {marker:02X} at byte {position - 2}")
+            raise JpegError(f"corrupt JPEG: unexpected marker FF {marker:02X} at byte {position - 2}")
         if position + 2 > size:
             break
         length = view[position] << 8 | view[position + 1]
         end = position + length
         if length < 2 or end > size:
-            raise JpegError(f"damaged or cut JPEG: segment FF {marker:02X} at byte {position - 2} does not fit")
+            raise JpegError(f"corrupt or truncated JPEG: segment FF {marker:02X} at byte {position - 2} does not fit")
         walk.segments += 1
         if walk.segments > limits.segments:
             raise JpegError(f"more than {limits.segments} segments")
@@ -147,9 +147,9 @@ def read_header(data: BytesLike, limits: Limits = DEFAULT_LIMITS) -> JpegHeader:
             found = _NEXT_MARKER.search(view, end)
             position = found.start() if found else size
     if walk.frame is None:
-        raise JpegError("damaged or cut JPEG: no frame header")
+        raise JpegError("corrupt or truncated JPEG: no frame header")
     if walk.scans == 0:
-        raise JpegError("damaged or cut JPEG: no image data")
+        raise JpegError("corrupt or truncated JPEG: no image data")
     width, height, components, precision, process = walk.frame
     return JpegHeader(
         width=width,
@@ -182,7 +182,7 @@ def _segment(walk: _Walk, marker: int, body: memoryview, limits: Limits) -> None
         _scan(walk, body, limits)
     elif marker == 0xDD:
         if len(body) != 2:
-            raise JpegError("damaged JPEG: restart interval of the wrong length")
+            raise JpegError("corrupt JPEG: restart interval of the wrong length")
         walk.restart_interval = body[0] << 8 | body[1]
     elif 0xE0 <= marker <= 0xEF or marker == 0xFE:
         walk.app_bytes += len(body)
@@ -202,9 +202,9 @@ def _segment(walk: _Walk, marker: int, body: memoryview, limits: Limits) -> None
 
 def _frame(walk: _Walk, marker: int, body: memoryview, limits: Limits) -> None:
     if walk.frame is not None:
-        raise JpegError("damaged JPEG: two frame headers")
+        raise JpegError("corrupt JPEG: two frame headers")
     if len(body) < 6 or len(body) != 6 + 3 * body[5]:
-        raise JpegError("damaged JPEG: frame header of the wrong length")
+        raise JpegError("corrupt JPEG: frame header of the wrong length")
     precision, height, width, components = struct.unpack_from(">BHHB", body)
     if not 1 <= components <= 4:
         raise JpegError(f"{components} colour components")
@@ -216,17 +216,17 @@ def _frame(walk: _Walk, marker: int, body: memoryview, limits: Limits) -> None:
         )
     parts = tuple((body[i], body[i + 1] >> 4, body[i + 1] & 15, body[i + 2]) for i in range(6, len(body), 3))
     if any(not (1 <= h <= 4 and 1 <= v <= 4 and quant <= 3) for _, h, v, quant in parts):
-        raise JpegError("damaged JPEG: impossible sampling factors or table numbers")
+        raise JpegError("corrupt JPEG: impossible sampling factors or table numbers")
     walk.parts = parts
     walk.frame = (width, height, components, precision, _PROCESSES.get(marker) or _UNDECODABLE[marker])
 
 
 def _scan(walk: _Walk, body: memoryview, limits: Limits) -> None:
     if walk.frame is None:
-        raise JpegError("damaged JPEG: image data before the frame header")
+        raise JpegError("corrupt JPEG: image data before the frame header")
     count = body[0] if len(body) else 0
     if not 1 <= count <= walk.frame[2] or len(body) != 4 + 2 * count:
-        raise JpegError("damaged JPEG: scan header of the wrong length")
+        raise JpegError("corrupt JPEG: scan header of the wrong length")
     walk.scans += 1
     if walk.scans > limits.scans or walk.scans * walk.frame[0] * walk.frame[1] > limits.scan_pixels:
         raise JpegError(f"{walk.scans} scans of {walk.frame[0]} x {walk.frame[1]} pixels, past the limit")
@@ -254,7 +254,7 @@ def _quantisation(walk: _Walk, body: memoryview, limits: Limits) -> None:
         position += 129 if wide else 65
         tables += 1
         if wide > 1 or table > 3 or position > len(body) or tables > limits.tables:
-            raise JpegError("damaged JPEG: impossible quantisation table")
+            raise JpegError("corrupt JPEG: impossible quantisation table")
         if not wide:
             walk.quant |= 1 << table
         else:
@@ -269,7 +269,7 @@ def _huffman(walk: _Walk, body: memoryview, limits: Limits) -> None:
         position += 17 + codes
         tables += 1
         if kind > 1 or table > 3 or codes > 256 or position > len(body) or tables > limits.tables:
-            raise JpegError("damaged JPEG: impossible Huffman table")
+            raise JpegError("corrupt JPEG: impossible Huffman table")
         walk.huffman |= 1 << (4 * kind + table)
 
 
@@ -343,7 +343,7 @@ def verdict(header: JpegHeader, size: int) -> Verdict:
     if header.colour == "unknown":
         return Verdict("reject", f"JPEG of {header.components} components")
     if not header.ends_with_eoi:
-        return Verdict("reject", "cut JPEG: the end-of-image marker is missing")
+        return Verdict("reject", "truncated JPEG: the end-of-image marker is missing")
     return Verdict("convert", reason) if (reason := _convert_reason(header, size)) else PASS
 
 

@@ -22,7 +22,7 @@ def open_beton(source: str | os.PathLike[str] | Beton, cache: Cache | None = Non
     (see fastretina.beton.remote). An open one is returned as it is.
 
     Raises:
-        BetonError: naming the file that is damaged, missing from its set, doubled or of another packing.
+        BetonError: naming the file that is corrupt, missing from its set, doubled or of another packing.
         RemoteError: naming the URL that cannot be read.
     """
     if isinstance(source, Beton):

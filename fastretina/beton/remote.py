@@ -161,7 +161,7 @@ class RemoteBeton(ShardedBeton):
     def expect(self, indices: NDArray[np.int64]) -> None:
         numbers, _ = self.shard_of(indices)
         first, last = np.full(len(self.shards), len(numbers)), np.full(len(self.shards), -1)
-        first[numbers[::-1]] = np.arange(len(numbers))[::-1]  # the last assignment to a place is the one that stays
+        first[numbers[::-1]] = np.arange(len(numbers))[::-1]  # the last assignment to a number is the one that stays
         last[numbers] = np.arange(len(numbers))
         self._shelf.expect(first.tolist(), last.tolist())
 
@@ -189,7 +189,7 @@ class Shelf:
         self._open: dict[int, Beton] = {}  # read without the lock
         self._coming: dict[int, Future[Beton]] = {}
         self._threads: dict[int, threading.Thread] = {}  # daemons: nothing here is worth keeping a process for
-        # Places of each shard's first and last sample in the order; past its end and -1 where it has none.
+        # Positions of each shard's first and last sample in the order; past its end and -1 where it has none.
         self._first, self._last = [0] * len(shards), [len(shards)] * len(shards)
         self._queue: list[int] = []  # shards still to begin, the next one last
         self._begun: set[int] = set()
@@ -207,10 +207,10 @@ class Shelf:
         return found if coming is None else coming.result()  # type: ignore[return-value]
 
     def expect(self, first: list[int], last: list[int]) -> None:
-        """The order that samples will be asked for in: for each shard the places of its first and last."""
+        """The order that samples will be asked for in: for each shard the positions of its first and last."""
         with self._lock:
             self._first, self._last, self._begun = first, last, set()
-            self._queue = sorted((number for number, place in enumerate(last) if place >= 0), key=lambda k: -first[k])
+            self._queue = sorted((number for number, position in enumerate(last) if position >= 0), key=lambda k: -first[k])
             self._fill()
 
     def _begin(self, number: int) -> None:

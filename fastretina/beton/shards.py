@@ -19,8 +19,9 @@ from typing import Any, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fastretina.beton.names import NameList, Selected
 from fastretina.beton.paths import MAX_SHARDS, as_path, shard_path, whole_path
-from fastretina.beton.reader import Beton, NameList, Selected
+from fastretina.beton.reader import Beton
 from fastretina.errors import BetonError, SampleError
 
 WINDOW = 8  # shards that `sampling="shards"` draws from at a time
@@ -54,8 +55,7 @@ def open_all(sources: Sequence[_Source], opener: Callable[[_Source], _Opened]) -
 
 def in_order(path: Path, shards: Sequence[Beton]) -> list[Beton]:
     """The shards by number, after a check that they are one packing, each once and none missing. BetonError names the culprit."""
-    places = [_place(shard) for shard in shards]
-    numbered = sorted(zip(places, shards, strict=True), key=lambda pair: pair[0])
+    numbered = sorted(((_number(shard), shard) for shard in shards), key=lambda pair: pair[0])
     (_, of), first = numbered[0]
     for (number, count), shard in numbered[1:]:
         if count != of or _packing(shard) != _packing(first):
@@ -82,10 +82,9 @@ def in_order(path: Path, shards: Sequence[Beton]) -> list[Beton]:
     return ordered
 
 
-def _place(shard: Beton) -> tuple[int, int]:
+def _number(shard: Beton) -> tuple[int, int]:
     """(number, of) as the file itself says: names can be changed."""
-    place = shard.provenance.get("shard")
-    match place:
+    match shard.provenance.get("shard"):
         case {"number": int(number), "of": int(of)} if 0 <= number < of <= MAX_SHARDS:
             return number, of
     raise BetonError(
@@ -107,15 +106,15 @@ class _ShardNames(NameList):
     def __len__(self) -> int:
         return self._count
 
-    def _name(self, i: int) -> str:
-        shard = bisect.bisect_right(self._starts, i) - 1
-        return self._names[shard][i - self._starts[shard]]
+    def _name(self, index: int) -> str:
+        shard = bisect.bisect_right(self._starts, index) - 1
+        return self._names[shard][index - self._starts[shard]]
 
 
 class ShardedBeton(Beton):
     """The shards of one packing as one Beton, whose sample i lies in one of them.
 
-    All that Beton promises holds; `path` is the pattern, and a SampleError names the shard and the place in it. It pickles as
+    All that Beton promises holds; `path` is the pattern, and a SampleError names the shard and the index in it. It pickles as
     what opens it again.
 
     Attributes:
@@ -152,38 +151,38 @@ class ShardedBeton(Beton):
         return sum(shard.mean_bytes * len(shard) for shard in self.shards) / sum(map(len, self.shards))
 
     def shard_of(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where these samples (B,) lie: numbers of their shards and positions in those, int64 (B,) each."""
-        places = indices if self._positions is None else self._positions[indices]
-        numbers = np.searchsorted(self._bounds, places, side="right") - 1
-        return numbers, places - self._bounds[numbers]
+        """Where these samples (B,) lie: numbers of their shards and indices in those, int64 (B,) each."""
+        rows = indices if self._indices is None else self._indices[indices]
+        numbers = np.searchsorted(self._bounds, rows, side="right") - 1
+        return numbers, rows - self._bounds[numbers]
 
-    def at(self, i: int) -> tuple[Beton, int]:
+    def at(self, index: int) -> tuple[Beton, int]:
         if self._closed:
             raise BetonError(f"{self.path}: already closed")
-        if not 0 <= i < len(self.labels):
-            raise IndexError(f"{self.path}: no sample {i} among {len(self)}")
-        place = i if self._positions is None else int(self._positions[i])
-        number = bisect.bisect_right(self._starts, place) - 1
-        return self._shard(number), place - self._starts[number]
+        if not 0 <= index < len(self.labels):
+            raise IndexError(f"{self.path}: no sample {index} among {len(self)}")
+        row = index if self._indices is None else int(self._indices[index])
+        number = bisect.bisect_right(self._starts, row) - 1
+        return self._shard(number), row - self._starts[number]
 
     def _shard(self, number: int) -> Beton:
         return self.shards[number]
 
-    def jpeg(self, i: int, verify: bool = False) -> memoryview:
-        shard, place = self.at(i)
-        return shard.jpeg(place, verify)
+    def jpeg(self, index: int, verify: bool = False) -> memoryview:
+        shard, row = self.at(index)
+        return shard.jpeg(row, verify)
 
-    def pixels(self, i: int, verify: bool = False) -> NDArray[np.uint8]:
-        shard, place = self.at(i)
-        return shard.pixels(place, verify)
+    def pixels(self, index: int, verify: bool = False) -> NDArray[np.uint8]:
+        shard, row = self.at(index)
+        return shard.pixels(row, verify)
 
-    def verify(self, i: int) -> None:
-        shard, place = self.at(i)
-        shard.verify(place)
+    def verify(self, index: int) -> None:
+        shard, row = self.at(index)
+        shard.verify(row)
 
-    def sample_error(self, i: int, reason: str) -> SampleError:
-        shard, place = self.at(i)
-        return shard.sample_error(place, reason)
+    def sample_error(self, index: int, reason: str) -> SampleError:
+        shard, row = self.at(index)
+        return shard.sample_error(row, reason)
 
     def check_order(self, sampling: str) -> None:
         """UsageError where the set cannot be read in such an order; local files can be in any."""
@@ -191,14 +190,14 @@ class ShardedBeton(Beton):
     def expect(self, indices: NDArray[np.int64]) -> None:
         """A hint: these samples will be asked for, in this order."""
 
-    def select(self, positions: NDArray[np.int64]) -> Self:
-        """The samples at these positions (N,), in this order, as a set of its own over the same open files, which stay open until
+    def select(self, indices: NDArray[np.int64]) -> Self:
+        """The samples at these indices (N,), in this order, as a set of its own over the same open files, which stay open until
         the last of their sets is closed."""
         chosen = copy.copy(self)
         for column in ("labels", "ids", "crcs", "widths", "heights", "modes"):
-            setattr(chosen, column, getattr(self, column)[positions])
-        chosen.names = Selected(self.names, positions)
-        chosen._positions = positions if self._positions is None else self._positions[positions]
+            setattr(chosen, column, getattr(self, column)[indices])
+        chosen.names = Selected(self.names, indices)
+        chosen._indices = indices if self._indices is None else self._indices[indices]
         self._users.enter()
         return chosen
 

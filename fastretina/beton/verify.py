@@ -33,12 +33,12 @@ class VerifyReport:
     seconds: float
 
     def __str__(self) -> str:
-        speed = f"{self.seconds:.2f} s, {self.samples / max(self.seconds, 1e-9):,.0f} images/s"
+        throughput = f"{self.seconds:.2f} s, {self.samples / max(self.seconds, 1e-9):,.0f} images/s"
         if self.bad:
             lines = [f"{index}\t{name}\t{reason}" for index, name, reason in self.bad]
-            return "\n".join([*lines, f"{self.path}: {len(self.bad):,} of {self.samples:,} samples are bad ({speed})"])
+            return "\n".join([*lines, f"{self.path}: {len(self.bad):,} of {self.samples:,} samples are bad ({throughput})"])
         how = "checksums match and all decode" if self.checksummed else "all decode; this file has no checksums"
-        return f"OK: {self.path}: {self.samples:,} samples, {how} ({speed})"
+        return f"OK: {self.path}: {self.samples:,} samples, {how} ({throughput})"
 
 
 def verify_beton(path: str | os.PathLike[str], *, workers: int | None = None, progress: bool = False) -> VerifyReport:
@@ -47,7 +47,7 @@ def verify_beton(path: str | os.PathLike[str], *, workers: int | None = None, pr
     workers: threads; default: the usable cores.
 
     Raises:
-        BetonError: the file's tables are damaged, so that there are no samples to name. UsageError: workers < 1.
+        BetonError: the file's tables are corrupt, so that there are no samples to name. UsageError: workers < 1.
     """
     if workers is not None and not 1 <= workers <= 1024:
         raise UsageError(f"--workers {workers}: from 1 to 1024")
@@ -70,7 +70,7 @@ def _reasons(beton: Beton, workers: int) -> Iterator[str]:
     left = threading.Event()
 
     def check(start: int) -> list[str]:
-        return [_check(beton, i) for i in range(start, min(start + _CHUNK, len(beton))) if not left.is_set()]
+        return [_check(beton, index) for index in range(start, min(start + _CHUNK, len(beton))) if not left.is_set()]
 
     with ThreadPoolExecutor(workers, thread_name_prefix="fastretina-verify") as threads:
         try:
@@ -81,15 +81,15 @@ def _reasons(beton: Beton, workers: int) -> Iterator[str]:
             threads.shutdown(wait=True, cancel_futures=True)
 
 
-def _check(beton: Beton, i: int) -> str:
+def _check(beton: Beton, index: int) -> str:
     try:
-        if beton.modes[i] == MODE_RAW:
-            beton.verify(i)
+        if beton.modes[index] == MODE_RAW:
+            beton.verify(index)
             return ""
-        data = beton.jpeg(i, verify=True)
+        data = beton.jpeg(index, verify=True)
         header = read_header(data)
-        if (header.width, header.height) != (beton.widths[i], beton.heights[i]):
-            return f"is {header.width} x {header.height} pixels, the table says {beton.widths[i]} x {beton.heights[i]}"
+        if (header.width, header.height) != (beton.widths[index], beton.heights[index]):
+            return f"is {header.width} x {header.height} pixels, the table says {beton.widths[index]} x {beton.heights[index]}"
         simplejpeg.decode_jpeg(data, strict=True)
     except SampleError as error:
         return error.reason

@@ -39,8 +39,8 @@ class PackConfig:
     max_bad: str = "0.5%"
     """With --on-bad skip: stop after all if more images than this are bad (a percentage of the rows, or a count)."""
     verify: bool = False
-    """Also decode every JPEG that passes through. Off by default: packing takes several times as long, and few damages are found,
-    because most flipped bits decode without complaint; the checksums that the .beton carries find all later ones."""
+    """Also decode every JPEG that passes through. Off by default: packing takes several times as long, and little corruption is
+    found, because most flipped bits decode without complaint; the checksums that the .beton carries find all later ones."""
     crop: Crop = "none"
     """fundus: find the retina's disc and crop to its square, so that it fills every image whatever the camera. Re-encodes all."""
     contrast: Contrast = "none"

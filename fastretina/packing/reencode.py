@@ -66,7 +66,7 @@ def square(data: bytes, size: int, preparation: Preparation = UNPREPARED) -> Ima
     crop to, and the whole frame is letterboxed.
 
     Raises:
-        JpegError: undecodable, cut, or past the limits of `fastretina.beton.jpeg`; dark all over, where a retina is to be prepared.
+        JpegError: undecodable, truncated, past the limits of `fastretina.beton.jpeg`; dark all over, where a retina is prepared.
     """
     return _square(data, size, preparation)[0]
 

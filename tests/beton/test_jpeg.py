@@ -90,8 +90,8 @@ def test_any_bytes_will_do(kind: type) -> None:
         (patch_frame(encode(), 4, b"\x0c"), "reject", "12-bit"),
         (patch_frame(encode(), 1, b"\xc3"), "reject", "lossless"),
         (patch_frame(encode(), 1, b"\xc5"), "reject", "hierarchical"),
-        (encode()[:-2], "reject", "cut"),
-        (encode()[:-200], "reject", "cut"),
+        (encode()[:-2], "reject", "truncated"),
+        (encode()[:-200], "reject", "truncated"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -59,7 +59,7 @@ def edit(
     return change
 
 
-HOSTILE: dict[str, Callable[[dict[str, np.ndarray]], None]] = {
+MALICIOUS: dict[str, Callable[[dict[str, np.ndarray]], None]] = {
     "2^63 samples": edit("header", "num_samples", 1 << 63),
     "2^64 - 1 samples": edit("header", "num_samples", (1 << 64) - 1),
     "no samples": edit("header", "num_samples", 0),
@@ -94,13 +94,13 @@ HOSTILE: dict[str, Callable[[dict[str, np.ndarray]], None]] = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_files_are_refused_without_allocating(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", MALICIOUS)
+def test_malicious_files_are_refused_without_allocating(name: str, tmp_path: Path) -> None:
     parts = foreign()
-    HOSTILE[name](parts)
-    path = save(tmp_path / "hostile.beton", parts)
+    MALICIOUS[name](parts)
+    path = save(tmp_path / "malicious.beton", parts)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(BetonError, match=r"hostile\.beton: "):
+    with pytest.raises(BetonError, match=r"malicious\.beton: "):
         Beton(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
 

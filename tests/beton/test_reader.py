@@ -1,4 +1,4 @@
-"""The .beton format: what is written is read back, and no cut, flipped or hostile file gets past the open."""
+"""The .beton format: what is written is read back, and no truncated, flipped or malicious file gets past the open."""
 
 from __future__ import annotations
 
@@ -143,16 +143,16 @@ def test_it_pickles_as_its_path(packed: Path) -> None:
     assert len(text) < 1000
 
 
-def test_every_cut_is_rejected_at_open(packed: Path, tmp_path: Path) -> None:
+def test_every_truncation_is_rejected_at_open(packed: Path, tmp_path: Path) -> None:
     data = packed.read_bytes()
-    path = tmp_path / "cut.beton"
+    path = tmp_path / "truncated.beton"
     path.write_bytes(data)
     places = (
         set(range(len(data) - 1, len(data) - 800, -1)) | set(random.Random(0).sample(range(len(data)), 100)) | {0, 1, 23, 24, 1000}
     )
     for length in sorted(places, reverse=True):
         os.truncate(path, length)
-        with pytest.raises(BetonError, match=r"cut\.beton"):
+        with pytest.raises(BetonError, match=r"truncated\.beton"):
             Beton(path)
 
 
@@ -225,7 +225,7 @@ def test_marks_of_our_files_are_believed_only_together(tampered: Callable[[Calla
         data[table - 64 : table] = bytes(64)
 
     for change in (without_marker, without_footer):
-        with pytest.raises(BetonError, match="name block is damaged"):
+        with pytest.raises(BetonError, match="name block is corrupt"):
             Beton(tampered(change))
 
 
@@ -247,12 +247,12 @@ def test_what_is_no_file_is_our_error_and_names_the_path(tmp_path: Path) -> None
         assert str(tmp_path / name) in str(caught.value)
 
 
-def test_a_file_cut_while_open_is_an_error_and_not_a_crash(tmp_path: Path) -> None:
+def test_a_file_truncated_while_open_is_an_error_and_not_a_crash(tmp_path: Path) -> None:
     path = pack(tmp_path / "a.beton")
     with Beton(path) as beton:
         os.truncate(path, 5000)
         for call in (beton.jpeg, beton.verify):
-            with pytest.raises(BetonError, match="cut while open"):
+            with pytest.raises(BetonError, match="truncated while open"):
                 call(3)
 
 

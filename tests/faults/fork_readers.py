@@ -1,7 +1,7 @@
 """A process that has imported everything, and forks a reader of a file for each line that it reads; the file is then changed in
 place, under the reader's threads.
 
-One line of JSON in, `{"path": PATH, "reader": "loader" | "verify", "after": SECONDS, "change": "cut" | "zero" | "copy",
+One line of JSON in, `{"path": PATH, "reader": "loader" | "verify", "after": SECONDS, "change": "truncate" | "zero" | "copy",
 "at": BYTE, "other": PATH}`; one out: the reader's exit code (negative: the signal that ended it), its error, and the seconds from
 the change to its end.
 """
@@ -48,7 +48,7 @@ def read_until_it_fails(job: dict[str, Any], output: int) -> None:
 def change(job: dict[str, Any]) -> None:
     """What nobody should do to a file that is in use."""
     path = Path(job["path"])
-    if job["change"] == "cut":
+    if job["change"] == "truncate":
         os.truncate(path, job["at"])
     elif job["change"] == "zero":
         with path.open("r+b") as file:

@@ -49,7 +49,7 @@ def place(tmp_path: Path) -> Path:
 
 
 # A second row, after a good first one. {secret} is the folder outside.
-HOSTILE_NAMES = {
+MALICIOUS_NAMES = {
     "parent": "../secret/1_left,0",
     "parent within": "x/../../secret/1_left,0",
     "parent with backslashes": "..\\secret\\1_left,0",
@@ -79,7 +79,7 @@ HOSTILE_NAMES = {
     "pipe": "|cat /etc/passwd,0",
     "formula": "=HYPERLINK(1),0",
 }
-HOSTILE_CELLS = {
+MALICIOUS_CELLS = {
     "grade NaN": "1_right,NaN",
     "grade 1.0": "1_right,1.0",
     "grade of many digits": "1_right," + "9" * 5_000,
@@ -92,9 +92,9 @@ HOSTILE_CELLS = {
 }
 
 
-@pytest.mark.parametrize("name", {**HOSTILE_NAMES, **HOSTILE_CELLS})
-def test_a_hostile_row_is_named_and_nothing_outside_is_opened(name: str, place: Path, opened: list[str], tried) -> None:
-    row = {**HOSTILE_NAMES, **HOSTILE_CELLS}[name].replace("{secret}", str(place / "secret"))
+@pytest.mark.parametrize("name", {**MALICIOUS_NAMES, **MALICIOUS_CELLS})
+def test_a_malicious_row_is_named_and_nothing_outside_is_opened(name: str, place: Path, opened: list[str], tried) -> None:
+    row = {**MALICIOUS_NAMES, **MALICIOUS_CELLS}[name].replace("{secret}", str(place / "secret"))
     (place / "all.csv").write_bytes(f"image,level\n1_left,0\n{row}\n".encode("latin-1"))
     opened.clear()
     with pytest.raises((LabelError, ConvertError)) as caught:
@@ -106,7 +106,7 @@ def test_a_hostile_row_is_named_and_nothing_outside_is_opened(name: str, place: 
     assert str(place / "all.csv") in seen  # the watch works
     assert [path for path in seen if path.startswith((str(place / "secret"), "/etc", "/dev/zero", "/proc/self/env"))] == []
     assert not (place / "out.beton").exists()
-    tried("CSV: hostile name or cell")
+    tried("CSV: malicious name or cell")
 
 
 HARMLESS: dict[str, Callable[[str], bytes]] = {

@@ -70,8 +70,8 @@ KINDS: dict[str, tuple[bytes, str | None]] = {
     "12-bit": (patch_frame(jpeg(PHOTO), 4, b"\x0c"), None),
     "lossless": (patch_frame(jpeg(PHOTO), 1, b"\xc3"), None),
     "hierarchical": (patch_frame(jpeg(PHOTO), 1, b"\xc5"), None),
-    "cut": (jpeg(PHOTO)[:-2], None),
-    "cut PNG": (save(PHOTO, "PNG")[:300], None),
+    "truncated": (jpeg(PHOTO)[:-2], None),
+    "truncated PNG": (save(PHOTO, "PNG")[:300], None),
     "65,500 x 65,500": (BOMBS["65,500 x 65,500"], None),
     "1,024 scans": (BOMBS["1,024 scans"], None),
 }

@@ -1,4 +1,4 @@
-"""A packed file, damaged in every way: what the tables cannot show at open, the checksums show before a pixel is used.
+"""A packed file, corrupted in every way: what the tables cannot show at open, the checksums show before a pixel is used.
 
 The exhaustive tests of the format itself are in tests/beton/test_reader.py and tests/beton/test_malicious_files.py.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from test_malicious_files import HOSTILE, edit, foreign, save
+from test_malicious_files import MALICIOUS, edit, foreign, save
 from test_pack import SIZE, folder, plain
 
 from fastretina.beton.reader import Beton
@@ -56,7 +56,7 @@ def refusal_seconds(path: Path) -> float:
 
 
 @pytest.mark.tries((300, 40), (4096, 200))
-def test_a_cut_file_is_refused_at_open(copy: Path, tries: tuple[int, int], tried) -> None:
+def test_a_truncated_file_is_refused_at_open(copy: Path, tries: tuple[int, int], tried) -> None:
     size = copy.stat().st_size
     tail, anywhere = tries
     places = {*range(size - tail, size), *random.Random(0).sample(range(size - tail), anywhere)}
@@ -65,7 +65,7 @@ def test_a_cut_file_is_refused_at_open(copy: Path, tries: tuple[int, int], tried
         os.truncate(copy, length)
         seconds.append(refusal_seconds(copy))
     assert sorted(seconds)[-2] < SLOWEST
-    tried("reader: file cut", len(places))
+    tried("reader: file truncated", len(places))
 
 
 @pytest.mark.tries(200, 2_000)
@@ -171,16 +171,16 @@ def test_odd_field_names_do_not_confuse_the_reader(name: str, tmp_path: Path, tr
     with Beton(path) as beton:  # fields are told apart by their types first
         assert beton.labels.tolist() == [0, 0, 0]
         assert [len(beton.jpeg(i)) for i in range(3)] == [100] * 3
-    tried("reader: hostile header")
+    tried("reader: malicious header")
 
 
 def test_hostile_headers_together_take_no_memory(tmp_path: Path, tried) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for change in HOSTILE.values():
+    for change in MALICIOUS.values():
         parts = foreign()
         change(parts)
-        refusal_seconds(save(tmp_path / "hostile.beton", parts))
-        tried("reader: hostile header")
+        refusal_seconds(save(tmp_path / "malicious.beton", parts))
+        tried("reader: malicious header")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
 
 
@@ -216,7 +216,7 @@ def test_a_file_changed_in_place_under_its_readers_is_an_error_that_names_it(
             path.write_bytes(packed.read_bytes())
             job = {
                 "path": str(path), "other": str(other), "after": chosen.uniform(0, 0.3),
-                "change": ("cut", "zero", "copy")[number % 3],
+                "change": ("truncate", "zero", "copy")[number % 3],
                 "at": chosen.choice([0, 4096, chosen.randrange(size // 2), chosen.choice(samples)]),
                 "reader": chosen.choice(["loader", "loader", "verify"]),
             }  # fmt: skip
@@ -234,11 +234,11 @@ def test_a_file_changed_in_place_under_its_readers_is_an_error_that_names_it(
 
 
 @pytest.mark.tries(40, 200)
-def test_a_file_cut_while_it_is_opened_is_refused(
+def test_a_file_truncated_while_it_is_opened_is_refused(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tries: int, tried
 ) -> None:
     """After its length was looked at, or after any of the reads that follow."""
-    path, whole, chosen = tmp_path / "cut.beton", packed.read_bytes(), random.Random(4)
+    path, whole, chosen = tmp_path / "truncated.beton", packed.read_bytes(), random.Random(4)
     real, reads, strike, length = os.preadv, 0, len(whole), 0
 
     def preadv(descriptor: int, buffers: list[np.ndarray], place: int) -> int:
@@ -254,10 +254,10 @@ def test_a_file_cut_while_it_is_opened_is_refused(
     for _ in range(tries):
         path.write_bytes(whole)
         reads, strike, length = 0, chosen.randrange(5), chosen.randrange(samples)
-        with pytest.raises(BetonError, match=rf"^{path}: was cut while open"):
+        with pytest.raises(BetonError, match=rf"^{path}: was truncated while open"):
             Beton(path)
         assert reads > strike
-    tried("reader: file cut while it is opened", tries)
+    tried("reader: file truncated while it is opened", tries)
 
 
 def test_a_disk_that_cannot_read_a_sample_is_a_bad_sample_and_one_that_cannot_read_the_tables_a_bad_file(

@@ -188,9 +188,9 @@ def test_what_pillow_cannot_or_should_not_read_is_our_error(data: bytes) -> None
 BAD = {
     "empty": b"",
     "text": b"this is not an image",
-    "cut": jpeg(picture())[:-50],
-    "cut progressive": jpeg(picture(), progressive=True)[:-50],
-    "cut png": save(picture(), "PNG")[:300],
+    "truncated": jpeg(picture())[:-50],
+    "truncated progressive": jpeg(picture(), progressive=True)[:-50],
+    "truncated png": save(picture(), "PNG")[:300],
     "12-bit": jpeg(picture()).replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c"),
     "bomb": jpeg(picture()).replace(b"\xff\xc0\0\x11\x08\0\x40\0\x40", b"\xff\xc0\0\x11\x08\xff\xdc\xff\xdc"),
 }
@@ -214,7 +214,7 @@ def test_the_first_bad_image_stops_with_file_line_and_path(kind: str, row: int, 
 def test_bad_images_can_be_skipped_and_are_listed(tmp_path: Path) -> None:
     files = plain(40)
     names = list(files)
-    files[names[3]], files[names[17]] = BAD["cut"], BAD["cut png"]
+    files[names[3]], files[names[17]] = BAD["truncated"], BAD["truncated png"]
     root = folder(tmp_path / "in", files)
     (root / "data" / names[30]).unlink()
     (root / "train_img.csv").write_text((root / "train_img.csv").read_text().replace("19_left", "=1+1"))
@@ -223,7 +223,7 @@ def test_bad_images_can_be_skipped_and_are_listed(tmp_path: Path) -> None:
     with (tmp_path / "o.beton.skipped.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["row"], row["name"]) for row in rows] == [("4", "1_left"), ("18", "8_left"), ("31", "15_right"), ("40", "'=1+1")]
-    assert "cut" in rows[0]["reason"]
+    assert "truncated" in rows[0]["reason"]
     assert "no image" in rows[2]["reason"]
     with Beton(tmp_path / "o.beton") as beton:
         assert beton.ids.tolist() == [i for i in range(40) if i not in (3, 17, 30, 39)]

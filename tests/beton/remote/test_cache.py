@@ -1,4 +1,4 @@
-"""The cache keeps what is in use, lets the rest go by age, and trusts no damaged file."""
+"""The cache keeps what is in use, lets the rest go by age, and trusts no corrupt file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_least_recently_used_file_goes_first_and_an_open_one_never(folder, t
     assert space.used() <= space.limit
 
 
-def test_a_damaged_file_in_the_cache_is_fetched_again(folder, tmp_path):
+def test_a_corrupt_file_in_the_cache_is_fetched_again(folder, tmp_path):
     content = shard_path(folder / "train.beton", 0, SHARDS).read_bytes()
     space = CacheFolder.at(tmp_path / "cache", limit=1 << 30)
     cached(space, "a.beton", content).close()

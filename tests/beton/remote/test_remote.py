@@ -116,7 +116,7 @@ def test_an_order_that_the_cache_cannot_hold_is_refused(serve, tmp_path, shard_b
 
 
 def test_wrong_bytes_that_stay_wrong_are_an_error_that_names_url_and_sample(folder, serve, tmp_path, cache):
-    served = Path(shutil.copytree(folder, tmp_path / "damaged"))
+    served = Path(shutil.copytree(folder, tmp_path / "corrupt"))
     path = shard_path(served / "train.beton", 3, SHARDS)
     data = bytearray(path.read_bytes())
     data[(1 << 21) + 10] ^= 1
@@ -132,12 +132,12 @@ def test_wrong_bytes_that_stay_wrong_are_an_error_that_names_url_and_sample(fold
 
 
 def test_wrong_tables_that_stay_wrong_are_an_error(folder, serve, tmp_path, cache):
-    served = Path(shutil.copytree(folder, tmp_path / "damaged"))
+    served = Path(shutil.copytree(folder, tmp_path / "corrupt"))
     path = shard_path(served / "train.beton", 3, SHARDS)
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
     path.write_bytes(data)
-    with pytest.raises(RemoteError, match=rf"{path.name}: .*tables are damaged"):
+    with pytest.raises(RemoteError, match=rf"{path.name}: .*tables are corrupt"):
         open_beton(f"{serve(at=served).url}/{PATTERN}", Cache(cache.folder, cache.limit, attempts=2))
     assert complete(cache) == []
 
