@@ -23,8 +23,8 @@ from fastretina.models.checkpoint import load_grader
 from fastretina.models.gradcam import GradCam
 from fastretina.predict import prepare
 from fastretina.sample.camera import CameraSettings, Eye, render
+from fastretina.sample.dataset import STAMP, plan_eyes
 from fastretina.sample.lesions import LesionSettings
-from fastretina.sample.make import STAMP, plan_eyes
 
 VISIBLE = 12  # grey levels
 DARK = 20  # grey levels, below which there is no retina

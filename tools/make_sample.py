@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastretina.cli import run
-from fastretina.sample.make import EASY, HARD, make_sample
+from fastretina.sample.dataset import EASY, HARD, make_sample
 from fastretina.system.progress import progress_bar
 
 

@@ -137,13 +137,7 @@ def _read_block(file: OpenFile, head: NDArray[np.uint8], tail: NDArray[np.uint8]
 
 
 def _check_extents(
-    pointers: NDArray[np.uint64],
-    starts: NDArray[np.uint64],
-    sizes: NDArray[np.uint64],
-    data: range,
-    page: int,
-    *,
-    ordered: bool,
+    pointers: NDArray[np.uint64], starts: NDArray[np.uint64], sizes: NDArray[np.uint64], data: range, page: int, *, ordered: bool
 ) -> NDArray[np.uint64]:
     """The sizes of the samples at `pointers`, after a check that each lies inside its page and `data` (bytes), alone."""
     if not ordered and not bool((starts[1:] >= starts[:-1]).all()):

@@ -127,8 +127,8 @@ def _to_the_rim(light: MatLike, dark: float, circle: Disc) -> tuple[Disc, npt.ND
     """`circle` moved to where the light falls; the rays that meet the rim there; how many rays the frame does not cut."""
     met, visible = np.empty(0, np.intp), 0
     for reach in (0.08, 0.04):  # of the radius, to either side
-        turns = np.arange(_RAYS) * (2 * np.pi / _RAYS)
-        cos, sin = np.cos(turns)[:, None], np.sin(turns)[:, None]
+        angles = np.arange(_RAYS) * (2 * np.pi / _RAYS)
+        cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
         along = np.linspace(1 - reach, 1 + reach, _SAMPLES) * circle.radius
         x, y = (circle.x + cos * along).astype(np.float32), (circle.y + sin * along).astype(np.float32)
         profile = cv2.remap(light, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).astype(np.float64)

@@ -27,7 +27,7 @@ _MAGIC = (
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What was found: `payload` and its `crc` (zlib.crc32) if the bytes pass through, else None and `reason`."""
+    """`payload`, a JPEG file, and its `crc` (zlib.crc32); None where it is to be re-encoded, or `bad`. `reason`: why that is."""
 
     payload: bytes | None
     crc: int

@@ -20,10 +20,11 @@ from fastretina.beton.writer import BetonWriter
 from fastretina.errors import ConvertError, LabelError, UsageError
 from fastretina.grading import patients_in_both
 from fastretina.packing.config import PackConfig
+from fastretina.packing.inspect import Source
 from fastretina.packing.labels.layout import Layout
 from fastretina.packing.labels.registry import layout_of
 from fastretina.packing.labels.table import LabelTable
-from fastretina.packing.pipeline import Packed, packed_images
+from fastretina.packing.pipeline import packed_images
 from fastretina.packing.reencode import QUALITY, SUBSAMPLING
 from fastretina.packing.summary import PackSummary, Tally, skipped_path
 from fastretina.system.files import AtomicFile, csv_line
@@ -98,24 +99,19 @@ def _files(config: PackConfig, rows: int) -> list[_File]:
 
 
 def _write(
-    config: PackConfig,
-    table: LabelTable,
-    file: _File,
-    images: Iterable[Packed],
-    allowed: int,
-    bar: Any,
+    config: PackConfig, table: LabelTable, file: _File, images: Iterable[Source], allowed: int, bar: Any
 ) -> tuple[Tally, int]:
     """Write one file from the images of its rows; what became of them, and its size in bytes."""
     tally = Tally()
     with BetonWriter(file.path, len(file.rows)) as writer:
-        for row, (payload, crc, reason) in zip(file.rows, images, strict=True):
-            if payload is None:
-                _bad(config, table, row, reason, tally.skipped, allowed)
+        for row, image in zip(file.rows, images, strict=True):
+            if image.payload is None:
+                _bad(config, table, row, image.reason, tally.skipped, allowed)
             else:
-                tally.reencoded[reason] += 1
-                grade = int(table.grades[row])
+                tally.reencoded[image.reason] += 1
+                name, grade = table.names[row], int(table.grades[row])
                 tally.grades[grade] += 1
-                writer.add(payload, crc, name=table.names[row], label=grade, id=row, width=config.size, height=config.size)
+                writer.add(image.payload, image.crc, name=name, label=grade, id=row, width=config.size, height=config.size)
             bar.update()
         tally.passed = tally.reencoded.pop("", 0)
         provenance = _provenance(config, table, tally)

@@ -11,7 +11,6 @@ import zlib
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
 
 from fastretina.errors import ConvertError
 from fastretina.packing.config import PackConfig
@@ -24,16 +23,8 @@ _AHEAD = 4  # chunks in flight for each worker
 WHOLE_FRAME = ", whole frame"  # the end of a reason for re-encoding: the disc's rim is out of sight, there was nothing to crop to
 
 
-class Packed(NamedTuple):
-    """payload: a JPEG file, None for a bad image. crc: its CRC-32. reason: why re-encoded, or what is wrong; "" if neither."""
-
-    payload: bytes | None
-    crc: int
-    reason: str
-
-
-def packed_images(config: PackConfig, table: LabelTable, rows: range) -> Generator[Packed]:
-    """The images of these rows, in order. Raises ConvertError where a worker process dies."""
+def packed_images(config: PackConfig, table: LabelTable, rows: range) -> Generator[Source]:
+    """The images of these rows, in order: each with its payload, or bad. Raises ConvertError where a worker process dies."""
     workers = config.workers or len(os.sched_getaffinity(0))
 
     def read(start: int) -> list[Source]:
@@ -72,14 +63,14 @@ def packed_images(config: PackConfig, table: LabelTable, rows: range) -> Generat
         threads.shutdown(wait=True, cancel_futures=True)
 
 
-def _finished(row: int, source: Source, pool: ReencodePool, table: LabelTable) -> Packed:
+def _finished(row: int, source: Source, pool: ReencodePool, table: LabelTable) -> Source:
     if source.payload is not None or source.bad:
-        return Packed(source.payload, source.crc, source.reason)
+        return source
     try:
         answer = pool.result(row)
     except WorkerDied as error:
         at = error.key if isinstance(error.key, int) else row
         raise ConvertError(f"{table.where(at)}: {table.paths[at]}: {error}") from None
     if isinstance(answer, str):
-        return Packed(None, 0, answer)
-    return Packed(answer.jpeg, zlib.crc32(answer.jpeg), source.reason + (WHOLE_FRAME if answer.whole_frame else ""))
+        return Source(None, 0, answer, bad=True)
+    return Source(answer.jpeg, zlib.crc32(answer.jpeg), source.reason + (WHOLE_FRAME if answer.whole_frame else ""))

@@ -124,12 +124,12 @@ def _tone_curves(typical: npt.NDArray[np.float64], highlight: float) -> Image:
     return curves
 
 
-def _warp(shot: np.random.Generator, view: View, scale: float, mirror: bool, camera: CameraSettings) -> tuple[Image, Image]:
+def _warp(shot: np.random.Generator, view: View, scale: float, flip: bool, camera: CameraSettings) -> tuple[Image, Image]:
     """For each image pixel the (x, y) of the canvas that it shows; two float32 (512, 512). `scale` is canvas px an image px."""
-    turn = shot.uniform(-180, 180) if shot.random() < camera.any_angle else shot.normal(0, camera.tilt)
-    cos, sin = scale * math.cos(math.radians(turn)), scale * math.sin(math.radians(turn))
+    angle = shot.uniform(-180, 180) if shot.random() < camera.any_angle else shot.normal(0, camera.tilt)
+    cos, sin = scale * math.cos(math.radians(angle)), scale * math.sin(math.radians(angle))
     u, v = _pixels()
-    if mirror:
+    if flip:
         u = -u
     # A grid of 6 x 6 bends whole vessels; a finer one would make them wriggle.
     bend = shot.normal(0, camera.elastic, (6, 6, 2)).astype(np.float32)

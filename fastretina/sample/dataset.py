@@ -32,9 +32,8 @@ _EYE_SPREAD = 0.5
 _PATIENTS = 45_000  # to draw from
 _MAX_IMAGES = 50_000  # EyePACS has 35,126; 50,000 files are 2 GB
 
-Progress = Callable[
-    [Iterator[int], int], Iterable[int]
-]  # wraps the sizes in bytes of the finished images, and how many there will be
+# Wraps the sizes in bytes of the finished images, and how many there will be.
+Progress = Callable[[Iterator[int], int], Iterable[int]]
 Plan = dict[str, list[Eye]]  # the eyes of "train" and "test", in the order of the label files
 
 

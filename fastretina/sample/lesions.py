@@ -2,7 +2,7 @@
 
 All lesions are vector shapes drawn into four uint8 layers, then composed in one pass each: blood darkens by
 Beer-Lambert (green and blue far more than red), exudates and cotton-wool spots cover. Painting on the canvas, before
-the camera's warp, makes the lesions follow pose, mirror, colour, focus and exposure by themselves.
+the camera's warp, makes the lesions follow pose, flip, colour, focus and exposure by themselves.
 """
 
 from __future__ import annotations
@@ -147,13 +147,13 @@ class _Painter:
         spread = self.uniform("exudate_spread")
         flecks = int(self.uniform("exudate_flecks"))
         radius = spread * self.rng.uniform(0.2, 1.8, flecks)
-        turn = self.rng.uniform(0, math.tau, flecks)
+        angle = self.rng.uniform(0, math.tau, flecks)
         if self.rng.random() < 1 / 3:
             radius = 1.6 * spread * self.rng.normal(1, 0.1, flecks)
-            turn = self.rng.uniform(0, math.tau) + self.rng.uniform(0, 5, flecks)  # an arc of 5 rad: rings are seldom closed
+            angle = self.rng.uniform(0, math.tau) + self.rng.uniform(0, 5, flecks)  # an arc of 5 rad: rings are seldom closed
         low, high = self.settings.exudate_radius
         size = low + (high - low) * self.rng.random(flecks) ** 2
-        for r, a, s in zip(radius, turn, size, strict=True):
+        for r, a, s in zip(radius, angle, size, strict=True):
             at = (x + r * math.cos(a), y + r * math.sin(a))
             self.fill(self.exudate, at, s, self.opacity("exudate_alpha"), roughness=0.6, stretch=self.rng.uniform(1, 1.8))
 
@@ -228,11 +228,11 @@ def fill_blob(
     angle: float | None = None,
 ) -> None:
     """Fill a blob: a circle whose radius wobbles by `roughness`, made `stretch` times as long in direction `angle` (any)."""
-    turn = rng.uniform(0, math.tau) if angle is None else angle
+    angle = rng.uniform(0, math.tau) if angle is None else angle
     waves = np.cos(_HARMONICS[:, None] * _THETA + rng.uniform(0, math.tau, (4, 1))) / _HARMONICS[:, None]
     r = radius * (1 + roughness * waves.sum(0))
     along, across = stretch * r * np.cos(_THETA), r * np.sin(_THETA)
-    x, y = along * math.cos(turn) - across * math.sin(turn), along * math.sin(turn) + across * math.cos(turn)
+    x, y = along * math.cos(angle) - across * math.sin(angle), along * math.sin(angle) + across * math.cos(angle)
     _fill_polygon(layer, np.stack([at[0] + x, at[1] + y], 1), opacity)
 
 

@@ -16,9 +16,9 @@ import simplejpeg
 
 from fastretina.errors import UsageError
 from fastretina.sample.camera import CameraSettings, Eye, photograph, render
+from fastretina.sample.dataset import EASY, HARD, REAL_COUNTS, Difficulty, apportion, make_sample, plan_eyes
 from fastretina.sample.distractors import NO_DISTRACTORS, DistractorSettings, cross_lens
 from fastretina.sample.lesions import LesionSettings
-from fastretina.sample.make import EASY, HARD, REAL_COUNTS, Difficulty, apportion, make_sample, plan_eyes
 
 TOOL = Path(__file__).parents[2] / "tools" / "make_sample.py"
 TRAIN, TEST = 30, 11
