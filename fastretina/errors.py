@@ -49,7 +49,7 @@ class SampleError(FastretinaError):
     """One sample that cannot be read as what its file claims: checksum mismatch or undecodable bytes.
 
     Attributes:
-        path: the .beton file. index: position in it. name: the image's name. reason: what is wrong, in words.
+        path: the .beton file. index: row of it. name: the image's name. reason: what is wrong, in words.
     """
 
     def __init__(self, path: Path | str, index: int, name: str, reason: str) -> None:

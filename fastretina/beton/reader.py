@@ -50,6 +50,7 @@ class Beton:
     widths: NDArray[np.uint16]
     heights: NDArray[np.uint16]
     modes: NDArray[np.uint8]
+    _columns: tuple[str, ...] = ("labels", "ids", "crcs", "widths", "heights", "modes", "_pointers", "_sizes")
     _indices: NDArray[np.int64] | None = None  # of the samples in the file, where these are a selection
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -71,9 +72,9 @@ class Beton:
         """The samples at these indices (N,), in this order, as a Beton of its own over the same open file; closing either
         leaves the other open. The index that a SampleError names stays that in the file."""
         chosen = copy.copy(self)
-        for name in ("labels", "ids", "widths", "heights", "modes", "_pointers", "_sizes"):
-            setattr(chosen, name, getattr(self, name)[indices])
-        chosen.crcs = None if self.crcs is None else self.crcs[indices]
+        for name in self._columns:
+            column = getattr(self, name)
+            setattr(chosen, name, None if column is None else column[indices])
         chosen.names = Selected(self.names, indices)
         chosen._indices = indices if self._indices is None else self._indices[indices]
         return chosen

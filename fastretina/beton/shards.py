@@ -7,7 +7,6 @@ so that order, batches and augmentation are the same to the bit, and shards read
 from __future__ import annotations
 
 import bisect
-import copy
 import itertools
 import os
 import threading
@@ -19,7 +18,7 @@ from typing import Any, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastretina.beton.names import NameList, Selected
+from fastretina.beton.names import NameList
 from fastretina.beton.paths import MAX_SHARDS, as_path, shard_path, whole_path
 from fastretina.beton.reader import Beton
 from fastretina.errors import BetonError, SampleError
@@ -121,6 +120,8 @@ class ShardedBeton(Beton):
         shards: the files, in order. Their tables are views of the set's.
     """
 
+    _columns = ("labels", "ids", "crcs", "widths", "heights", "modes")
+
     def __init__(self, path: str | os.PathLike[str], shards: Sequence[Beton], opener: Callable[[], Beton]) -> None:
         """shards: in order, as `in_order` gives them; they are the set's to close. opener: opens the set again, when unpickled."""
         self._opened_by = opener
@@ -129,7 +130,7 @@ class ShardedBeton(Beton):
         lengths = [len(shard) for shard in shards]
         self._starts = [sum(lengths[:number]) for number in range(len(lengths))]
         self._bounds = np.array(self._starts)
-        for column in ("labels", "ids", "crcs", "widths", "heights", "modes"):
+        for column in self._columns:
             whole = np.concatenate([getattr(shard, column) for shard in shards])
             setattr(self, column, whole)
             for shard, start in zip(shards, self._starts, strict=True):
@@ -168,17 +169,9 @@ class ShardedBeton(Beton):
     def _shard(self, number: int) -> Beton:
         return self.shards[number]
 
-    def jpeg(self, index: int, verify: bool = False) -> memoryview:
+    def _payload(self, index: int, verify: bool) -> NDArray[np.uint8]:
         shard, row = self.at(index)
-        return shard.jpeg(row, verify)
-
-    def pixels(self, index: int, verify: bool = False) -> NDArray[np.uint8]:
-        shard, row = self.at(index)
-        return shard.pixels(row, verify)
-
-    def verify(self, index: int) -> None:
-        shard, row = self.at(index)
-        shard.verify(row)
+        return shard._payload(row, verify)
 
     def sample_error(self, index: int, reason: str) -> SampleError:
         shard, row = self.at(index)
@@ -193,13 +186,8 @@ class ShardedBeton(Beton):
     def select(self, indices: NDArray[np.int64]) -> Self:
         """The samples at these indices (N,), in this order, as a set of its own over the same open files, which stay open until
         the last of their sets is closed."""
-        chosen = copy.copy(self)
-        for column in ("labels", "ids", "crcs", "widths", "heights", "modes"):
-            setattr(chosen, column, getattr(self, column)[indices])
-        chosen.names = Selected(self.names, indices)
-        chosen._indices = indices if self._indices is None else self._indices[indices]
         self._users.enter()
-        return chosen
+        return super().select(indices)
 
     def close(self) -> None:
         """Let go of the files. Twice is fine."""
