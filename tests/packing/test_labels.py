@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastretina.errors import LabelError
+from fastretina.errors import LabelError, UsageError
 from fastretina.grading import patient_of, patients_in_both
 from fastretina.packing.config import PackConfig
 from fastretina.packing.labels.images import ImageIndex
@@ -53,6 +53,22 @@ def refused(root: Path, file: str, line: int, words: str) -> None:
     with pytest.raises(LabelError, match=words) as caught:
         read_lab(root, "train")
     assert f"{root / file}, line {line}:" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({}, "give either --root DIR --split train, or --images DIR --labels CSV"),
+        ({"images": "x"}, "give either"),
+        ({"root": "x", "split": "train", "labels": "y"}, "give either"),
+        ({"root": "x"}, "--root needs --split: give --root DIR --split train"),
+        ({"labels": "y"}, "--labels needs --images: give --images DIR --labels CSV"),
+        ({"labels": "y", "images": "x", "split": "train"}, "--labels takes no --split: give --images DIR --labels CSV"),
+    ],
+)
+def test_flags_that_mean_no_layout_are_told_what_is_missing_or_too_much(flags: dict[str, str], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        layout_of(PackConfig(OUT, **flags))
 
 
 def test_the_first_row_is_not_taken_for_a_header(lab: Path) -> None:
