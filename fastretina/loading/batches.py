@@ -10,7 +10,6 @@ import itertools
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,70 +22,53 @@ from fastretina.beton.shards import ShardedBeton
 from fastretina.errors import SampleError
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, WarpParameters, cpu, draw
 from fastretina.loading.buffers import BufferPool
+from fastretina.loading.config import KERNEL_DTYPES, LoaderConfig
 from fastretina.loading.decode.cpu import decode, decoded_sizes
 from fastretina.loading.resident import Store
 from fastretina.loading.sampler import Order, Sampling, epoch_order, rank_positions
-
-# torch dtypes that a batch may have, and the numpy type under whose name the CPU warp writes them.
-KERNEL_DTYPES = {torch.float32: np.float32, torch.bfloat16: np.uint16, torch.float16: np.int16, torch.uint8: np.uint8}
-
-
-@dataclass(frozen=True)
-class FeedSettings:
-    """What a batch depends on, apart from the data."""
-
-    batch_size: int  # of the global batch
-    resolution: int  # px
-    seed: int
-    sampling: Sampling
-    drop_last: bool
-    augment: Augment
-    dtype: torch.dtype
-    verify: bool  # check every sample's crc32
-    skip_bad: bool  # leave bad samples out instead of raising
-    rank: int = 0  # which part of each global batch to make,
-    world_size: int = 1  # of so many
 
 
 class Feed:
     """Makes the jobs of any epoch of one file."""
 
-    def __init__(self, beton: Beton, settings: FeedSettings, pool: BufferPool, job: type[BatchJob]) -> None:
-        self.beton, self.settings, self.pool, self.job = beton, settings, pool, job
-        self.sizes = decoded_sizes(beton, settings.resolution)
-        self.as_is = settings.dtype == torch.uint8
+    def __init__(self, beton: Beton, config: LoaderConfig, pool: BufferPool, job: type[BatchJob]) -> None:
+        self.beton, self.config, self.pool, self.job = beton, config, pool, job
+        self.sampling: Sampling = config.sampling or ("shuffle" if config.train else "sequential")
+        self.augment = config.augment or (Augment() if config.train else Augment.none())
+        self.sizes = decoded_sizes(beton, config.resolution)
+        self.as_is = config.dtype == torch.uint8
         self.norm = cpu.identity_norm() if self.as_is else cpu.kernel_norm(IMAGENET_MEAN, IMAGENET_STD)
-        augment = settings.augment
-        self.recolours = bool(augment.brightness or augment.contrast or augment.saturation)
+        self.recolours = bool(self.augment.brightness or self.augment.contrast or self.augment.saturation)
         self.store: Store | None = None  # decoded samples in RAM
         self.on_device: NDArray[np.bool_] | None = None  # samples that need no decoding because the device holds them
         self.device_decodes = False
         self._order: tuple[int, Order] | None = None
         self._shards: NDArray[np.uint32] | None = None  # number of each sample's file, where the order depends on it
-        if settings.sampling == "shards" and isinstance(beton, ShardedBeton):
-            self._shards = beton.shard_of(np.arange(len(beton)))[0].astype(np.uint32)
+        if isinstance(beton, ShardedBeton):
+            beton.check_order(self.sampling)
+            if self.sampling == "shards":
+                self._shards = beton.shard_of(np.arange(len(beton)))[0].astype(np.uint32)
 
     def __len__(self) -> int:
-        n, size = len(self.beton), self.settings.batch_size
-        return n // size if self.settings.drop_last else -(-n // size)
+        n, size = len(self.beton), self.config.batch_size
+        return n // size if self.config.drop_last else -(-n // size)
 
     def order(self, epoch: int) -> Order:
         """The order of an epoch; the last one asked for is kept."""
         if self._order is None or self._order[0] != epoch:
-            settings = self.settings
-            self._order = epoch, epoch_order(self.beton.labels, settings.sampling, settings.seed, epoch, self._shards)
+            self._order = epoch, epoch_order(self.beton.labels, self.sampling, self.config.seed, epoch, self._shards)
         return self._order[1]
 
     def jobs(self, epoch: int, batch: int) -> Iterator[BatchJob]:
         """Jobs from one batch of one epoch onwards, without end: the next epoch begins while the last batches are in use."""
-        settings = self.settings
+        config = self.config
         for current in itertools.count(epoch):
             order = self.order(current)
             first = batch if current == epoch else 0
             if isinstance(self.beton, ShardedBeton):
-                self.beton.expect(order.indices[first * settings.batch_size :])
+                self.beton.expect(order.indices[first * config.batch_size :])
             for number in range(first, len(self)):
-                places = rank_positions(number, len(self.beton), settings.batch_size, settings.rank, settings.world_size)
+                places = rank_positions(number, len(self.beton), config.batch_size, config.rank, config.world_size)
                 yield self.job(self, order, current, slice(places.start, places.stop, places.step))
 
     def filling(self, samples: range, rows: int) -> Iterator[FillJob]:
@@ -97,7 +79,7 @@ class Feed:
 
     def decode(self, index: int, target: NDArray[np.uint8]) -> None:
         """Decode a sample into target (h, w, 3) uint8 of its decoded size; SampleError where it is bad."""
-        decode(self.beton, index, self.settings.resolution, target, self.settings.verify)
+        decode(self.beton, index, self.config.resolution, target, self.config.verify)
 
 
 class BatchJob(ABC):
@@ -105,7 +87,7 @@ class BatchJob(ABC):
 
     def __init__(self, feed: Feed, order: Order, epoch: int, place: slice) -> None:
         self._place = place
-        self.skips_bad = feed.settings.skip_bad
+        self.skips_bad = feed.config.on_bad == "skip"
         self.feed, self.order, self.epoch = feed, order, epoch
         self.indices = order.indices[self._place]
         self.ids = feed.beton.ids[self.indices]
@@ -115,9 +97,9 @@ class BatchJob(ABC):
 
     def draw(self) -> WarpParameters:
         """The batch's augmentation."""
-        settings = self.feed.settings
+        config = self.feed.config
         repeats = None if self.order.repeats is None else self.order.repeats[self._place]
-        return draw(settings.augment, settings.resolution, *self.sizes, settings.seed, self.epoch, self.ids, repeats)
+        return draw(self.feed.augment, config.resolution, *self.sizes, config.seed, self.epoch, self.ids, repeats)
 
     def run(self, row: int) -> None:
         """Make one row; a bad sample raises SampleError, or is noted where they are to be skipped."""
@@ -142,11 +124,10 @@ class CpuJob(BatchJob):
 
     def __init__(self, feed: Feed, order: Order, epoch: int, place: slice) -> None:
         super().__init__(feed, order, epoch, place)
-        settings = feed.settings
-        side = settings.resolution
-        self.images: NDArray[Any] = feed.pool.take((self.rows, side, side, 3), KERNEL_DTYPES[settings.dtype])
+        side = feed.config.resolution
+        self.images: NDArray[Any] = feed.pool.take((self.rows, side, side, 3), KERNEL_DTYPES[feed.config.dtype])
         # Nothing to warp, nothing to compute: decode straight into the batch.
-        self.direct = feed.as_is and settings.augment == Augment.none() and feed.store is None and feed.sizes.only == (side, side)
+        self.direct = feed.as_is and feed.augment == Augment.none() and feed.store is None and feed.sizes.only == (side, side)
         if not self.direct:
             self.affine, colour = self.draw()
             self.colour = cpu.kernel_colour(colour)
@@ -207,7 +188,7 @@ class DeviceJob(BatchJob):
             return
         if feed.device_decodes:
             if feed.beton.modes[index] == MODE_JPEG:  # raw pixels are the CPU's to copy
-                self.jpegs[row] = feed.beton.jpeg(index, feed.settings.verify)
+                self.jpegs[row] = feed.beton.jpeg(index, feed.config.verify)
         else:
             feed.decode(index, self.pixels_of(row))
         self.fresh[row] = True

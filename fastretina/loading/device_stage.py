@@ -66,7 +66,7 @@ class DeviceStage:
         if self._sourcing is not None:
             # The store's memory is of this stream: what used it before may not have run yet.
             self._sourcing.wait_stream(torch.cuda.current_stream(device))
-        self._rows = BufferPool(_layout(feed.settings.batch_size)[1], keep=4, pinned=self._cuda)
+        self._rows = BufferPool(_layout(feed.config.batch_size)[1], keep=4, pinned=self._cuda)
         # Memory that queued work still reads, with the event after which it is free.
         self._in_use: deque[tuple[torch.cuda.Event, Any]] = deque()
 
@@ -81,11 +81,12 @@ class DeviceStage:
             good = [row for row in range(job.rows) if row not in job.bad]
             described, rows = self._describe(job, addresses, good)
             sourced = mark(self._sourcing)
-        resolution = self._feed.settings.resolution
+        config = self._feed.config
+        resolution = config.resolution
         with span("warp"), _on(self._warping):
             if sourced is not None and self._warping is not None:
                 self._warping.wait_event(sourced)
-            images = torch.empty((len(good), resolution, resolution, 3), dtype=self._feed.settings.dtype, device=self._device)
+            images = torch.empty((len(good), resolution, resolution, 3), dtype=config.dtype, device=self._device)
             if good:
                 warp(
                     rows["addresses"], rows["heights"], rows["widths"], rows["affine"], rows["colour"], self._norm,

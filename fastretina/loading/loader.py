@@ -19,19 +19,17 @@ from fastretina.beton.open import open_beton
 from fastretina.beton.reader import Beton
 from fastretina.beton.shards import ShardedBeton
 from fastretina.errors import LoaderError, SampleError, UsageError
-from fastretina.loading.augment import Augment
-from fastretina.loading.batches import KERNEL_DTYPES, BatchJob, CpuJob, DeviceJob, Feed, FeedSettings
+from fastretina.loading.batches import BatchJob, CpuJob, DeviceJob, Feed
 from fastretina.loading.buffers import BufferPool
+from fastretina.loading.config import LoaderConfig, options_of
 from fastretina.loading.decode.choice import choose_decode, cpu_threads
 from fastretina.loading.decode.cpu import decoded_sizes
 from fastretina.loading.decode.gpu import DEVICE_BATCH, DeviceDecoder
 from fastretina.loading.pipeline import Pipeline
 from fastretina.loading.resident import DeviceStore, Store, make_store, plan_residence
-from fastretina.loading.sampler import Sampling, rank_positions
-from fastretina.loading.shared_memory import Peers
+from fastretina.loading.sampler import rank_positions
 
 if TYPE_CHECKING:
-    from fastretina.beton.remote import Cache
     from fastretina.loading.device_stage import DeviceStage
 
 # Threads at most where a device decodes and they only read and check: more wait for each other (on two cores, 16: 18,000 images a
@@ -57,103 +55,41 @@ class Loader:
     referenced, and is recycled after that.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str] | Beton,
-        batch_size: int = 64,
-        train: bool = True,
-        resolution: int = 512,
-        device: str | torch.device = "cpu",
-        seed: int = 0,
-        workers: int | None = None,
-        decode: Literal["auto", "cpu", "gpu"] = "auto",
-        resident: Literal["auto", "on", "off"] = "off",
-        dtype: torch.dtype = torch.float32,
-        drop_last: bool = False,
-        *,
-        sampling: Sampling | None = None,
-        augment: Augment | None = None,
-        verify: bool = True,
-        on_bad: Literal["error", "skip"] = "error",
-        max_bad: float = 0.005,
-        cache: Cache | None = None,
-        decoder: str | None = None,
-        demand: float | None = None,
-        reserve: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        peers: Peers | None = None,
-    ) -> None:
-        """
-        Args:
-            path: of a .beton file, or a pattern for shards (`train-*.beton`), or either by URL; or what is open already, or a
-                selection of its samples, which stay the caller's to close.
-            cache: where shards from a server are kept (fastretina.beton.remote.Cache).
-            batch_size: images a step, over all ranks.
-            train: shuffled and augmented; False: file order, resized only. `sampling` and `augment` override either.
-            resolution: side R of the square images, px. Files are decoded at 1/2, 1/4 or 1/8 where that still serves it.
-            workers: threads; None takes every core that this process may use, which several ranks on one machine must share.
-            decode: "auto" on a CUDA device leaves it to the CPU's threads where so many of them should give 1.5 times what the
-                consumer takes, and to the GPU otherwise (their pixels differ by a few grey levels: name one where a run must repeat
-                exactly on another machine); "gpu" raises LoaderError where that cannot be.
-            resident: keep the decoded data set in memory: "on" (LoaderError where it does not fit), "auto" (where it fits well).
-            dtype: float32, bfloat16 or float16, normalised by ImageNet's mean and standard deviation; uint8: pixels as they are.
-            verify: check every sample's crc32 as it is decoded.
-            on_bad: "skip" leaves bad samples out, lists them in `skipped`, and stops with LoaderError when they are more than
-                `max_bad` (a fraction) of the file.
-            decoder: which one decodes on the GPU, a key of decode.gpu.DECODERS; None: the first.
-            demand: images per second that the consumer takes at most, for decode="auto"; None: what a ResNet18 on an H100 might.
-            reserve: bytes of memory that resident="auto" leaves to the model; see device_memory.training_bytes.
-            rank, world_size: make this rank's part of each batch, every world_size-th of its samples. The order is the same for
-                every world size, every rank gets the same number of batches, and each sample still comes once an epoch: in a
-                last batch of fewer samples than ranks some parts are empty, images (0, 3, R, R).
-            peers: the ranks of this machine (shared_memory.Peers), to keep the resident data set together: all of
-                them must then make this loader and iterate over it. None: each keeps its own.
+    @options_of(LoaderConfig)
+    def __init__(self, path: str | os.PathLike[str] | Beton, config: LoaderConfig) -> None:
+        """path: of a .beton file, or a pattern for shards (`train-*.beton`), or either by URL; or what is open already, or a
+        selection of its samples, which stay the caller's to close. The options are LoaderConfig's, which says what they mean.
 
-        Raises UsageError for settings that cannot work and BetonError for a file that cannot be used; iteration raises
-        SampleError for a bad sample, in place of its batch.
+        Raises UsageError for options that cannot work and BetonError for a file that cannot be used; iteration raises SampleError
+        for a bad sample, in place of its batch.
         """
-        if batch_size < 1 or resolution < 1 or (workers is not None and workers < 1):
-            raise UsageError(f"batch_size, resolution and workers must be at least 1 (got {batch_size}, {resolution}, {workers})")
-        if not 0 <= rank < world_size <= batch_size:
-            raise UsageError(f"rank {rank} of {world_size} with batch_size {batch_size}: each rank needs an image of every batch")
-        if dtype not in KERNEL_DTYPES:
-            raise UsageError(f"dtype must be one of {', '.join(map(str, KERNEL_DTYPES))}, not {dtype}")
-        self.device = torch.device(device)
-        if decode == "gpu" and not self._makes_on_device:
+        self.device = torch.device(config.device)
+        if config.decode == "gpu" and not self._makes_on_device:
             raise UsageError(f"decode='gpu' needs device='cuda', not {self.device}: use decode='auto' or 'cpu'")
-        self.beton = open_beton(path, cache)
+        self.beton = open_beton(path, config.cache)
         self._opened = not isinstance(path, Beton)
-        self.max_bad = max_bad
+        self._config = config
         self.skipped: list[SampleError] = []
-        workers = workers or len(os.sched_getaffinity(0))
-        settings = FeedSettings(
-            batch_size, resolution, seed,
-            sampling or ("shuffle" if train else "sequential"),
-            drop_last,
-            augment if augment is not None else (Augment() if train else Augment.none()),
-            dtype, verify, on_bad == "skip", rank, world_size,
-        )  # fmt: skip
-        if isinstance(self.beton, ShardedBeton):
-            self.beton.check_order(settings.sampling)
-        rows = -(-batch_size // world_size)  # at most, of one batch
+        workers = config.workers or len(os.sched_getaffinity(0))
         # Enough batches ahead that every thread has rows to take while the consumer holds one.
-        ahead = 2 + -(-2 * workers // rows)
-        residence = plan_residence(self.beton, resolution, resident, self.device, reserve, world_size, peers)
+        ahead = 2 + -(-2 * workers // config.rows)
+        residence = plan_residence(
+            self.beton, config.resolution, config.resident, self.device, config.reserve, config.world_size, config.peers
+        )
         self._stage: DeviceStage | None = None
         if self._makes_on_device:
-            pixels = int(np.prod(decoded_sizes(self.beton, resolution).largest))
-            pool = BufferPool(rows * pixels * 3, keep=ahead + 2, pinned=self.device.type == "cuda")
-            self._feed = Feed(self.beton, settings, pool, DeviceJob)
+            pixels = int(np.prod(decoded_sizes(self.beton, config.resolution).largest))
+            pool = BufferPool(config.rows * pixels * 3, keep=ahead + 2, pinned=self.device.type == "cuda")
+            self._feed = Feed(self.beton, config, pool, DeviceJob)
             # Of a resident data set the decoder sees nothing but the filling.
-            batch = max(rows, DEVICE_BATCH) if residence.size else rows
-            choice = choose_decode(self._feed, self.device, decode, decoder, workers, batch, demand)
-            store, kept = make_store(len(self.beton), residence, self.device, resident, peers)
+            batch = max(config.rows, DEVICE_BATCH) if residence.size else config.rows
+            choice = choose_decode(self._feed, self.device, workers, batch)
+            store, kept = make_store(len(self.beton), residence, self.device, config.resident, config.peers)
             self._stage = _make_stage(self._feed, self.device, store, choice.decoder)
             where = choice.note
         else:
-            nbytes = rows * resolution * resolution * 3 * dtype.itemsize
-            self._feed = Feed(self.beton, settings, BufferPool(nbytes, keep=ahead + 2), CpuJob)
+            nbytes = config.rows * config.resolution**2 * 3 * config.dtype.itemsize
+            self._feed = Feed(self.beton, config, BufferPool(nbytes, keep=ahead + 2), CpuJob)
             self._feed.store = Store(len(self.beton), *residence.size, residence.memory) if residence.size else None
             kept = residence.note
             where = cpu_threads(workers)
@@ -183,8 +119,8 @@ class Loader:
     @property
     def places(self) -> NDArray[np.int64]:
         """(n,) where in an epoch's order the samples stand that this rank gives, in the order in which it gives them."""
-        settings = self._feed.settings
-        sizes = len(self.beton), settings.batch_size, settings.rank, settings.world_size
+        config = self._config
+        sizes = len(self.beton), config.batch_size, config.rank, config.world_size
         return np.fromiter(itertools.chain.from_iterable(rank_positions(batch, *sizes) for batch in range(len(self))), np.int64)
 
     @property
@@ -207,10 +143,10 @@ class Loader:
         """
         if self._filled or self._stage is None:
             return
-        settings = self._feed.settings
-        size = -(-settings.batch_size // settings.world_size)
         # A device decoder wants many at a time; the pinned memory that the CPU decodes into holds a rank's part of a batch.
-        rows, samples = max(size, DEVICE_BATCH) if self._feed.device_decodes else size, self._stage.owned
+        samples, rows = self._stage.owned, self._config.rows
+        if self._feed.device_decodes:
+            rows = max(rows, DEVICE_BATCH)
         self._pipeline.start(self._feed.filling(samples, rows))
         self._next_job = None  # whatever was under way has been dropped
         hidden = not sys.stderr.isatty()
@@ -242,7 +178,7 @@ class Loader:
             batch = self._finish(job)
             del job  # its memory belongs to the batch alone
             # Of several ranks each takes every step, or the others would wait for it for ever.
-            if len(batch.ids) or self._feed.settings.world_size > 1:
+            if len(batch.ids) or self._config.world_size > 1:
                 yield batch
 
     def _finish(self, job: BatchJob) -> Batch:
@@ -252,7 +188,7 @@ class Loader:
             images, labels, ids = self._stage.launch(job)  # without the bad rows, of which it may find more
         else:
             assert isinstance(job, CpuJob)
-            images = torch.from_numpy(job.images).view(self._feed.settings.dtype)
+            images = torch.from_numpy(job.images).view(self._config.dtype)
             ids, labels = torch.from_numpy(job.ids), torch.from_numpy(self.beton.labels[job.indices])
             if job.bad:
                 good = torch.tensor([row not in job.bad for row in range(job.rows)])
@@ -265,10 +201,10 @@ class Loader:
         known = {(error.path, error.index) for error in self.skipped}
         new = (error for error in errors if (error.path, error.index) not in known)
         self.skipped += sorted(new, key=lambda error: (error.path, error.index))
-        if len(self.skipped) > self.max_bad * len(self.beton):
+        if len(self.skipped) > self._config.max_bad * len(self.beton):
             raise LoaderError(
-                f"{self.beton.path}: {len(self.skipped)} bad samples of {len(self.beton)}, more than max_bad = {self.max_bad:.2%}; "
-                f"the last: {self.skipped[-1]}"
+                f"{self.beton.path}: {len(self.skipped)} bad samples of {len(self.beton)}, more than max_bad = "
+                f"{self._config.max_bad:.2%}; the last: {self.skipped[-1]}"
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -290,14 +226,14 @@ class Loader:
         return len(self.beton.shards) if isinstance(self.beton, ShardedBeton) else 1
 
     def _identity(self) -> dict[str, Any]:
-        settings = self._feed.settings
+        config, sampling = self._config, self._feed.sampling
         return {
             "samples": len(self.beton),
-            "batch_size": settings.batch_size,
-            "seed": settings.seed,
-            "sampling": settings.sampling,
-            "drop_last": settings.drop_last,
-        } | ({"shards": self._shards} if settings.sampling == "shards" else {})
+            "batch_size": config.batch_size,
+            "seed": config.seed,
+            "sampling": sampling,
+            "drop_last": config.drop_last,
+        } | ({"shards": self._shards} if sampling == "shards" else {})
 
     def close(self) -> None:
         """End the threads and let go of the memory, and of the file if this loader opened it. Delivered batches stay valid."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import inspect
 import os
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from fastretina.beton.writer import BetonWriter
 from fastretina.errors import LoaderError, SampleError, UsageError
 from fastretina.loading import batches as feed
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, draw, reference
+from fastretina.loading.config import LoaderConfig
 from fastretina.loading.loader import Batch, Loader
 
 SIDE, COUNT = 64, 150
@@ -304,6 +307,18 @@ def test_resident_is_refused_with_both_numbers_where_it_does_not_fit(path, monke
 def test_settings_that_cannot_work_are_refused(path, wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
         Loader(path, **kwargs(**wrong))
+
+
+def test_each_option_is_an_argument_of_the_loader_by_place_as_well_as_by_name(path):
+    _, *arguments = inspect.signature(Loader).parameters.values()
+    options = [(field.name, field.default, field.kw_only) for field in dataclasses.fields(LoaderConfig)]
+    assert [(one.name, one.default, one.kind is one.KEYWORD_ONLY) for one in arguments] == options
+    with Loader(path, 16, False, SIDE, "cpu", 5, 2, "auto", "off", torch.uint8, True) as loader:
+        assert [len(batch.ids) for batch in loader] == [16] * 9
+    with Loader(path=path, batch_size=7, resolution=SIDE) as loader:
+        assert len(loader) == 22
+    with pytest.raises(TypeError, match="unexpected keyword argument 'batchsize'"):
+        Loader(path, batchsize=7)
 
 
 def test_an_older_iteration_cannot_go_on_beside_a_newer_one(path):

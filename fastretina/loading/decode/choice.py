@@ -39,32 +39,30 @@ def cpu_threads(workers: int) -> str:
     return f"{workers} CPU thread{'s' if workers > 1 else ''}"
 
 
-def choose_decode(
-    feed: Feed, device: torch.device, mode: str, decoder: str | None, workers: int, batch: int, demand: float | None = None
-) -> DecodeChoice:
-    """Decide for `mode` ("auto", "cpu" or "gpu"); `decoder` and `batch` as in make_decoder.
+def choose_decode(feed: Feed, device: torch.device, workers: int, batch: int) -> DecodeChoice:
+    """Decide as LoaderConfig's `decode`, `decoder` and `demand` say; `batch` as in make_decoder.
 
-    demand: images per second that the consumer takes at most; None: what a ResNet18 on an H100 might.
     Raises, for "gpu" alone, UsageError where the file needs another size than its own, LoaderError where no decoder starts.
     """
-    if mode == "cpu" or (mode == "auto" and decoder is None and device.type != "cuda"):
+    config = feed.config
+    mode, resolution = config.decode, config.resolution
+    if mode == "cpu" or (mode == "auto" and config.decoder is None and device.type != "cuda"):
         return DecodeChoice(None, cpu_threads(workers))
     full = int(feed.beton.widths.max()), int(feed.beton.heights.max())
     if feed.sizes.largest != full:
         if mode == "gpu":
             raise UsageError(
-                f"decode='gpu' decodes at full size, {full[0]} x {full[1]} px; for resolution {feed.settings.resolution} the CPU "
+                f"decode='gpu' decodes at full size, {full[0]} x {full[1]} px; for resolution {resolution} the CPU "
                 "decodes at a fraction of it: use decode='auto'"
             )
         return DecodeChoice(None, f"{cpu_threads(workers)} (at a fraction of the files' size, which no GPU decoder does)")
-    if demand is None:
-        demand = FASTEST_FLOPS / (RESNET18_FLOPS_PER_PIXEL * feed.settings.resolution**2)
+    demand = FASTEST_FLOPS / (RESNET18_FLOPS_PER_PIXEL * resolution**2) if config.demand is None else config.demand
     rate = workers / seconds_per_image(feed)
     rates = f"{cpu_threads(workers)} may decode {rate:,.0f} img/s, the step may take {demand:,.0f}"
     if mode == "auto" and rate >= HEADROOM * demand:
         return DecodeChoice(None, f"{cpu_threads(workers)} ({rates})")
     try:
-        chosen = make_decoder(feed.beton, device, decoder, workers, batch)
+        chosen = make_decoder(feed.beton, device, config.decoder, workers, batch)
     except FastretinaError as error:
         if mode == "gpu":
             raise
