@@ -205,7 +205,7 @@ def fill(device: torch.device, config: DeviceBenchmark, keep: Keep) -> dict[str,
                     if device.type == "cuda":
                         torch.cuda.synchronize()
                     seconds.append(time.perf_counter() - start)
-                    samples, description = len(loader.beton), loader.description
+                    samples, description = len(loader.dataset), loader.description
         except (FastretinaError, RuntimeError) as error:
             results[where] = {"failed": str(error).splitlines()[0]}
             continue

@@ -50,7 +50,7 @@ def open_loader(
     loader = DeviceLoader(data, batch_size, resolution=resolution, device=device, dtype=dtype, drop_last=True, **settings)
     try:
         if not len(loader):
-            raise UsageError(f"{data}: {len(loader.beton)} samples are no batch of {batch_size}")
+            raise UsageError(f"{data}: {len(loader.dataset)} samples are no batch of {batch_size}")
         loader.fill()
         batches = ((batch.images, batch.labels) for _ in itertools.count() for batch in loader)
         next(batches)

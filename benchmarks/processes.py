@@ -60,7 +60,7 @@ def work(answers: Connection, data: Path, resolution: int, core: int) -> None:
     torch.set_num_threads(1)
     with Loader(data, batch_size=BATCH, resolution=resolution, workers=1) as loader:
         batches = itertools.chain.from_iterable(itertools.repeat(loader))
-        jpeg = bytes(loader.beton.jpeg(0))
+        jpeg = bytes(loader.dataset.jpeg(0))
         pixels = np.empty_like(simplejpeg.decode_jpeg(jpeg))
 
         def load() -> int:

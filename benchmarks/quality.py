@@ -114,7 +114,7 @@ def turned_answers(data: Path, folder: Path) -> Floats:
     model, grader, device, precision = open_grader(folder / "best.safetensors", "auto", "auto")
     with Loader(data, 32, train=False, resolution=grader.resolution, device=device, augment=TURNED) as loader:
         answers = run_model(model, loader, precision, "turned").answers(grader.grading, grader.decision)
-        groups = patient_groups(loader.beton.names)
+        groups = patient_groups(loader.dataset.names)
     classes, people = grader.num_classes, int(groups.max()) + 1
     cells = groups * classes**2 + answers.labels.numpy() * classes + answers.predicted.numpy()
     return np.bincount(cells, minlength=people * classes**2).reshape(people, classes, classes).astype(np.float64)

@@ -64,7 +64,7 @@ def main(config: EvaluateConfig) -> int:
         workers=config.workers,
         decode=config.decode,
     ) as loader:
-        beton = loader.beton
+        beton = loader.dataset
         if (found := preparation_of(beton)) != grader.preparation:
             raise UsageError(
                 f"{config.data} was packed with {found.flags}, {config.checkpoint} learned from images packed with "

@@ -10,11 +10,12 @@ import itertools
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fastretina.beton.format import MODE_JPEG
 from fastretina.beton.reader import Beton
@@ -26,6 +27,15 @@ from fastretina.loading.config import KERNEL_DTYPES, LoaderConfig
 from fastretina.loading.decode.cpu import decode, decoded_sizes
 from fastretina.loading.resident import Store
 from fastretina.loading.sampler import Order, Sampling, epoch_order, rank_positions
+
+
+class Batch(NamedTuple):
+    """images: (B, 3, R, R) of the loader's dtype, channels-last in memory. labels, ids: (B,) int64. All on its device, and on CUDA
+    ready in the stream that was current as the batch was asked for."""
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
 
 
 class Feed:
@@ -131,6 +141,15 @@ class CpuJob(BatchJob):
         if not self.direct:
             self.affine, colour = self.draw()
             self.colour = cpu.kernel_colour(colour)
+
+    def batch(self) -> Batch:
+        """The finished batch, without its bad rows."""
+        images = torch.from_numpy(self.images).view(self.feed.config.dtype)
+        labels, ids = torch.from_numpy(self.feed.beton.labels[self.indices]), torch.from_numpy(self.ids)
+        if self.bad:
+            good = torch.tensor([row not in self.bad for row in range(self.rows)])
+            images, labels, ids = images[good], labels[good], ids[good]
+        return Batch(images.permute(0, 3, 1, 2), labels, ids)
 
     def make(self, row: int, index: int) -> None:
         feed = self.feed

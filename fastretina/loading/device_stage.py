@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastretina.errors import LoaderError, SampleError
 from fastretina.loading.augment.gpu import warp
-from fastretina.loading.batches import DeviceJob, Feed
+from fastretina.loading.batches import Batch, DeviceJob, Feed
 from fastretina.loading.buffers import BufferPool
 from fastretina.loading.decode.gpu import DeviceDecoder
 from fastretina.loading.resident import DeviceStore
@@ -47,14 +47,6 @@ def _layout(rows: int) -> tuple[dict[str, slice], int]:
     return places, end
 
 
-class DeviceBatch(NamedTuple):
-    """images: (B, R, R, 3). labels, ids: (B,) int64. On the device, ready in the consumer's stream."""
-
-    images: Tensor
-    labels: Tensor
-    ids: Tensor
-
-
 class DeviceStage:
     """Turns decoded jobs into tensors on the device. Not for more than one thread."""
 
@@ -70,7 +62,7 @@ class DeviceStage:
         # Memory that queued work still reads, with the event after which it is free.
         self._in_use: deque[tuple[torch.cuda.Event, Any]] = deque()
 
-    def launch(self, job: DeviceJob) -> DeviceBatch:
+    def launch(self, job: DeviceJob) -> Batch:
         """Queue everything that is left to do, for the job's good rows.
 
         Rows that the device cannot decode, and the CPU neither, become the job's bad rows, or raise SampleError. LoaderError where
@@ -92,7 +84,7 @@ class DeviceStage:
                     rows["addresses"], rows["heights"], rows["widths"], rows["affine"], rows["colour"], self._norm,
                     self._feed.recolours, images,
                 )  # fmt: skip
-        batch = DeviceBatch(images, rows["labels"], rows["ids"])
+        batch = Batch(images.permute(0, 3, 1, 2), rows["labels"], rows["ids"])
         self._hand_over(mark(self._warping), (keep, described, rows), batch)
         return batch
 
@@ -115,7 +107,7 @@ class DeviceStage:
         assert self._store is not None
         return self._store.owned
 
-    def _hand_over(self, event: torch.cuda.Event | None, keep: Any, batch: DeviceBatch | None) -> None:
+    def _hand_over(self, event: torch.cuda.Event | None, keep: Any, batch: Batch | None) -> None:
         """Order the consumer's stream after the batch, and hold what the batch is made of until it is made."""
         if self._decoder is not None:
             self._decoder.release(event)

@@ -7,7 +7,6 @@ import os
 import sys
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,7 +18,7 @@ from fastretina.beton.open import open_beton
 from fastretina.beton.reader import Beton
 from fastretina.beton.shards import ShardedBeton
 from fastretina.errors import LoaderError, SampleError, UsageError
-from fastretina.loading.batches import BatchJob, CpuJob, DeviceJob, Feed
+from fastretina.loading.batches import Batch, BatchJob, CpuJob, DeviceJob, Feed
 from fastretina.loading.buffers import BufferPool
 from fastretina.loading.config import LoaderConfig, options_of
 from fastretina.loading.decode.choice import choose_decode, cpu_threads
@@ -37,15 +36,6 @@ if TYPE_CHECKING:
 CHECKING_THREADS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """images: (B, 3, R, R) of the loader's dtype, channels-last in memory. labels, ids: (B,) int64. All on its device."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    ids: torch.Tensor
-
-
 class Loader:
     """Iterate it once for each epoch.
 
@@ -53,6 +43,10 @@ class Loader:
     never change them (but for decode="auto" on CUDA, where the number of workers has a part in who decodes). Each sample comes
     exactly once an epoch unless `sampling` says otherwise. A batch's memory stays as it is for as long as any of its tensors is
     referenced, and is recycled after that.
+
+    Attributes:
+        dataset: the open Beton. batch_size: images a step, over all ranks. device: that the batches are on.
+        skipped: the bad samples that were left out. description: who decodes and what is kept in memory, in words.
     """
 
     @options_of(LoaderConfig)
@@ -66,7 +60,7 @@ class Loader:
         self.device = torch.device(config.device)
         if config.decode == "gpu" and not self._makes_on_device:
             raise UsageError(f"decode='gpu' needs device='cuda', not {self.device}: use decode='auto' or 'cpu'")
-        self.beton = open_beton(path, config.cache)
+        self.dataset, self.batch_size = open_beton(path, config.cache), config.batch_size
         self._opened = not isinstance(path, Beton)
         self._config = config
         self.skipped: list[SampleError] = []
@@ -74,23 +68,23 @@ class Loader:
         # Enough batches ahead that every thread has rows to take while the consumer holds one.
         ahead = 2 + -(-2 * workers // config.rows)
         residence = plan_residence(
-            self.beton, config.resolution, config.resident, self.device, config.reserve, config.world_size, config.peers
+            self.dataset, config.resolution, config.resident, self.device, config.reserve, config.world_size, config.peers
         )
         self._stage: DeviceStage | None = None
         if self._makes_on_device:
-            pixels = int(np.prod(decoded_sizes(self.beton, config.resolution).largest))
+            pixels = int(np.prod(decoded_sizes(self.dataset, config.resolution).largest))
             pool = BufferPool(config.rows * pixels * 3, keep=ahead + 2, pinned=self.device.type == "cuda")
-            self._feed = Feed(self.beton, config, pool, DeviceJob)
+            self._feed = Feed(self.dataset, config, pool, DeviceJob)
             # Of a resident data set the decoder sees nothing but the filling.
             batch = max(config.rows, DEVICE_BATCH) if residence.size else config.rows
             choice = choose_decode(self._feed, self.device, workers, batch)
-            store, kept = make_store(len(self.beton), residence, self.device, config.resident, config.peers)
+            store, kept = make_store(len(self.dataset), residence, self.device, config.resident, config.peers)
             self._stage = _make_stage(self._feed, self.device, store, choice.decoder)
             where = choice.note
         else:
             nbytes = config.rows * config.resolution**2 * 3 * config.dtype.itemsize
-            self._feed = Feed(self.beton, config, BufferPool(nbytes, keep=ahead + 2), CpuJob)
-            self._feed.store = Store(len(self.beton), *residence.size, residence.memory) if residence.size else None
+            self._feed = Feed(self.dataset, config, BufferPool(nbytes, keep=ahead + 2), CpuJob)
+            self._feed.store = Store(len(self.dataset), *residence.size, residence.memory) if residence.size else None
             kept = residence.note
             where = cpu_threads(workers)
         self._filled = self._feed.on_device is None
@@ -120,21 +114,36 @@ class Loader:
     def places(self) -> NDArray[np.int64]:
         """(n,) where in an epoch's order the samples stand that this rank gives, in the order in which it gives them."""
         config = self._config
-        sizes = len(self.beton), config.batch_size, config.rank, config.world_size
+        sizes = len(self.dataset), config.batch_size, config.rank, config.world_size
         return np.fromiter(itertools.chain.from_iterable(rank_positions(batch, *sizes) for batch in range(len(self))), np.int64)
 
     @property
     def epoch(self) -> int:
-        """The epoch (0, 1, ...) that the next iteration gives."""
+        """The epoch (0, 1, ...) that the next iteration gives, or the rest of which."""
         return self._epoch if self._resume or self._batch == 0 else self._epoch + 1
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next iteration gives this epoch (0, 1, ...), from its beginning; the one under way cannot go on.
+
+        Said after `load_state_dict` of the epoch that the state stands in, it changes nothing: a loop that names each of its epochs
+        goes on with the very next batch too.
+        """
+        if epoch < 0:
+            raise UsageError(f"epochs count from 0: {epoch} is none")
+        if not (self._resume and self._epoch == epoch):
+            self._set_out(epoch, 0)
+
+    def _set_out(self, epoch: int, batch: int) -> None:
+        """Have the next iteration begin with this batch."""
+        self._epoch, self._batch, self._resume = epoch, batch, True
+        self._iteration += 1
 
     def __iter__(self) -> Iterator[Batch]:
         if not self._finalizer.alive:
-            raise LoaderError(f"{self.beton.path}: the loader is closed")
-        self._epoch, self._batch = self.epoch, self._batch if self._resume else 0
+            raise LoaderError(f"{self.dataset.path}: the loader is closed")
+        self._set_out(self.epoch, self._batch if self._resume else 0)
         self._resume = False
-        self._iteration += 1
-        return self._deliver(self._iteration)
+        return self._deliver(self._iteration, len(self) - self._batch)
 
     def fill(self) -> None:
         """Bring to the device what resident mode keeps there, with a progress bar; the first iteration does it otherwise.
@@ -158,14 +167,11 @@ class Loader:
         self._stage.kept()
         self._filled = True
 
-    def _deliver(self, iteration: int) -> Iterator[Batch]:
+    def _deliver(self, iteration: int, count: int) -> Iterator[Batch]:
         self.fill()
-        epoch = self._epoch
-        while len(self):
+        for _ in range(count):
             if self._iteration != iteration:
-                raise LoaderError("a later iteration of this loader has begun; this one cannot go on")
-            if self._epoch != epoch:
-                return
+                raise LoaderError("the loader was set to another epoch, or a later iteration has begun; this one cannot go on")
             if self._next_job != (self._epoch, self._batch):
                 self._pipeline.start(self._feed.jobs(self._epoch, self._batch))
             self._next_job = None  # until get() has succeeded
@@ -182,28 +188,24 @@ class Loader:
                 yield batch
 
     def _finish(self, job: BatchJob) -> Batch:
-        """Turn a finished job into tensors; bad rows are recorded and cut out."""
+        """Turn a finished job into tensors, of its good rows; bad ones are recorded."""
         if isinstance(job, DeviceJob):
             assert self._stage is not None
-            images, labels, ids = self._stage.launch(job)  # without the bad rows, of which it may find more
+            batch = self._stage.launch(job)  # without the bad rows, of which it may find more
         else:
             assert isinstance(job, CpuJob)
-            images = torch.from_numpy(job.images).view(self._config.dtype)
-            ids, labels = torch.from_numpy(job.ids), torch.from_numpy(self.beton.labels[job.indices])
-            if job.bad:
-                good = torch.tensor([row not in job.bad for row in range(job.rows)])
-                images, labels, ids = images[good], labels[good], ids[good]
+            batch = job.batch()
         if job.bad:
             self._record(job.bad.values())
-        return Batch(images.permute(0, 3, 1, 2), labels, ids)
+        return batch
 
     def _record(self, errors: Any) -> None:
         known = {(error.path, error.index) for error in self.skipped}
         new = (error for error in errors if (error.path, error.index) not in known)
         self.skipped += sorted(new, key=lambda error: (error.path, error.index))
-        if len(self.skipped) > self._config.max_bad * len(self.beton):
+        if len(self.skipped) > self._config.max_bad * len(self.dataset):
             raise LoaderError(
-                f"{self.beton.path}: {len(self.skipped)} bad samples of {len(self.beton)}, more than max_bad = "
+                f"{self.dataset.path}: {len(self.skipped)} bad samples of {len(self.dataset)}, more than max_bad = "
                 f"{self._config.max_bad:.2%}; the last: {self.skipped[-1]}"
             )
 
@@ -218,17 +220,17 @@ class Loader:
         """
         for key, mine in self._identity().items():
             if state.get(key) != mine:
-                raise LoaderError(f"{self.beton.path}: cannot resume: {key} is {mine!r} here and {state.get(key)!r} in the state")
-        self._epoch, self._batch, self._resume = int(state["epoch"]), int(state["batch"]), True
+                raise LoaderError(f"{self.dataset.path}: cannot resume: {key} is {mine!r} here and {state.get(key)!r} in the state")
+        self._set_out(int(state["epoch"]), int(state["batch"]))
 
     @property
     def _shards(self) -> int:
-        return len(self.beton.shards) if isinstance(self.beton, ShardedBeton) else 1
+        return len(self.dataset.shards) if isinstance(self.dataset, ShardedBeton) else 1
 
     def _identity(self) -> dict[str, Any]:
         config, sampling = self._config, self._feed.sampling
         return {
-            "samples": len(self.beton),
+            "samples": len(self.dataset),
             "batch_size": config.batch_size,
             "seed": config.seed,
             "sampling": sampling,
@@ -240,7 +242,7 @@ class Loader:
         self._finalizer()
         self._feed.store = self._stage = None
         if self._opened:
-            self.beton.close()
+            self.dataset.close()
 
     def __enter__(self) -> Loader:
         return self

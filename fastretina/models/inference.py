@@ -81,12 +81,12 @@ def run_model(
             bar.update()
             stop()
     if not found:
-        raise RunError(f"{loader.beton.path}: gave no sample to evaluate on")
+        raise RunError(f"{loader.dataset.path}: gave no sample to evaluate on")
     values, labels, ids = (torch.cat(part).cpu() for part in zip(*found, strict=True))
     wrong = ~torch.isfinite(values).flatten(1).all(dim=1)
     if bool(wrong.any()):
         raise RunError(
-            f"{loader.beton.path}: the model's answer is not finite for sample id {int(ids[wrong][0])}: its weights are spoilt"
+            f"{loader.dataset.path}: the model's answer is not finite for sample id {int(ids[wrong][0])}: its weights are spoilt"
         )
     return Outputs(values.movedim(-1, 0), labels, ids)
 

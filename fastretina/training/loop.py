@@ -29,7 +29,8 @@ from fastretina.training.progress import EpochRecord, Progress, Tally, shown_ids
 from fastretina.training.signals import Signals, StopAsked
 
 if TYPE_CHECKING:
-    from fastretina.loading.loader import Batch, Loader
+    from fastretina.loading.batches import Batch
+    from fastretina.loading.loader import Loader
 
 # Below this the scaler has shrunk the loss, not magnified it, and the gradients still overflowed: 17 steps skipped in a row.
 SMALLEST_SCALE = 1.0

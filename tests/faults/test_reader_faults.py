@@ -272,7 +272,7 @@ def test_a_disk_that_cannot_read_a_sample_is_a_bad_sample_and_one_that_cannot_re
 
     monkeypatch.setattr(os, "preadv", preadv)
     with Loader(copy, batch_size=16, resolution=SIZE, workers=2, train=False, on_bad="skip", max_bad=1.0) as loader:
-        start = int(loader.beton._pointers[7])
+        start = int(loader.dataset._pointers[7])
         broken = range(start, start + 1)
         assert sum(len(batch.ids) for batch in loader) == SAMPLES - 1
         assert [(error.index, error.reason) for error in loader.skipped] == [(7, "cannot be read: Input/output error")]

@@ -130,7 +130,7 @@ def test_what_nobody_can_decode_is_skipped_though_it_be_all_of_a_batch(beton, de
     settings = {"decode": "gpu", "decoder": "stand-in", "resident": resident, "on_bad": "skip", "max_bad": 1.0}
 
     def decode(index, target):
-        raise loader.beton.sample_error(index, "cannot be decoded")
+        raise loader.dataset.sample_error(index, "cannot be decoded")
 
     with DeviceLoader(beton, device=device, **settings, **PATIENTLY) as loader:
         monkeypatch.setattr(loader._feed, "decode", decode)
