@@ -45,7 +45,7 @@ def agrees(images, sources, augment: Augment, resolution: int, dtype: torch.dtyp
     levels = tolerance(dtype, device) if levels is None else levels
     heights, widths = np.array([i.shape[0] for i in images]), np.array([i.shape[1] for i in images])
     parameters = draw(augment, resolution, widths, heights, 3, 0, np.arange(len(images)))
-    output = run(sources, parameters, resolution, dtype, device, augment.brightness > 0).double().cpu().numpy()
+    output = run(sources, parameters, resolution, dtype, device, augment.recolours).double().cpu().numpy()
     assert np.isfinite(output).all(), "an element was not written"
     for image, affine, colour, got in zip(images, *parameters, output, strict=True):
         assert np.abs(got - reference.warp(image, affine, colour, resolution)).max() < levels

@@ -48,7 +48,7 @@ class Feed:
         self.sizes = decoded_sizes(beton, config.resolution)
         self.as_is = config.dtype == torch.uint8
         self.norm = cpu.identity_norm() if self.as_is else cpu.kernel_norm(IMAGENET_MEAN, IMAGENET_STD)
-        self.recolours = bool(self.augment.brightness or self.augment.contrast or self.augment.saturation)
+        self.recolours = self.augment.recolours
         self.store: Store | None = None  # decoded samples in RAM
         self.on_device: NDArray[np.bool_] | None = None  # samples that need no decoding because the device holds them
         self.device_decodes = False

@@ -48,7 +48,7 @@ class Warp(Operation):  # type: ignore[misc]  # ffcv is untyped
         super().__init__()
         self.epoch = 0
         self._ids, self._resolution, self._augment, self._seed = ids, resolution, augment, seed
-        self._recolours = bool(augment.brightness or augment.contrast or augment.saturation)
+        self._recolours = augment.recolours
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
         shape = (self._resolution, self._resolution, 3)
@@ -77,7 +77,7 @@ def _warp_batch(
     affine: NDArray[np.float64],
     colour: NDArray[np.float32],
     norm: NDArray[np.float32],
-    jitter: bool,
+    recolour: bool,
     output: NDArray[np.float32],
 ) -> None:
     count, height, width, _ = images.shape
@@ -88,7 +88,7 @@ def _warp_batch(
             padded = np.empty(source.size + cpu.SOURCE_PADDING, np.uint8)
             padded[: source.size] = source
             source = padded
-        cpu.warp(source, height, width, affine[row], colour[row], norm, jitter, output[row])
+        cpu.warp(source, height, width, affine[row], colour[row], norm, recolour, output[row])
 
 
 def pipelines(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -25,25 +27,25 @@ def padded(image: np.ndarray) -> np.ndarray:
     return np.concatenate([image.reshape(-1), np.full(cpu.SOURCE_PADDING, 255, np.uint8)])
 
 
-def warp_cpu(image, affine, colour, resolution, dtype=np.float32, norm=None, jitter=True):
+def warp_cpu(image, affine, colour, resolution, dtype=np.float32, norm=None, recolour=True):
     guard = np.full(resolution * resolution * 3 + 64, 77, dtype)
     output = guard[: resolution * resolution * 3].reshape(resolution, resolution, 3)
     columns = cpu.kernel_colour(colour[None])[0]
     norm = cpu.identity_norm() if norm is None else norm
-    cpu.warp(padded(image), image.shape[0], image.shape[1], affine, columns, norm, jitter, output)
+    cpu.warp(padded(image), image.shape[0], image.shape[1], affine, columns, norm, recolour, output)
     assert (guard[output.size :] == 77).all(), "the warp wrote past its image"
     return output
 
 
-def single(angle=0.0, mirror_x=1.0, mirror_y=1.0, zoom=1.0, size=(64, 64), resolution=64) -> np.ndarray:
+def single(angle=0.0, flip_x=1.0, flip_y=1.0, zoom=1.0, size=(64, 64), resolution=64) -> np.ndarray:
     one = np.ones(1)
     return affine_matrices(
         resolution,
         one * size[0],
         one * size[1],
         one * np.deg2rad(angle),
-        one * mirror_x,
-        one * mirror_y,
+        one * flip_x,
+        one * flip_y,
         one * zoom,
         np.zeros((2, 1)),
     )[0]
@@ -94,29 +96,45 @@ def test_uniforms_are_uniform_and_uncorrelated():
 def test_switching_one_augmentation_on_leaves_the_others_alone():
     size = np.full(8, 64)
     plain = draw(Augment(), 64, size, size, 0, 0, np.arange(8))
-    jittered = draw(Augment(brightness=0.5, saturation=0.5), 64, size, size, 0, 0, np.arange(8))
-    assert np.array_equal(plain.affine, jittered.affine)
-    assert not np.array_equal(plain.colour, jittered.colour)
+    recoloured = draw(Augment(brightness=0.5, saturation=0.5), 64, size, size, 0, 0, np.arange(8))
+    assert np.array_equal(plain.affine, recoloured.affine)
+    assert not np.array_equal(plain.colour, recoloured.colour)
+
+
+@pytest.mark.parametrize("setting", [field.name for field in dataclasses.fields(Augment)])
+def test_whether_colours_change_is_known_of_every_setting(setting):
+    """A colour setting that `recolours` did not see would be drawn, and left out by the warps."""
+    size = np.full(200, 64)
+    for strength in (0.01, 1.0):
+        value = (1.0, 1.0 + strength) if setting == "zoom" else strength
+        augment = dataclasses.replace(Augment.none(), **{setting: value})
+        assert augment.recolours == (draw(augment, 64, size, size, 0, 0, np.arange(200)).colour != NEUTRAL).any()
+
+
+def test_colours_are_left_alone_unless_a_setting_changes_them():
+    assert not Augment().recolours
+    assert not Augment.none().recolours
+    assert Augment.full().recolours
 
 
 def test_rotations_cover_the_circle_and_flips_are_fair():
     size = np.full(4000, 64)
     affine = draw(Augment(), 64, size, size, 1, 2, np.arange(4000)).affine
-    mirrored = np.linalg.det(affine[:, :, :2]) < 0
+    flipped = np.linalg.det(affine[:, :, :2]) < 0
     angle = np.rad2deg(np.arctan2(-affine[:, 0, 1], affine[:, 0, 0]))
-    assert 0.46 < mirrored.mean() < 0.54
+    assert 0.46 < flipped.mean() < 0.54
     assert np.histogram(angle, bins=8, range=(-180, 180))[0].min() > 400
 
 
-@pytest.mark.parametrize("turns", [0, 1, 2, 3])
-@pytest.mark.parametrize("mirror", [1.0, -1.0])
+@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
+@pytest.mark.parametrize("flip", [1.0, -1.0])
 @pytest.mark.parametrize("side", [64, 63])
-def test_right_angles_are_exact(turns, mirror, side):
+def test_right_angles_are_exact(quarters, flip, side):
     image = photograph(side, side)
-    affine = single(angle=90.0 * turns, mirror_x=mirror, size=(side, side), resolution=side)
-    expected = np.rot90(image[:, ::-1] if mirror < 0 else image, turns)
-    for jitter in (False, True):
-        assert np.array_equal(warp_cpu(image, affine, NEUTRAL, side, np.uint8, jitter=jitter), expected)
+    affine = single(angle=90.0 * quarters, flip_x=flip, size=(side, side), resolution=side)
+    expected = np.rot90(image[:, ::-1] if flip < 0 else image, quarters)
+    for recolour in (False, True):
+        assert np.array_equal(warp_cpu(image, affine, NEUTRAL, side, np.uint8, recolour=recolour), expected)
     assert np.array_equal(reference.warp(image, affine, NEUTRAL, side), expected)
 
 
@@ -126,16 +144,16 @@ def test_right_angles_are_exact(turns, mirror, side):
     height=st.integers(1, 90),
     width=st.integers(1, 90),
     resolution=st.sampled_from([1, 2, 7, 48, 97]),
-    jitter=st.booleans(),
+    recolour=st.booleans(),
 )
-def test_cpu_warp_agrees_with_float64_for_any_size(seed, height, width, resolution, jitter):
+def test_cpu_warp_agrees_with_float64_for_any_size(seed, height, width, resolution, recolour):
     image = photograph(height, width, seed)
-    augment = Augment.full() if jitter else Augment(zoom=(0.5, 3.0), shift=0.4)
+    augment = Augment.full() if recolour else Augment(zoom=(0.5, 3.0), shift=0.4)
     affine, colour = draw(augment, resolution, np.array([width]), np.array([height]), seed, 0, np.array([seed]))
     expected = reference.warp(image, affine[0], colour[0], resolution)
-    got = warp_cpu(image, affine[0], colour[0], resolution, jitter=jitter)
+    got = warp_cpu(image, affine[0], colour[0], resolution, recolour=recolour)
     assert np.abs(got - expected).max() < 0.05
-    rounded = warp_cpu(image, affine[0], colour[0], resolution, np.uint8, jitter=jitter)
+    rounded = warp_cpu(image, affine[0], colour[0], resolution, np.uint8, recolour=recolour)
     assert np.abs(rounded - expected).max() < 0.55
 
 

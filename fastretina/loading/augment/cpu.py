@@ -2,7 +2,7 @@
 
 One pixel's two rows of taps are eight bytes each; they are widened to two vectors, blended, recoloured and stored as one
 vector, with no gather and no second pass over memory. numba compiles the loops, the pixel is LLVM vector code (portable:
-SSE to AVX-512, NEON). 512 x 512 turned by 37 degrees into float32, one core of an AMD EPYC (Zen 5): 0.34 ms, where
+SSE to AVX-512, NEON). 512 x 512 rotated by 37 degrees into float32, one core of an AMD EPYC (Zen 5): 0.34 ms, where
 cv2.warpAffine alone (uint8, no normalisation) took 0.78 ms.
 """
 
@@ -77,15 +77,15 @@ def _narrow(builder: Any, pixel: Any, dtype: types.Type) -> Any:
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
 def _pixel(
-    typing_context: Any, output: Any, taps: Any, stride: Any, target: Any, fx: Any, fy: Any, norm: Any, colour: Any, jitter: Any
+    typing_context: Any, output: Any, taps: Any, stride: Any, target: Any, fx: Any, fy: Any, norm: Any, colour: Any, recolour: Any
 ) -> Any:
     """Write one pixel (and one element more) of output's dtype at address `target`.
 
     taps: address of the top left tap. stride: bytes to the next source row. norm: address of 4 scales and 4 biases. colour:
-    address of 4 x 4 floats, column by column; read only where `jitter` (a literal) is true.
+    address of 4 x 4 floats, column by column; read only where `recolour` (a literal) is true.
     """
-    signature = types.void(output, *[types.intp] * 3, *[types.float32] * 2, *[types.intp] * 2, jitter)
-    recolour = bool(jitter.literal_value)
+    signature = types.void(output, *[types.intp] * 3, *[types.float32] * 2, *[types.intp] * 2, recolour)
+    recolours = bool(recolour.literal_value)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _, taps, stride, target, fx, fy, norm, colour, _ = arguments
@@ -97,7 +97,7 @@ def _pixel(
         both = _mul_add(builder, _splat(builder, fy, 8), builder.fsub(bottom, top, _CONTRACT), top)
         left, right = _shuffle(builder, both, [0, 1, 2, 3]), _shuffle(builder, both, [3, 4, 5, 6])
         pixel = _mul_add(builder, _splat(builder, fx, 4), builder.fsub(right, left, _CONTRACT), left)
-        if recolour:
+        if recolours:
             step = ir.Constant(colour.type, 16)
             columns = []
             for _ in range(4):
@@ -133,13 +133,13 @@ def warp(
     affine: NDArray[np.float64],
     colour: NDArray[np.float32],
     norm: NDArray[np.float32],
-    jitter: bool,
+    recolour: bool,
     output: NDArray[Any],
 ) -> None:
     """Warp one image into output (R, R, 3), C-contiguous; releases the GIL.
 
     source: (>= height * width * 3 + SOURCE_PADDING,) uint8, RGB rows without gaps. affine: (2, 3) float64, output to source
-    pixels. colour: (4, 4) float32, transposed and padded (see `kernel_colour`), used when jitter. norm: (2, 4) float32,
+    pixels. colour: (4, 4) float32, transposed and padded (see `kernel_colour`), used when recolour. norm: (2, 4) float32,
     scale and bias per channel. output: float32, uint8, uint16 (written as bfloat16) or int16 (written as float16).
     """
     rows, columns = output.shape[0], output.shape[1]
@@ -177,7 +177,7 @@ def warp(
                 # Slices from 0, because numba then knows that no index is negative.
                 left_of, top_of, fx_of, fy_of = ix[begin:end], iy[begin:end], fx[begin:end], fy[begin:end]
                 first = target + begin * pixel_bytes
-                if jitter:
+                if recolour:
                     for c in range(end - begin):
                         at = base + top_of[c] * stride + left_of[c] * 3
                         _pixel(output, at, stride, first + c * pixel_bytes, fx_of[c], fy_of[c], norm_at, colour_at, True)
@@ -197,7 +197,7 @@ def warp(
                             taps[dy * 8 + dx * 3 + channel] = source[row * stride + column * 3 + channel]
             # A pixel's store writes one element too many, which the next pixel overwrites; the last has no next.
             here = target + x * pixel_bytes if x < columns - 1 else last_at
-            if jitter:
+            if recolour:
                 _pixel(output, taps_at, 8, here, fx[x], fy[x], norm_at, colour_at, True)
             else:
                 _pixel(output, taps_at, 8, here, fx[x], fy[x], norm_at, colour_at, False)

@@ -6,7 +6,7 @@ TRITON_INTERPRET=1 runs it on CPU tensors (slowly: the tests do), and benchmarks
 Moving 2.4 MB an image at the speed of a GPU's memory leaves an H100 90 to 100 instructions a pixel, so the kernel saves them:
 
 - One program makes a tile, one warp patches of 16 x 8 pixels of it: the sources of such a patch lie in few cache lines however it
-  is turned, where a row of an image turned by 90 degrees has its source in as many lines as pixels.
+  is rotated, where a row of an image rotated by 90 degrees has its source in as many lines as pixels.
 - A thread makes four neighbours and stores them in whole words. It loads the six bytes of two neighbouring source pixels as two or
   three aligned words. A word without a byte that is needed is never touched, so the bytes before and after an image that are read
   along with it lie on memory pages that hold a part of it.

@@ -28,7 +28,7 @@ _BLOCKS = 3  # Philox blocks of four uniforms per sample
 class Augment:
     """What may be done to a training image. Every range is sampled uniformly (zoom: uniformly in its logarithm).
 
-    The defaults turn and mirror: a fundus photograph has no up, and without rotation a ResNet on this data collapses.
+    The defaults rotate and flip: a fundus photograph has no up, and without rotation a ResNet on this data collapses.
     """
 
     rotate: float = 180.0  # degrees; the angle is drawn from [-rotate, rotate)
@@ -47,6 +47,15 @@ class Augment:
         for name in ("flip_horizontal", "flip_vertical", "shift", "brightness", "contrast", "saturation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"Augment.{name} must lie in 0-1, not {getattr(self, name)}")
+
+    @property
+    def recolours(self) -> bool:
+        """Whether any setting changes colours; the warps leave them alone where none does.
+
+        Asked of the matrices, at both ends and in the midst of what may be drawn, so that no list of settings can lack one.
+        """
+        ends_and_midst = np.tile([0.0, 1 / 3, 1 - 2.0**-32], (4 * _BLOCKS, 1))
+        return bool((_drawn_colours(self, ends_and_midst) != np.eye(3, 4)).any())
 
     @classmethod
     def none(cls) -> Augment:
@@ -115,16 +124,21 @@ def draw(
     """
     u = uniforms(seed, epoch, ids, repeats)
     angle = np.deg2rad((2 * u[0] - 1) * augment.rotate)
-    mirror_x = np.where(u[1] < augment.flip_horizontal, -1.0, 1.0)
-    mirror_y = np.where(u[2] < augment.flip_vertical, -1.0, 1.0)
+    flip_x = np.where(u[1] < augment.flip_horizontal, -1.0, 1.0)
+    flip_y = np.where(u[2] < augment.flip_vertical, -1.0, 1.0)
     log_low, log_high = np.log(augment.zoom)
     zoom = np.exp(log_low + u[3] * (log_high - log_low))
     shift = (2 * u[4:6] - 1) * augment.shift * resolution  # output px
-    affine = affine_matrices(resolution, widths, heights, angle, mirror_x, mirror_y, zoom, shift)
+    affine = affine_matrices(resolution, widths, heights, angle, flip_x, flip_y, zoom, shift)
+    return WarpParameters(affine, _drawn_colours(augment, u))
+
+
+def _drawn_colours(augment: Augment, u: NDArray[np.float64]) -> NDArray[np.float32]:
+    """(B, 3, 4) colour matrices of the uniforms u (12, B)."""
     brightness, contrast, saturation = (
         1 + (2 * u[6 + k] - 1) * strength for k, strength in enumerate((augment.brightness, augment.contrast, augment.saturation))
     )
-    return WarpParameters(affine, colour_matrices(brightness, contrast, saturation))
+    return colour_matrices(brightness, contrast, saturation)
 
 
 def affine_matrices(
@@ -132,23 +146,23 @@ def affine_matrices(
     widths: NDArray[np.integer],
     heights: NDArray[np.integer],
     angle: NDArray[np.float64],
-    mirror_x: NDArray[np.float64],
-    mirror_y: NDArray[np.float64],
+    flip_x: NDArray[np.float64],
+    flip_y: NDArray[np.float64],
     zoom: NDArray[np.float64],
     shift: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """(B, 2, 3) maps of output to source pixels, for an image that is mirrored, turned counter-clockwise by angle (radians),
+    """(B, 2, 3) maps of output to source pixels, for an image that is flipped, rotated counter-clockwise by angle (radians),
     magnified by zoom about its centre, and shifted.
 
-    mirror_x, mirror_y: (B,) of +1 or -1. zoom: (B,). shift: (2, B) in output px.
+    flip_x, flip_y: (B,) of +1, or -1 for a flipped one. zoom: (B,). shift: (2, B) in output px.
     """
     widths, heights = np.asarray(widths, np.float64), np.asarray(heights, np.float64)
     scale = np.maximum(widths, heights) / resolution / zoom  # source px per output px
     # Rounded, so that cos(90 deg) is 0 and not 6e-17: right angles then hit pixel centres exactly.
     cos, sin = np.round(np.cos(angle), 15), np.round(np.sin(angle), 15)
     linear = np.empty((len(widths), 2, 2))
-    linear[:, 0, 0], linear[:, 0, 1] = mirror_x * cos * scale, -mirror_x * sin * scale
-    linear[:, 1, 0], linear[:, 1, 1] = mirror_y * sin * scale, mirror_y * cos * scale
+    linear[:, 0, 0], linear[:, 0, 1] = flip_x * cos * scale, -flip_x * sin * scale
+    linear[:, 1, 0], linear[:, 1, 1] = flip_y * sin * scale, flip_y * cos * scale
     centre_out = (resolution - 1) / 2 + shift.T
     centre_in = np.stack([(widths - 1) / 2, (heights - 1) / 2], axis=1)
     offset = centre_in - np.einsum("bij,bj->bi", linear, centre_out)
