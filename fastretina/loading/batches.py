@@ -1,4 +1,4 @@
-"""How batches are made: order -> decode -> augment, one job per batch, one row per sample.
+"""How batches are made: sampler -> decode -> augment, one job per batch, one row per sample.
 
 A Feed holds everything that stays the same over the epochs. It does not know the Loader, so that threads that work for it
 do not keep a forgotten Loader alive.
@@ -71,21 +71,23 @@ class Feed:
 
     def jobs(self, epoch: int, batch: int) -> Iterator[BatchJob]:
         """Jobs from one batch of one epoch onwards, without end: the next epoch begins while the last batches are in use."""
-        config = self.config
         for current in itertools.count(epoch):
             order = self.order(current)
             first = batch if current == epoch else 0
             if isinstance(self.beton, ShardedBeton):
-                self.beton.expect(order.indices[first * config.batch_size :])
+                self.beton.expect(order.indices[first * self.config.batch_size :])
             for number in range(first, len(self)):
-                places = rank_positions(number, len(self.beton), config.batch_size, config.rank, config.world_size)
-                yield self.job(self, order, current, slice(places.start, places.stop, places.step))
+                yield self.job(self, order.at(self.positions(number)), current)
+
+    def positions(self, batch: int) -> range:
+        """Where in an epoch's order the samples of this rank's part of a batch stand."""
+        config = self.config
+        return rank_positions(batch, len(self.beton), config.batch_size, config.rank, config.world_size)
 
     def filling(self, samples: range, rows: int) -> Iterator[FillJob]:
         """Jobs that bring each of these samples once, in file order, so many at a time."""
-        order = Order(np.arange(samples.start, samples.stop), None)
-        for first in range(0, len(samples), rows):
-            yield FillJob(self, order, 0, slice(first, first + rows))
+        for first in range(samples.start, samples.stop, rows):
+            yield FillJob(self, Order(np.arange(first, min(first + rows, samples.stop)), None), 0)
 
     def decode(self, index: int, target: NDArray[np.uint8]) -> None:
         """Decode a sample into target (h, w, 3) uint8 of its decoded size; SampleError where it is bad."""
@@ -93,13 +95,15 @@ class Feed:
 
 
 class BatchJob(ABC):
-    """One batch in the making, or this rank's part of it, made of one piece of an order; see fastretina.loading.pipeline.Job."""
+    """One batch in the making, or this rank's part of it; see fastretina.loading.pipeline.Job.
 
-    def __init__(self, feed: Feed, order: Order, epoch: int, place: slice) -> None:
-        self._place = place
+    indices, ids: (rows,) int64, of each row's sample.
+    """
+
+    def __init__(self, feed: Feed, part: Order, epoch: int) -> None:
         self.skips_bad = feed.config.on_bad == "skip"
-        self.feed, self.order, self.epoch = feed, order, epoch
-        self.indices = order.indices[self._place]
+        self.feed, self.epoch = feed, epoch
+        self.indices, self._repeats = part
         self.ids = feed.beton.ids[self.indices]
         self.rows = self.pieces = len(self.indices)
         self.bad: dict[int, SampleError] = {}  # by row
@@ -108,8 +112,7 @@ class BatchJob(ABC):
     def draw(self) -> WarpParameters:
         """The batch's augmentation."""
         config = self.feed.config
-        repeats = None if self.order.repeats is None else self.order.repeats[self._place]
-        return draw(self.feed.augment, config.resolution, *self.sizes, config.seed, self.epoch, self.ids, repeats)
+        return draw(self.feed.augment, config.resolution, *self.sizes, config.seed, self.epoch, self.ids, self._repeats)
 
     def run(self, row: int) -> None:
         """Make one row; a bad sample raises SampleError, or is noted where they are to be skipped."""
@@ -132,8 +135,8 @@ _scratch = threading.local()
 class CpuJob(BatchJob):
     """Decodes and warps on CPU threads; `images` (rows, R, R, 3) is the finished batch."""
 
-    def __init__(self, feed: Feed, order: Order, epoch: int, place: slice) -> None:
-        super().__init__(feed, order, epoch, place)
+    def __init__(self, feed: Feed, part: Order, epoch: int) -> None:
+        super().__init__(feed, part, epoch)
         side = feed.config.resolution
         self.images: NDArray[Any] = feed.pool.take((self.rows, side, side, 3), KERNEL_DTYPES[feed.config.dtype])
         # Nothing to warp, nothing to compute: decode straight into the batch.
@@ -187,8 +190,8 @@ class DeviceJob(BatchJob):
     fresh: (rows,) bool, the rows that were decoded or are to be decoded: the others the device holds already.
     """
 
-    def __init__(self, feed: Feed, order: Order, epoch: int, place: slice) -> None:
-        super().__init__(feed, order, epoch, place)
+    def __init__(self, feed: Feed, part: Order, epoch: int) -> None:
+        super().__init__(feed, part, epoch)
         widths, heights = self.sizes
         self.offsets = np.concatenate([[0], np.cumsum(widths * heights * 3)])
         held = feed.on_device is not None and bool(feed.on_device[self.indices].all())
@@ -213,7 +216,7 @@ class DeviceJob(BatchJob):
         self.fresh[row] = True
 
     def pixels_of(self, row: int) -> NDArray[np.uint8]:
-        """Row's place in `pixels`: (h, w, 3)."""
+        """Row's part of `pixels`: (h, w, 3)."""
         width, height = (int(side[row]) for side in self.sizes)
         return self.pixels[self.offsets[row] : self.offsets[row + 1]].reshape(height, width, 3)
 
@@ -221,6 +224,6 @@ class DeviceJob(BatchJob):
 class FillJob(DeviceJob):
     """Brings samples for the device to keep. Bad ones are left out, to be an error or a skip in the epoch that asks for them."""
 
-    def __init__(self, feed: Feed, order: Order, epoch: int, place: slice) -> None:
-        super().__init__(feed, order, epoch, place)
+    def __init__(self, feed: Feed, part: Order, epoch: int) -> None:
+        super().__init__(feed, part, epoch)
         self.skips_bad = True

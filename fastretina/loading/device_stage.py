@@ -39,12 +39,12 @@ _ALIGNMENT = 16  # bytes
 
 def _layout(rows: int) -> tuple[dict[str, slice], int]:
     """Where the parts of _ROW lie for so many rows, in bytes, and what all of them take."""
-    places, end = {}, 0
+    parts, end = {}, 0
     for name, dtype, shape in _ROW:
         start = -(-end // _ALIGNMENT) * _ALIGNMENT
         end = start + rows * int(np.prod(shape)) * dtype.itemsize
-        places[name] = slice(start, end)
-    return places, end
+        parts[name] = slice(start, end)
+    return parts, end
 
 
 class DeviceStage:
@@ -129,12 +129,12 @@ class DeviceStage:
             "addresses": addresses, "labels": self._feed.beton.labels[job.indices], "ids": job.ids,
             "affine": job.parameters.affine, "colour": job.parameters.colour, "heights": heights, "widths": widths,
         }  # fmt: skip
-        places, size = _layout(len(good))
+        parts, size = _layout(len(good))
         memory = self._rows.take((size,), np.uint8)
         for name, dtype, _ in _ROW:
-            memory[places[name]].view(_NUMPY[dtype])[:] = values[name][good].reshape(-1)
+            memory[parts[name]].view(_NUMPY[dtype])[:] = values[name][good].reshape(-1)
         on_device = torch.from_numpy(memory).to(self._device, non_blocking=True)
-        return memory, {name: on_device[places[name]].view(dtype).view(len(good), *shape) for name, dtype, shape in _ROW}
+        return memory, {name: on_device[parts[name]].view(dtype).view(len(good), *shape) for name, dtype, shape in _ROW}
 
     def _sources(self, job: DeviceJob) -> tuple[NDArray[np.int64], Any]:
         """Addresses (rows,) of the images on the device, and what keeps them there.
@@ -181,10 +181,10 @@ class DeviceStage:
                 f"{beton.path}: sample {index} ({beton.names[index]}) and {len(decoded.unwritten) - 1} more of {len(fresh)}: "
                 f"{self._decoder.name} says that it decoded it, and did not write it; use decode='cpu' or another decoder"
             )
-        for position, row in enumerate(fresh):
-            if decoded.done[position]:
+        for number, row in enumerate(fresh):
+            if decoded.done[number]:
                 continue
-            pixels = np.empty((*sizes[position], 3), np.uint8)
+            pixels = np.empty((*sizes[number], 3), np.uint8)
             try:
                 self._feed.decode(int(job.indices[row]), pixels)
             except SampleError as error:
@@ -192,7 +192,7 @@ class DeviceStage:
                     raise
                 job.bad[row] = error.with_traceback(None)
                 continue
-            decoded.image(position).copy_(torch.from_numpy(pixels))
+            decoded.image(number).copy_(torch.from_numpy(pixels))
         offsets = np.zeros(job.rows, np.int64)
         offsets[fresh] = decoded.offsets
         return decoded.memory, offsets, (decoded.memory, job.jpegs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
 import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from fastretina.beton.open import open_beton
 from fastretina.beton.reader import Beton
@@ -26,7 +24,7 @@ from fastretina.loading.decode.cpu import decoded_sizes
 from fastretina.loading.decode.gpu import DEVICE_BATCH, DeviceDecoder
 from fastretina.loading.pipeline import Pipeline
 from fastretina.loading.resident import DeviceStore, Store, make_store, plan_residence
-from fastretina.loading.sampler import rank_positions
+from fastretina.system.progress import progress_bar
 
 if TYPE_CHECKING:
     from fastretina.loading.device_stage import DeviceStage
@@ -111,11 +109,9 @@ class Loader:
         return len(self._feed)
 
     @property
-    def places(self) -> NDArray[np.int64]:
-        """(n,) where in an epoch's order the samples stand that this rank gives, in the order in which it gives them."""
-        config = self._config
-        sizes = len(self.dataset), config.batch_size, config.rank, config.world_size
-        return np.fromiter(itertools.chain.from_iterable(rank_positions(batch, *sizes) for batch in range(len(self))), np.int64)
+    def positions(self) -> NDArray[np.int64]:
+        """(n,) where in an epoch's order the samples stand that this rank gives, as it gives them."""
+        return np.fromiter(itertools.chain.from_iterable(map(self._feed.positions, range(len(self)))), np.int64)
 
     @property
     def epoch(self) -> int:
@@ -158,8 +154,7 @@ class Loader:
             rows = max(rows, DEVICE_BATCH)
         self._pipeline.start(self._feed.filling(samples, rows))
         self._next_job = None  # whatever was under way has been dropped
-        hidden = not sys.stderr.isatty()
-        with tqdm(total=len(samples), desc="filling", unit="img", leave=False, dynamic_ncols=True, disable=hidden) as bar:
+        with progress_bar("filling", len(samples), 0, unit="img") as bar:
             while (job := self._pipeline.get()) is not None:
                 assert isinstance(job, DeviceJob)
                 self._stage.keep(job)

@@ -16,11 +16,16 @@ Sampling = Literal["shuffle", "shards", "sequential", "balanced", "sqrt"]
 
 
 class Order(NamedTuple):
-    """One epoch. indices: (N,) int64 positions in the file; repeats: (N,) uint32, how often each came before in this epoch,
-    or None where none comes twice."""
+    """An epoch, or a part of it. indices: (N,) int64 rows of the file, by position; repeats: (N,) uint32, how often each came
+    before in this epoch, or None where none comes twice."""
 
     indices: NDArray[np.int64]
     repeats: NDArray[np.uint32] | None
+
+    def at(self, positions: range) -> Order:
+        """The part at these positions."""
+        part = slice(positions.start, positions.stop, positions.step)
+        return Order(self.indices[part], None if self.repeats is None else self.repeats[part])
 
 
 def epoch_order(
@@ -54,7 +59,7 @@ def epoch_order(
 
 
 def rank_positions(batch: int, samples: int, batch_size: int, rank: int, world_size: int) -> range:
-    """The places in an epoch's order of `samples` that one rank makes of one global batch: every world_size-th of the batch.
+    """The positions in an epoch's order of `samples` that one rank makes of one global batch: every world_size-th of the batch.
 
     The parts of all ranks are the batch, whatever their number; their sizes differ by one at most, and in a last batch of fewer
     samples than ranks some are empty.
@@ -82,14 +87,14 @@ def _within_window(rng: np.random.Generator, shards: NDArray[np.integer[Any]]) -
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _deal(slots: NDArray[np.unsignedinteger[Any]], count: int, order: NDArray[np.int64]) -> NDArray[np.int64]:
     """Counting sort: `order` (N,) becomes the stable argsort of `slots` (N,), all below `count`. Returns where each slot ends."""
-    places = np.zeros(count + 1, np.int64)
+    ends = np.zeros(count + 1, np.int64)
     for slot in slots:
-        places[np.int64(slot) + 1] += 1
-    places = np.cumsum(places)[:-1].copy()
+        ends[np.int64(slot) + 1] += 1
+    ends = np.cumsum(ends)[:-1].copy()
     for i in range(len(slots)):
-        order[places[slots[i]]] = i
-        places[slots[i]] += 1
-    return places
+        order[ends[slots[i]]] = i
+        ends[slots[i]] += 1
+    return ends
 
 
 def permutation(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
@@ -108,10 +113,10 @@ def _shuffle_in_place(rng: np.random.Generator, order: NDArray[np.int64]) -> Non
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _shuffle(order: NDArray[np.int64], last: int, words: NDArray[np.uint32]) -> int:
-    """Fisher-Yates from place `last` down, as numpy does it: the partner is the first word whose low bits are <= the place.
+    """Fisher-Yates from position `last` down, as numpy does it: the partner is the first word whose low bits are <= the position.
 
     Partners are found first and swapped then, a thousand at a time: the rejection of every third word is then an addition and
-    no branch that nobody can predict, and the swaps' cache misses overlap. Returns the place that the words lasted to.
+    no branch that nobody can predict, and the swaps' cache misses overlap. Returns the position that the words lasted to.
     """
     partners = np.empty(1025, np.uint32)
     used = 0
@@ -126,8 +131,8 @@ def _shuffle(order: NDArray[np.int64], last: int, words: NDArray[np.uint32]) -> 
             used += 1
             found += partners[found] <= last - found
         for k in range(found):
-            place, partner = last - k, partners[k]
-            order[place], order[partner] = order[partner], order[place]
+            position, partner = last - k, partners[k]
+            order[position], order[partner] = order[partner], order[position]
         last -= found
     return last
 

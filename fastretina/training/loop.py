@@ -273,10 +273,10 @@ def _outputs(training: Training, loader: Loader, title: str, stop: Callable[[], 
     """The evaluated model's outputs for a data set: on rank 0 for all of it, in the file's order; on the others for their part."""
     # Without torch.compile: it would compile once more for a pass that takes a tenth of the time.
     outputs = run_model(training.graded, loader, training.precision, title, stop=stop, shown=training.world.is_main)
-    parts = training.world.gather((outputs, loader.places))
+    parts = training.world.gather((outputs, loader.positions))
     if len(parts) < 2:
         return outputs
-    order = torch.from_numpy(np.concatenate([places for _, places in parts]).argsort())
+    order = torch.from_numpy(np.concatenate([positions for _, positions in parts]).argsort())
     values, labels, ids = zip(*((part.values, part.labels, part.ids) for part, _ in parts), strict=True)
     return Outputs(torch.cat(values, dim=1)[:, order], torch.cat(labels)[order], torch.cat(ids)[order])
 

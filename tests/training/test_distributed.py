@@ -276,7 +276,7 @@ def test_the_parts_of_all_ranks_are_the_batches_of_one(tiny_betons, world_size, 
         with Loader(tiny_betons.train, **settings, rank=rank, world_size=world_size) as loader:
             parts.append(list(loader))
             assert len(loader) == len(expected) == len(parts[-1])
-            assert len(loader.places) == sum(len(batch.ids) for batch in parts[-1])
+            assert len(loader.positions) == sum(len(batch.ids) for batch in parts[-1])
     for number, batch in enumerate(expected):
         for rank in range(world_size):
             part = parts[rank][number]

@@ -160,8 +160,8 @@ class Decoded:
     """A batch on the device.
 
     memory: uint8, flat, valid until what `release` was given has passed. offsets: (n,) where in it each image begins: (H, W, 3).
-    sizes: (n,) height and width of each, px. done: (n,) whether each image is there. unwritten: positions of those that the codec
-    says it decoded, and did not write.
+    sizes: (n,) height and width of each, px. done: (n,) whether each image is there. unwritten: which of them the codec says it
+    decoded, and did not write.
     """
 
     memory: Tensor
@@ -170,10 +170,10 @@ class Decoded:
     done: list[bool]
     unwritten: list[int]
 
-    def image(self, position: int) -> Tensor:
+    def image(self, number: int) -> Tensor:
         """(H, W, 3) uint8: a view of `memory`, to be read, or to be written where the image is not there."""
-        height, width = self.sizes[position]
-        start = int(self.offsets[position])
+        height, width = self.sizes[number]
+        start = int(self.offsets[number])
         return self.memory[start : start + height * width * 3].view(height, width, 3)
 
 
@@ -235,7 +235,7 @@ class DeviceDecoder:
         self._turn = 0
 
     def decode(self, jpegs: Sequence[memoryview | None], sizes: list[tuple[int, int]]) -> Decoded:
-        """Decode JPEGs of these (height, width) in the current stream. None: an image that is only to have its place.
+        """Decode JPEGs of these (height, width) in the current stream. None: an image that is only to have its memory.
 
         The host waits until all of it is done.
         """
@@ -243,15 +243,15 @@ class DeviceDecoder:
         offsets = np.concatenate([[0], ends[:-1]]).astype(np.int64) if len(sizes) else np.empty(0, np.int64)
         buffer = self._free_buffer(int(ends[-1]) if len(sizes) else 0)
         decoded = Decoded(buffer.memory, offsets, sizes, [False] * len(sizes), [])
-        asked = [position for position, jpeg in enumerate(jpegs) if jpeg is not None]
+        asked = [number for number, jpeg in enumerate(jpegs) if jpeg is not None]
         if not asked:
             return decoded
         if buffer.sizes != sizes:
-            buffer.targets = [self._codec.wrap(decoded.image(position)) for position in range(len(sizes))]
+            buffer.targets = [self._codec.wrap(decoded.image(number)) for number in range(len(sizes))]
             buffer.sizes = list(sizes)
         buffer.poison()
-        found = self._codec.decode([jpeg for jpeg in jpegs if jpeg is not None], [buffer.targets[position] for position in asked])
-        claimed = [position for position, done in zip(asked, found, strict=True) if done]
+        found = self._codec.decode([jpeg for jpeg in jpegs if jpeg is not None], [buffer.targets[number] for number in asked])
+        claimed = [number for number, done in zip(asked, found, strict=True) if done]
         missing = self._missing(buffer, claimed, offsets, ends)
         if missing and self._cuda:
             # Late, or never? The library has its own streams, and should have made ours wait for them.
@@ -259,8 +259,8 @@ class DeviceDecoder:
             waited = self._missing(buffer, claimed, offsets, ends)
             self.late += len(missing) - len(waited)
             missing = waited
-        for position in claimed:
-            decoded.done[position] = position not in missing
+        for number in claimed:
+            decoded.done[number] = number not in missing
         decoded.unwritten.extend(missing)
         return decoded
 
@@ -290,7 +290,7 @@ class DeviceDecoder:
         bands = first[:, None] + (last - first)[:, None] * np.arange(self._bands) // self._bands
         whole = np.asarray(np.logical_and.reduceat(intact[: last[-1]], bands.reshape(-1)))
         unwritten = np.asarray(whole.reshape(bands.shape).any(axis=1))
-        return [position for position in claimed if unwritten[position]]
+        return [number for number in claimed if unwritten[number]]
 
 
 def make_decoder(
