@@ -26,12 +26,12 @@ from ffcv.fields.rgb_image import SimpleRGBImageDecoder
 from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.operation import Operation
 from ffcv.pipeline.state import State
-from ffcv.transforms import Squeeze, ToTensor, ToTorchImage
+from ffcv.transforms import Squeeze, ToDevice, ToTensor, ToTorchImage
 from numba import njit, prange
 from numpy.typing import NDArray
 
 from fastretina.beton.reader import Beton
-from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, cpu, draw
+from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, WarpParameters, cpu, draw
 
 
 class Warp(Operation):  # type: ignore[misc]  # ffcv is untyped
@@ -44,7 +44,7 @@ class Warp(Operation):  # type: ignore[misc]  # ffcv is untyped
     """
 
     def __init__(self, ids: NDArray[np.int64], resolution: int, augment: Augment, seed: int = 0) -> None:
-        """ids: (N,) int64, the samples' ids by position in the file (`Beton.ids`). resolution: R, px."""
+        """ids: (N,) int64, the samples' ids by index (`Beton.ids`). resolution: R, px."""
         super().__init__()
         self.epoch = 0
         self._ids, self._resolution, self._augment, self._seed = ids, resolution, augment, seed
@@ -60,15 +60,19 @@ class Warp(Operation):  # type: ignore[misc]  # ffcv is untyped
         norm = cpu.kernel_norm(IMAGENET_MEAN, IMAGENET_STD)
 
         def warp(images: NDArray[np.uint8], output: NDArray[np.float32], indices: Any) -> NDArray[np.float32]:
-            count, height, width, _ = images.shape
-            ids = self._ids[np.asarray(indices[:count], np.int64)]
-            sizes = np.full(count, width), np.full(count, height)
-            affine, colour = draw(self._augment, self._resolution, *sizes, self._seed, self.epoch, ids)
+            affine, colour = self._draw(images.shape, indices)
             _warp_batch(images, affine, cpu.kernel_colour(colour), norm, self._recolours, output)
-            return output[:count]
+            return output[: len(images)]
 
-        warp.with_indices = True  # type: ignore[attr-defined]  # how FFCV is asked for the batch's positions in the file
+        warp.with_indices = True  # type: ignore[attr-defined]  # how FFCV is asked for the batch's rows of the file
         return warp
+
+    def _draw(self, shape: tuple[int, ...], indices: Any) -> WarpParameters:
+        """For images of this shape, (B, H, W, 3), and the rows of the file that they are."""
+        count, height, width, _ = shape
+        ids = self._ids[np.asarray(indices[:count], np.int64)]
+        sizes = np.full(count, width), np.full(count, height)
+        return draw(self._augment, self._resolution, *sizes, self._seed, self.epoch, ids)
 
 
 @njit(parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
@@ -108,9 +112,12 @@ def pipelines(
     image: list[Operation] = [SimpleRGBImageDecoder(), warp, ToTensor(), ToTorchImage(convert_back_int16=False)]
     label: list[Operation] = [IntDecoder(), ToTensor(), Squeeze()]
     if torch.device(device).type != "cpu":
-        from ffcv.transforms import ToDevice
-
         image.append(ToDevice(torch.device(device)))
         label.append(ToDevice(torch.device(device)))
-    pipes: dict[str, list[Operation] | None] = {"image": image, "label": label}
-    return pipes | ({"id": None, "crc32": None} if beton.crcs is not None else {}), warp
+    return by_field(beton, image, label), warp
+
+
+def by_field(beton: Beton, image: list[Operation], label: list[Operation]) -> dict[str, list[Operation] | None]:
+    """What FFCV's Loader takes as `pipelines`: none for those fields that only fastretina reads."""
+    unread = dict.fromkeys(("id", "crc32") if beton.crcs is not None else ())
+    return {"image": image, "label": label} | unread

@@ -33,10 +33,10 @@ from torch import Tensor
 
 from fastretina.beton.reader import Beton
 from fastretina.errors import SampleError
-from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, cpu, draw
+from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, cpu
 from fastretina.loading.augment.gpu import warp
 from fastretina.loading.decode.gpu import DeviceDecoder, make_decoder
-from fastretina.loading.ffcv import Warp
+from fastretina.loading.ffcv import Warp, by_field
 from fastretina.system.cuda import current_stream, mark
 
 
@@ -74,7 +74,7 @@ class DecodeOnDevice(Operation):  # type: ignore[misc]
     and an entry here:
 
     Attributes:
-        bad: SampleErrors by position in the file.
+        bad: SampleErrors by index.
     """
 
     def __init__(self, beton: Beton, device: torch.device, decoder: DeviceDecoder, verify: bool = True) -> None:
@@ -94,20 +94,20 @@ class DecodeOnDevice(Operation):  # type: ignore[misc]
             output = output[: len(found)]
             good = [row for row in range(len(found)) if self._intact(int(indices[row]), int(found[row, 1]))]
             decoded = self._decoder.decode([_bytes_at(*map(int, found[row])) for row in good], [self._size] * len(good))
-            images = {row: decoded.image(position) for position, row in enumerate(good) if decoded.done[position]}
+            images = {row: decoded.image(number) for number, row in enumerate(good) if decoded.done[number]}
             for row in range(len(found)):
                 if row in images:
                     output[row].copy_(images[row], non_blocking=True)
                 else:
                     output[row].zero_()
-            for position, row in enumerate(good):
-                if not decoded.done[position]:
-                    did = "did not write" if position in decoded.unwritten else "cannot decode"
+            for number, row in enumerate(good):
+                if not decoded.done[number]:
+                    did = "did not write" if number in decoded.unwritten else "cannot decode"
                     self._note(SampleError(*self._named(int(indices[row])), f"{self._decoder.name} {did} it"))
             self._decoder.release(mark(current_stream(self._device)))
             return output
 
-        decode.with_indices = True  # type: ignore[attr-defined]  # how FFCV is asked for the batch's positions in the file
+        decode.with_indices = True  # type: ignore[attr-defined]  # how FFCV is asked for the batch's rows of the file
         return decode
 
     def _intact(self, index: int, length: int) -> bool:
@@ -157,20 +157,17 @@ class WarpOnDevice(Warp):
     def generate_code(self) -> Callable[..., Any]:
         norm = torch.from_numpy(np.ascontiguousarray(cpu.kernel_norm(IMAGENET_MEAN, IMAGENET_STD)[:, :3])).to(self._device)
 
-        def turn(images: Tensor, output: Tensor, indices: Any) -> Tensor:
+        def warp_there(images: Tensor, output: Tensor, indices: Any) -> Tensor:
             count, height, width, _ = images.shape
-            ids = self._ids[np.asarray(indices[:count], np.int64)]
-            drawn = draw(
-                self._augment, self._resolution, np.full(count, width), np.full(count, height), self._seed, self.epoch, ids
-            )
+            drawn = self._draw(images.shape, indices)
             affine, colour = (torch.from_numpy(part.astype(np.float32)).to(self._device, non_blocking=True) for part in drawn)
             addresses = images.data_ptr() + torch.arange(count, device=self._device) * images[0].numel()
             heights, widths = (torch.full((count,), side, dtype=torch.int32, device=self._device) for side in (height, width))
             warp(addresses, heights, widths, affine, colour, norm, self._recolours, output[:count])
             return output[:count]
 
-        turn.with_indices = True  # type: ignore[attr-defined]
-        return turn
+        warp_there.with_indices = True  # type: ignore[attr-defined]
+        return warp_there
 
 
 def device_pipelines(
@@ -190,9 +187,7 @@ def device_pipelines(
     """
     beton, device = Beton(path), torch.device(device)
     decode = DecodeOnDevice(beton, device, make_decoder(beton, device, decoder))
-    turn = WarpOnDevice(beton.ids, resolution, Augment() if augment is None else augment, device, seed, dtype)
-    pipes: dict[str, list[Operation] | None] = {
-        "image": [JpegAddress(), decode, turn, ToTorchImage(convert_back_int16=False)],
-        "label": [IntDecoder(), ToTensor(), ToDevice(device), Squeeze()],
-    }
-    return pipes | ({"id": None, "crc32": None} if beton.crcs is not None else {}), decode, turn
+    warped = WarpOnDevice(beton.ids, resolution, Augment() if augment is None else augment, device, seed, dtype)
+    image: list[Operation] = [JpegAddress(), decode, warped, ToTorchImage(convert_back_int16=False)]
+    label: list[Operation] = [IntDecoder(), ToTensor(), ToDevice(device), Squeeze()]
+    return by_field(beton, image, label), decode, warped
