@@ -1,4 +1,4 @@
-"""One pass of a model over a data set, without training."""
+"""A model's outputs without training: one pass over a data set, and the views of an image that they are averaged over."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from fastretina.errors import RunError, UsageError
-from fastretina.loading.loader import Loader
 from fastretina.metrics.predictions import Predictions
 from fastretina.models.heads import Decision, Head
 from fastretina.models.precision import Precision
@@ -86,7 +85,8 @@ def run_model(
     wrong = ~torch.isfinite(values).flatten(1).all(dim=1)
     if bool(wrong.any()):
         raise RunError(
-            f"{loader.dataset.path}: the model's answer is not finite for sample id {int(ids[wrong][0])}: its weights are spoilt"
+            f"{loader.dataset.path}: the model's answer is not finite for sample id {int(ids[wrong][0])}: "
+            "its weights contain NaN or Inf"
         )
     return Outputs(values.movedim(-1, 0), labels, ids)
 
@@ -97,20 +97,20 @@ def view_outputs(model: nn.Module, images: Tensor, precision: Precision, views: 
     found = []
     for view in range(views):
         with precision.autocast():
-            outputs = model(turn(images, view).contiguous(memory_format=torch.channels_last))
+            outputs = model(rotate_flip(images, view).contiguous(memory_format=torch.channels_last))
         found.append(outputs.float())
     return torch.stack(found)
 
 
-def turn(images: Tensor, view: int) -> Tensor:
-    """(B, C, R, R) images in one of the square's 8 symmetries: by `view` quarter turns, from 4 on mirrored after that."""
-    # No turn is no copy, of which rot90 would make one, and in another memory format.
-    turned = torch.rot90(images, view % 4, dims=(2, 3)) if view % 4 else images
-    return turned.flip(3) if view >= 4 else turned
+def rotate_flip(images: Tensor, view: int) -> Tensor:
+    """(B, C, R, R) images in one of the square's 8 symmetries: rotated by `view` times 90 degrees, from 4 on flipped after that."""
+    # No rotation is no copy, of which rot90 would make one, and in another memory format.
+    rotated = torch.rot90(images, view % 4, dims=(2, 3)) if view % 4 else images
+    return rotated.flip(3) if view >= 4 else rotated
 
 
-def turn_back(images: Tensor, view: int) -> Tensor:
-    """The inverse of `turn`."""
+def undo_rotate_flip(images: Tensor, view: int) -> Tensor:
+    """The inverse of `rotate_flip`."""
     return torch.rot90(images.flip(3) if view >= 4 else images, -view % 4, dims=(2, 3))
 
 

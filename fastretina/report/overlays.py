@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from fastretina.errors import RunError, UsageError
 from fastretina.models.gradcam import GradCam, Target
-from fastretina.models.inference import turn_back
+from fastretina.models.inference import undo_rotate_flip
 from fastretina.report.plots import denormalise
 from fastretina.system.files import write_bytes
 
@@ -118,7 +118,7 @@ class Explainer:
 
 def upright(maps: Sequence[Tensor]) -> Tensor:
     """(B, h, h) mean of the views' maps, each turned back: what test-time augmentation does with the probabilities."""
-    return torch.stack([turn_back(heat[:, None], view)[:, 0] for view, heat in enumerate(maps)]).mean(dim=0)
+    return torch.stack([undo_rotate_flip(heat[:, None], view)[:, 0] for view, heat in enumerate(maps)]).mean(dim=0)
 
 
 def relative_heat(maps: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastretina.models.heads import Softmax
-from fastretina.models.inference import MAX_VIEWS, turn, turn_back, view_outputs
+from fastretina.models.inference import MAX_VIEWS, rotate_flip, undo_rotate_flip, view_outputs
 from fastretina.models.precision import Precision
 
 FLOAT32 = Precision("cpu", None, "")
@@ -43,14 +43,14 @@ def test_a_model_sees_each_of_the_eight_symmetries_once():
     assert shown[0] == image.tobytes()
 
 
-def test_every_view_can_be_turned_back():
+def test_rotation_and_flip_of_every_view_can_be_undone():
     images = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     for view in range(MAX_VIEWS):
-        assert torch.equal(turn_back(turn(images, view), view), images)
+        assert torch.equal(undo_rotate_flip(rotate_flip(images, view), view), images)
 
 
 class Misled(nn.Module):
-    """Reads the grade off channel 0, unless the brightest place of channel 1 is in the top left: then it answers another grade."""
+    """Reads the grade off channel 0, unless the brightest pixel of channel 1 is in the top left: then it answers another grade."""
 
     def forward(self, images: Tensor) -> Tensor:
         side = images.shape[-1]
