@@ -37,16 +37,16 @@ class DeviceLoader(Loader):
 def write_blocks(path: Path, count: int, side: int, bad: Collection[int] = ()) -> Path:
     """A .beton of `count` images of flat blocks, on which all inverse DCTs agree; of the bad ones, a byte is another."""
     rng = np.random.default_rng(0)
-    places = []
+    jpegs = []
     with BetonWriter(path, count) as writer:
         for n in range(count):
             image = np.kron(rng.integers(0, 255, (side // 8, side // 8, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
             jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=92, colorsubsampling="444")
-            places.append(jpeg)
+            jpegs.append(jpeg)
             writer.add(jpeg, zlib.crc32(jpeg), name=f"eye_{n}", label=n % 5, id=100 + n, width=side, height=side)
         writer.finish({})
     data = bytearray(path.read_bytes())
     for n in bad:
-        data[bytes(data).find(places[n]) + len(places[n]) // 2] ^= 0x20
+        data[bytes(data).find(jpegs[n]) + len(jpegs[n]) // 2] ^= 0x20
     path.write_bytes(data)
     return path

@@ -54,8 +54,8 @@ class Compiled:
             assert whole
             assert resolution % 16 == 0
             addresses = [tensor.data_ptr() for tensor in tensors]
-            for place in itertools.product(range(32 * num_warps), *map(range, grid)):
-                self._variants[recolour](*addresses, resolution, *place)
+            for numbers in itertools.product(range(32 * num_warps), *map(range, grid)):
+                self._variants[recolour](*addresses, resolution, *numbers)
 
         return launch
 

@@ -29,7 +29,7 @@ POISON = 0xAA
 
 
 class Mark:
-    """A place in a stream's queue, passed once the stream is there."""
+    """A point in a stream's queue, passed once the stream is there."""
 
     passed = False
 

@@ -36,8 +36,8 @@ def run(sources, parameters: WarpParameters, resolution: int, dtype: torch.dtype
 def surrounded(image: np.ndarray, offset: int, poison: int, device: str) -> torch.Tensor:
     """The image on the device, so many bytes past a multiple of 16, in the midst of poison."""
     memory = torch.full((image.size + 64,), poison, dtype=torch.uint8, device=device)
-    place = memory[16 + offset : 16 + offset + image.size].view(image.shape)
-    return place.copy_(torch.from_numpy(image))
+    inside = memory[16 + offset : 16 + offset + image.size].view(image.shape)
+    return inside.copy_(torch.from_numpy(image))
 
 
 def agrees(images, sources, augment: Augment, resolution: int, dtype: torch.dtype, device: str, levels=None) -> None:

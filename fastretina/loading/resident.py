@@ -49,7 +49,7 @@ class Store:
     def read(self, index: int, target: NDArray[np.uint8], decode: Callable[[int, NDArray[np.uint8]], None]) -> None:
         """Copy sample `index` to target (H, W, 3), decoded first if it is not here yet; any thread may ask, of any rank.
 
-        A copy, because the warp then finds its source in the core's cache: a turned image is read across its rows, and straight
+        A copy, because the warp then finds its source in the core's cache: a rotated image is read across its rows, and straight
         from the store that misses cache and page tables at every pixel (measured: 1.65 times the whole epoch's time).
         """
         if not self.filled[index]:

@@ -51,8 +51,8 @@ def test_nothing_around_an_image_is_seen_wherever_it_begins_and_ends(device, poi
 
 def test_right_angles_are_exact(device):
     square = np.random.default_rng(3).integers(0, 255, (20, 20, 3), dtype=np.uint8)
-    angle, mirror, one = np.deg2rad(90.0 * np.arange(4)).repeat(2), np.tile([1.0, -1.0], 4), np.ones(8)
-    affine = affine_matrices(20, 20 * one, 20 * one, angle, mirror, one, one, np.zeros((2, 8)))
+    angle, flip, one = np.deg2rad(90.0 * np.arange(4)).repeat(2), np.tile([1.0, -1.0], 4), np.ones(8)
+    affine = affine_matrices(20, 20 * one, 20 * one, angle, flip, one, one, np.zeros((2, 8)))
     source = torch.from_numpy(square).to(device)
     output = run([source] * 8, WarpParameters(affine, np.zeros((8, 3, 4), np.float32)), 20, torch.uint8, device)
     for k in range(8):

@@ -1,4 +1,4 @@
-"""The device decoders themselves, on a GPU, or the same library on a CPU: pixels, order, damage, and proof of what was written."""
+"""The device decoders, on a GPU, or the same library on a CPU: pixels, order, corrupt JPEGs, and proof of what was written."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def photograph() -> NDArray[np.uint8]:
 
 def crops(photograph: NDArray[np.uint8], count: int, side: int, seed: int = 0) -> list[NDArray[np.uint8]]:
     rng = np.random.default_rng(seed)
-    places = rng.integers(0, np.array(photograph.shape[:2]) - side, (count, 2))
-    return [np.ascontiguousarray(photograph[y : y + side, x : x + side]) for y, x in places]
+    corners = rng.integers(0, np.array(photograph.shape[:2]) - side, (count, 2))
+    return [np.ascontiguousarray(photograph[y : y + side, x : x + side]) for y, x in corners]
 
 
 def encode(image: NDArray[np.uint8], quality: int = 90, subsampling: str = "420") -> memoryview:
@@ -91,16 +91,16 @@ def test_pixels_are_those_of_the_cpu_for_every_subsampling(photograph, device, n
 
 @pytest.mark.parametrize(("device", "name"), CASES)
 def test_one_corrupt_jpeg_among_many_is_not_done_and_leaves_its_neighbours_and_the_next_ten_batches_alone(photograph, device, name):
-    count, places = (256, 20) if device == "cuda" else (12, 3)
+    count, tried = (256, 20) if device == "cuda" else (12, 3)
     jpegs = [encode(image) for image in crops(photograph, count, 64)]
     decoder = make(device, name)
-    for place in np.linspace(0, count - 1, places).astype(int).tolist():
-        damaged = [*jpegs[:place], memoryview(b"\xff\xd8\xff\xe0" + bytes(200)), *jpegs[place + 1 :]]
-        found = pixels(decoder.decode(damaged, [(64, 64)] * count))
+    for number in np.linspace(0, count - 1, tried).astype(int).tolist():
+        mixed = [*jpegs[:number], memoryview(b"\xff\xd8\xff\xe0" + bytes(200)), *jpegs[number + 1 :]]
+        found = pixels(decoder.decode(mixed, [(64, 64)] * count))
         decoder.release(None)
         # One that fails may take its batch with it: none of them, then, is another's.
-        assert found[place] is None
-        assert all(image is None or close(image, jpeg) > 0.99 for image, jpeg in zip(found, damaged, strict=True))
+        assert found[number] is None
+        assert all(image is None or close(image, jpeg) > 0.99 for image, jpeg in zip(found, mixed, strict=True))
         for turn in range(10):
             rolled = jpegs[turn:] + jpegs[:turn]
             found = pixels(decoder.decode(rolled, [(64, 64)] * count))
@@ -198,10 +198,10 @@ def test_no_flat_image_is_taken_for_one_that_was_not_written(device):
         decoder.release(None)
 
 
-def test_exif_turns_no_image_because_the_cpu_does_not_turn_it_either(photograph):
+def test_exif_rotates_no_image_because_the_cpu_does_not_rotate_it_either(photograph):
     file = io.BytesIO()
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x0112] = 6  # to be rotated by 90 degrees
     Image.fromarray(crops(photograph, 1, 64)[0][:40]).save(file, "JPEG", exif=exif)
     jpeg = memoryview(file.getvalue())
     assert close(pixels(make("cpu", smallest=40 * 64 * 3).decode([jpeg], [(40, 64)]))[0], jpeg) == 1.0

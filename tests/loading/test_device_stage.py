@@ -151,12 +151,12 @@ def test_the_real_decoder_makes_the_same_batches(beton, device):
 @pytest.mark.parametrize("decode", ["cpu", "gpu"])
 def test_bad_samples_are_named_and_no_neighbour_takes_their_place(tmp_path, beton, device, decode, resident, monkeypatch):
     bad = {0, 9}
-    damaged = write_blocks(tmp_path / "damaged.beton", 12, SIDE, bad)
+    corrupt = write_blocks(tmp_path / "corrupt.beton", 12, SIDE, bad)
     provide(monkeypatch, StandIn())
     settings = {"device": device, "decode": decode, "resident": resident, "decoder": "stand-in"} | PATIENTLY
     with Loader(beton, batch_size=12, resolution=SIDE, seed=7, sampling="sequential", augment=Augment()) as good:
         expected = next(iter(good)).images
-    with DeviceLoader(damaged, on_bad="skip", max_bad=0.5, **settings) as loader:
+    with DeviceLoader(corrupt, on_bad="skip", max_bad=0.5, **settings) as loader:
         seen = []
         for batch in loader:
             for id, image in zip(batch.ids.tolist(), batch.images.cpu(), strict=True):
@@ -164,7 +164,7 @@ def test_bad_samples_are_named_and_no_neighbour_takes_their_place(tmp_path, beto
                 assert (image - expected[id - 100]).abs().max() < 3 * GREY_LEVEL
         assert sorted(seen) == sorted(set(range(12)) - bad)
         assert [error.index for error in loader.skipped] == sorted(bad)
-    with DeviceLoader(damaged, **settings) as loader, pytest.raises(SampleError) as raised:
+    with DeviceLoader(corrupt, **settings) as loader, pytest.raises(SampleError) as raised:
         list(loader)
     assert raised.value.index in bad
 

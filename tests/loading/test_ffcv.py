@@ -52,7 +52,7 @@ from fastretina import Loader as Ours
 from fastretina.loading.augment import Augment
 from fastretina.loading.ffcv_device import device_pipelines
 
-good, damaged, resolution, device, decoder = *sys.argv[1:3], *map(int, sys.argv[3:4]), *sys.argv[4:6]
+good, corrupt, resolution, device, decoder = *sys.argv[1:3], *map(int, sys.argv[3:4]), *sys.argv[4:6]
 for workers in (1, 2):
     pipes, decode, warp = device_pipelines(good, resolution, seed=3, augment=Augment.full(), device=device, decoder=decoder)
     settings = {"batch_size": 8, "order": OrderOption.SEQUENTIAL, "drop_last": False, "os_cache": True, "num_workers": workers}
@@ -69,8 +69,8 @@ for workers in (1, 2):
             assert near.float().mean() > 0.99, near.float().mean()
     ours.close()
 
-pipes, decode, warp = device_pipelines(damaged, resolution, augment=Augment.none(), device=device, decoder=decoder)
-found = torch.cat([images.cpu().clone() for images, _ in Loader(damaged, pipelines=pipes, **settings)])
+pipes, decode, warp = device_pipelines(corrupt, resolution, augment=Augment.none(), device=device, decoder=decoder)
+found = torch.cat([images.cpu().clone() for images, _ in Loader(corrupt, pipelines=pipes, **settings)])
 ours = next(iter(Ours(good, batch_size=20, train=False, resolution=resolution))).images
 black = ours.new_tensor([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225])[:, None, None]
 ours[[4, 17]] = black
@@ -111,5 +111,5 @@ def test_stock_ffcv_hands_the_jpegs_to_a_device_decoder(tmp_path, device):
     pytest.importorskip("nvidia.nvimgcodec")
     side = 64 if device == "cuda" else 16
     good = write_blocks(tmp_path / "good.beton", 20, side)
-    damaged = write_blocks(tmp_path / "damaged.beton", 20, side, bad={4, 17})
-    run(DEVICE_SCRIPT, good, damaged, 3 * side // 4, device, "nvimgcodec")
+    corrupt = write_blocks(tmp_path / "corrupt.beton", 20, side, bad={4, 17})
+    run(DEVICE_SCRIPT, good, corrupt, 3 * side // 4, device, "nvimgcodec")

@@ -49,7 +49,7 @@ def path(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def damaged(path, tmp_path) -> tuple[Path, set[int]]:
+def corrupt(path, tmp_path) -> tuple[Path, set[int]]:
     """A copy in which five samples have a flipped byte."""
     bad = {0, 33, 34, 80, 149}
     data = bytearray(path.read_bytes())
@@ -57,7 +57,7 @@ def damaged(path, tmp_path) -> tuple[Path, set[int]]:
     for index in bad:
         at = bytes(data).find(bytes(beton.jpeg(index)))
         data[at + len(beton.jpeg(index)) // 2] ^= 0x10
-    copy = tmp_path / "damaged.beton"
+    copy = tmp_path / "corrupt.beton"
     copy.write_bytes(data)
     return copy, bad
 
@@ -303,8 +303,8 @@ def test_a_batch_stays_as_it_is_while_anything_refers_to_it(path):
 
 def test_batch_memory_is_used_again(path):
     with Loader(path, **kwargs()) as loader:
-        places = [batch.images.data_ptr() for _ in range(20) for batch in loader]
-    assert len(set(places)) <= 8
+        addresses = [batch.images.data_ptr() for _ in range(20) for batch in loader]
+    assert len(set(addresses)) <= 8
 
 
 def test_images_of_several_sizes_come_letterboxed(tmp_path):
@@ -315,8 +315,8 @@ def test_images_of_several_sizes_come_letterboxed(tmp_path):
     assert batch.images[:, :, 20:44].float().mean() > 60
 
 
-def test_a_damaged_sample_is_an_error_that_names_it(damaged):
-    path, _ = damaged
+def test_a_corrupt_sample_is_an_error_that_names_it(corrupt):
+    path, _ = corrupt
     with Loader(path, **kwargs(train=False)) as loader, pytest.raises(SampleError) as caught:
         list(loader)
     assert caught.value.index == 0
@@ -324,8 +324,8 @@ def test_a_damaged_sample_is_an_error_that_names_it(damaged):
     assert str(path) in str(caught.value)
 
 
-def test_good_epochs_follow_an_error(damaged):
-    path, bad = damaged
+def test_good_epochs_follow_an_error(corrupt):
+    path, bad = corrupt
     with Loader(path, **kwargs(train=False)) as loader:
         for _ in range(5):
             with pytest.raises(SampleError):
@@ -338,8 +338,8 @@ def test_good_epochs_follow_an_error(damaged):
 
 
 @pytest.mark.parametrize("resident", ["off", "on"])
-def test_skipped_samples_are_left_out_counted_once_and_reported(damaged, path, resident):
-    bad_path, bad = damaged
+def test_skipped_samples_are_left_out_counted_once_and_reported(corrupt, path, resident):
+    bad_path, bad = corrupt
     with Loader(bad_path, **kwargs(on_bad="skip", max_bad=0.05, train=False, resident=resident)) as loader:
         for _ in range(2):
             seen = list(loader)
@@ -352,14 +352,14 @@ def test_skipped_samples_are_left_out_counted_once_and_reported(damaged, path, r
     assert all(torch.equal(image, good[int(i)]) for b in seen for i, image in zip(b.ids, b.images, strict=True))
 
 
-def test_more_bad_samples_than_allowed_stop_the_epoch(damaged):
-    path, _ = damaged
+def test_more_bad_samples_than_allowed_stop_the_epoch(corrupt):
+    path, _ = corrupt
     with Loader(path, **kwargs(on_bad="skip", max_bad=0.02, train=False)) as loader, pytest.raises(LoaderError, match="max_bad"):
         list(loader)
 
 
-def test_without_the_checksum_damage_can_pass_unnoticed_which_is_why_it_is_on(damaged):
-    path, bad = damaged
+def test_without_the_checksum_a_corrupt_sample_can_pass_unnoticed_which_is_why_it_is_on(corrupt):
+    path, bad = corrupt
     with Loader(path, **kwargs(verify=False, on_bad="skip", max_bad=1.0)) as loader:
         list(loader)
         assert len(loader.skipped) < len(bad)

@@ -96,12 +96,12 @@ def test_no_more_jobs_are_begun_than_allowed(pipeline):
     assert next(begun) <= 3 + 5
 
 
-@pytest.mark.parametrize("place", range(20))
-def test_an_error_takes_the_place_of_its_job(pipeline, place):
-    pipeline.start(Squares(8 * k, fails=k % 8 if k == place else None) for k in range(40))
-    for _ in range(place):
+@pytest.mark.parametrize("number", range(20))
+def test_an_error_takes_the_place_of_its_job(pipeline, number):
+    pipeline.start(Squares(8 * k, fails=k % 8 if k == number else None) for k in range(40))
+    for _ in range(number):
         within_time(pipeline.get)
-    with pytest.raises(ValueError, match=f"row {place % 8} of job {8 * place}"):
+    with pytest.raises(ValueError, match=f"row {number % 8} of job {8 * number}"):
         within_time(pipeline.get)
     assert within_time(pipeline.get) is None
     pipeline.start(Squares(8 * k) for k in range(3))

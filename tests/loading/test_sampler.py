@@ -37,7 +37,7 @@ def test_a_shuffle_by_shards_has_every_sample_once_and_reads_each_file_in_one_st
     visited = shards[order]
     first = np.array([np.argmax(visited == shard) for shard in range(64)])
     last = np.array([len(visited) - 1 - np.argmax(visited[::-1] == shard) for shard in range(64)])
-    open_at_once = [int(((first <= place) & (last >= place)).sum()) for place in range(len(visited))]
+    open_at_once = [int(((first <= position) & (last >= position)).sum()) for position in range(len(visited))]
     assert max(open_at_once) == WINDOW
     # In the middle a batch draws from all files of the window about equally: 8 files, 400 samples, 50 +- 5 standard deviations.
     counts = np.unique_counts(visited[6000:6400]).counts

@@ -229,14 +229,14 @@ def test_ranks_that_are_processes_split_the_images(beton, device):
 
 def test_a_bad_sample_is_named_by_the_rank_that_needs_it_whoever_keeps_it(tmp_path, one_device_of):
     bad = 1  # of rank 0's run
-    damaged = write_blocks(tmp_path / "bad.beton", COUNT, SIDE, {bad})
+    corrupt = write_blocks(tmp_path / "bad.beton", COUNT, SIDE, {bad})
     one_device_of(0.6)
-    parts = loaders(damaged, DeviceLoader, 2, on_bad="skip", max_bad=0.1)
+    parts = loaders(corrupt, DeviceLoader, 2, on_bad="skip", max_bad=0.1)
     on_all(2, lambda peers: parts[peers.rank].fill())
     seen = [sorted(int(number) for batch in loader for number in batch.ids) for loader in parts]
     assert sorted(seen[0] + seen[1]) == [100 + number for number in range(COUNT) if number != bad]
     assert sum(len(loader.skipped) for loader in parts) == 1
-    strict = loaders(damaged, DeviceLoader, 2)
+    strict = loaders(corrupt, DeviceLoader, 2)
     on_all(2, lambda peers: strict[peers.rank].fill())
     errors = []
     for loader in strict:

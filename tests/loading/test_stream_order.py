@@ -1,4 +1,4 @@
-"""No batch is spoilt by work that runs late: the device half of the loader on simulated streams (see simulated_cuda.py)."""
+"""No batch is overwritten by work that runs late: the device half of the loader on simulated streams (see simulated_cuda.py)."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def expected(beton) -> dict[int, np.ndarray]:
     return dict(zip(batch.ids.tolist(), pixels.copy(), strict=True))
 
 
-def spoilt_batches(beton: Path, expected: dict[int, np.ndarray], settings: dict, seed: int, monkeypatch, fault=None) -> int:
+def wrong_batches(beton: Path, expected: dict[int, np.ndarray], settings: dict, seed: int, monkeypatch, fault=None) -> int:
     """How many batches the consumer sees otherwise than they are. fault: called with the patch and the stage."""
     if settings.get("decoder") == "nvimgcodec":
         pytest.importorskip("nvidia.nvimgcodec")
-    spoilt = []
+    wrong = []
 
     def warp(addresses, heights, widths, affine, colour, norm, recolour, output):
         """Copies the sources as they are, when its turn comes."""
@@ -61,7 +61,7 @@ def spoilt_batches(beton: Path, expected: dict[int, np.ndarray], settings: dict,
         def kernel() -> None:
             seen = bytes_at(pixels, rows * IMAGE).reshape(rows, -1)
             named = bytes_at(ids, 8 * rows).view(np.int64).tolist()
-            spoilt.append(any(not np.array_equal(expected.get(name), image) for name, image in zip(named, seen, strict=True)))
+            wrong.append(any(not np.array_equal(expected.get(name), image) for name, image in zip(named, seen, strict=True)))
 
         cuda.launch(kernel)
 
@@ -104,13 +104,13 @@ def spoilt_batches(beton: Path, expected: dict[int, np.ndarray], settings: dict,
                     del batch
                     cuda.run(int(cuda.random.integers(0, 6)))
             cuda.finish()
-    assert len(spoilt) == EPOCHS * -(-COUNT // 5)
-    return sum(spoilt)
+    assert len(wrong) == EPOCHS * -(-COUNT // 5)
+    return sum(wrong)
 
 
 @pytest.mark.parametrize("settings", SOURCES, ids=str)
-def test_no_batch_is_spoilt_by_work_that_runs_late(beton, expected, settings, monkeypatch):
-    assert [spoilt_batches(beton, expected, settings, seed, monkeypatch) for seed in range(10)] == [0] * 10
+def test_no_batch_is_overwritten_by_work_that_runs_late(beton, expected, settings, monkeypatch):
+    assert [wrong_batches(beton, expected, settings, seed, monkeypatch) for seed in range(10)] == [0] * 10
 
 
 def never(*_: object) -> None:
@@ -157,7 +157,7 @@ def test_the_simulation_finds_faults(beton, expected, name, monkeypatch):
 
     def found(seed: int) -> bool:
         try:
-            return spoilt_batches(beton, expected, settings, seed, monkeypatch, FAULTS[name]) > 0
+            return wrong_batches(beton, expected, settings, seed, monkeypatch, FAULTS[name]) > 0
         except LoaderError as error:  # poison that comes late looks as if nothing had been written
             return "did not write it" in str(error)
 

@@ -51,7 +51,7 @@ def _sample(address, height, width, sx, sy):  # type: ignore[no-untyped-def]
     """Red, green and blue at (sx, sy), in grey levels divided by _LEVEL; zeros outside the image, and a pixel's fade at its edge.
 
     The taps are the nearest two rows and columns that the image has. Their weights fall to 0 one pixel away, so that at an edge
-    those that are not next to the place count for nothing.
+    those that are not next to (sx, sy) count for nothing.
     """
     wide, tall = width > 1, height > 1
     column = tl.minimum(tl.maximum(sx, 0.0), tl.maximum(width - 2, 0).to(tl.float32)).to(tl.int32)
@@ -80,12 +80,12 @@ def _mixed(red, green, blue, to_red, to_green, to_blue, to_all):  # type: ignore
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _store(target, place, a, b, c, d, mine, byte: tl.constexpr):  # type: ignore[no-untyped-def]
+def _store(target, offset, a, b, c, d, mine, byte: tl.constexpr):  # type: ignore[no-untyped-def]
     """Four values of each thread, one after the other."""
     values = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [_THREADS, 4])
     if byte:
         values = tl.minimum(tl.maximum(values, 0.0), 255.0) + 0.5
-    tl.store(target + place, values.to(target.dtype.element_ty), mask=mine)
+    tl.store(target + offset, values.to(target.dtype.element_ty), mask=mine)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -138,13 +138,13 @@ def _warp_kernel(  # type: ignore[no-untyped-def]
         r0, r1, r2, r3 = r0 * s0 + t0, r1 * s0 + t0, r2 * s0 + t0, r3 * s0 + t0
         g0, g1, g2, g3 = g0 * s1 + t1, g1 * s1 + t1, g2 * s1 + t1, g3 * s1 + t1
         b0, b1, b2, b3 = b0 * s2 + t2, b1 * s2 + t2, b2 * s2 + t2, b3 * s2 + t2
-        place = ((py * resolution + px) * 3)[:, None] + element
+        offset = ((py * resolution + px) * 3)[:, None] + element
         # Where rows are a whole number of fours, one comparison for all four values lets them be stored as one word.
         room = (resolution - px)[:, None] if whole else ((resolution - px) * 3)[:, None] - element
         mine = (py < resolution)[:, None]
-        _store(target, place, r0, g0, b0, r1, mine & (room > 0), byte)
-        _store(target, place + 4, g1, b1, r2, g2, mine & (room > (0 if whole else 4)), byte)
-        _store(target, place + 8, b2, r3, g3, b3, mine & (room > (0 if whole else 8)), byte)
+        _store(target, offset, r0, g0, b0, r1, mine & (room > 0), byte)
+        _store(target, offset + 4, g1, b1, r2, g2, mine & (room > (0 if whole else 4)), byte)
+        _store(target, offset + 8, b2, r3, g3, b3, mine & (room > (0 if whole else 8)), byte)
         top += _STEP_HEIGHT
 
 

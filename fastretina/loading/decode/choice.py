@@ -57,17 +57,17 @@ def choose_decode(feed: Feed, device: torch.device, workers: int, batch: int) ->
             )
         return DecodeChoice(None, f"{cpu_threads(workers)} (at a fraction of the files' size, which no GPU decoder does)")
     demand = FASTEST_FLOPS / (RESNET18_FLOPS_PER_PIXEL * resolution**2) if config.demand is None else config.demand
-    rate = workers / seconds_per_image(feed)
-    rates = f"{cpu_threads(workers)} may decode {rate:,.0f} img/s, the step may take {demand:,.0f}"
-    if mode == "auto" and rate >= HEADROOM * demand:
-        return DecodeChoice(None, f"{cpu_threads(workers)} ({rates})")
+    throughput = workers / seconds_per_image(feed)
+    why = f"{cpu_threads(workers)} may decode {throughput:,.0f} img/s, the step may take {demand:,.0f}"
+    if mode == "auto" and throughput >= HEADROOM * demand:
+        return DecodeChoice(None, f"{cpu_threads(workers)} ({why})")
     try:
         chosen = make_decoder(feed.beton, device, config.decoder, workers, batch)
     except FastretinaError as error:
         if mode == "gpu":
             raise
         return DecodeChoice(None, f"{cpu_threads(workers)} ({str(error).splitlines()[0]})")
-    return DecodeChoice(chosen, f"the GPU ({chosen.name}{'' if mode == 'gpu' else f'; {rates}'})")
+    return DecodeChoice(chosen, f"the GPU ({chosen.name}{'' if mode == 'gpu' else f'; {why}'})")
 
 
 def seconds_per_image(feed: Feed) -> float:

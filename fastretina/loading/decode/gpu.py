@@ -121,7 +121,7 @@ class NvImageCodec:
         self._device, self._as_image = settings.device, nvimgcodec.as_image
         chosen = _ENGINES[engines] if isinstance(engines, str) else engines
         self._decoder = _library_decoder(settings, chosen, fancy_upsampling)
-        # The CPU's decoder knows nothing of EXIF, and a file that fastretina packed has been turned already.
+        # The CPU's decoder knows nothing of EXIF, and a file that fastretina packed has been rotated already.
         self._parameters = nvimgcodec.DecodeParams(color_spec=nvimgcodec.ColorSpec.SRGB, apply_exif_orientation=False)
 
     def wrap(self, target: Tensor) -> Any:
