@@ -54,12 +54,12 @@ from fastretina.errors import FastretinaError
 decode = fastretina.loading.batches.decode
 place, struck = -1, 0.0
 
-def failing(beton, index, *rest):
+def failing(beton, index, target, **options):
     global struck
     if index == place:
         struck = time.perf_counter()
         raise RuntimeError("a stage that fails")
-    decode(beton, index, *rest)
+    decode(beton, index, target, **options)
 
 fastretina.loading.batches.decode = failing
 for number in range(20):

@@ -160,7 +160,7 @@ def per_batch(small: Path, large: Path, config: ShardsBenchmark) -> dict[str, An
 
 def without_decoding(measure: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
     """The same, but samples are found and not read: a million of them do not fit into a cache as a thousand do."""
-    with mock.patch("fastretina.loading.batches.decode", lambda beton, index, *rest: beton.at(index)):
+    with mock.patch("fastretina.loading.batches.decode", lambda beton, index, target, **options: beton.at(index)):
         return measure(*given)
 
 

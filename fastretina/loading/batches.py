@@ -6,6 +6,7 @@ do not keep a forgotten Loader alive.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 from abc import ABC, abstractmethod
@@ -46,6 +47,7 @@ class Feed:
         self.sampling: Sampling = config.sampling or ("shuffle" if config.train else "sequential")
         self.augment = config.augment or (Augment() if config.train else Augment.none())
         self.sizes = decoded_sizes(beton, config.resolution)
+        self.decode = functools.partial(decode, beton, resolution=config.resolution, verify=config.verify)  # (index, target)
         self.as_is = config.dtype == torch.uint8
         self.norm = cpu.identity_norm() if self.as_is else cpu.kernel_norm(IMAGENET_MEAN, IMAGENET_STD)
         self.recolours = self.augment.recolours
@@ -88,10 +90,6 @@ class Feed:
         """Jobs that bring each of these samples once, in file order, so many at a time."""
         for first in range(samples.start, samples.stop, rows):
             yield FillJob(self, Order(np.arange(first, min(first + rows, samples.stop)), None), 0)
-
-    def decode(self, index: int, target: NDArray[np.uint8]) -> None:
-        """Decode a sample into target (h, w, 3) uint8 of its decoded size; SampleError where it is bad."""
-        decode(self.beton, index, self.config.resolution, target, self.config.verify)
 
 
 class BatchJob(ABC):

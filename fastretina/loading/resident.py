@@ -144,7 +144,7 @@ def plan_residence(
     """Whether to keep the images in memory, and how.
 
     resident: "on", "off", or "auto": where they take at most 95 % of what is free after `reserve`, in bytes, the memory that the
-    model will need (see device_memory.training_bytes); None: at most 40 % of what is free. Raises LoaderError where "on" cannot be.
+    model will need (see system.cuda.training_bytes); None: at most 40 % of what is free. Raises LoaderError where "on" cannot be.
     peers: the other ranks of this machine, who must all ask the same. In RAM they share one store. A device keeps all images, since
     every epoch deals them anew, or its part of them where only that fits. The scarcest memory counts, so that all decide alike.
     world_size: ranks; where they cannot share RAM, or are no peers, it is reckoned for all of them on one machine.

@@ -36,7 +36,7 @@ def decoded_size(width: int, height: int, resolution: int) -> tuple[int, int]:
     return (-(-width // rest), -(-height // rest)) if rest > 1 else (width, height)
 
 
-def decode(beton: Beton, index: int, resolution: int, target: NDArray[np.uint8], verify: bool = True) -> None:
+def decode(beton: Beton, index: int, target: NDArray[np.uint8], resolution: int, verify: bool = True) -> None:
     """Decode sample `index` into `target` (h, w, 3) uint8 of `decoded_size`; releases the GIL while it works.
 
     Raises SampleError where the checksum (if `verify`) or the decoder finds the sample bad; target is then undefined.
