@@ -21,6 +21,7 @@ from fastretina.beton.file import OpenFile, open_file
 from fastretina.beton.names import Selected
 from fastretina.beton.tables import read_tables
 from fastretina.errors import BetonError, SampleError
+from fastretina.grading import CLASSES
 
 
 class Beton:
@@ -111,6 +112,25 @@ class Beton:
                 raise BetonError(f"{self.path}: its provenance is not JSON ({error})") from None
             self._provenance = found if isinstance(found, dict) else {}
         return self._provenance
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What its grades are called, from 0 on, as the packer noted; fastretina's own where it did not. Raises BetonError."""
+        match self.provenance.get("classes"):
+            case [*names] if names and all(isinstance(name, str) for name in names):
+                return tuple(names)
+        return CLASSES
+
+    def index_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the samples with these ids (n,) are, int64 (n,) in 0 to N - 1. BetonError where one is not here."""
+        order = np.argsort(self.ids, kind="stable")  # a selection's ids need not ascend
+        if not (known := np.isin(ids, self.ids)).all():
+            raise BetonError(f"{self.path}: holds no sample of id {ids[~known][0]}")
+        return order[np.searchsorted(self.ids, ids, sorter=order)]
+
+    def names_of(self, ids: NDArray[np.int64]) -> list[str]:
+        """The names of the samples with these ids (n,). BetonError where one is not here."""
+        return [self.names[index] for index in self.index_of(ids)]
 
     def jpeg(self, index: int, verify: bool = False) -> memoryview:
         """The JPEG bytes of sample `index` (0 to N - 1), read-only; `verify` compares them with their checksum.

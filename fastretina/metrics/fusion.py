@@ -12,27 +12,27 @@ import numpy.typing as npt
 from torch import Tensor
 
 from fastretina.errors import UsageError
-from fastretina.grading import patient_of
+from fastretina.grading import eye_of
 
 Scores = TypeVar("Scores", npt.NDArray[np.floating], Tensor)
 
 
 def partners(names: Sequence[str]) -> npt.NDArray[np.int64]:
-    """(N,) int64: the place of the same patient's other eye, of images named `<patient>_<left|right>`; the image's own place
+    """(N,) int64: the index of the same patient's other eye, of images named `<patient>_<left|right>`; the image's own index
     where there is none, or where the name is no eye's.
 
     UsageError where a patient has two images of one side: which of them belongs to the other side cannot be known.
     """
-    places: dict[tuple[str, str], int] = {}
-    eyes = [(patient_of(name), name.rpartition("_")[2]) for name in names]
-    for place, (patient, side) in enumerate(eyes):
-        if patient is not None and (first := places.setdefault((patient, side), place)) != place:
+    indices: dict[tuple[str, str], int] = {}
+    eyes = [eye_of(name) for name in names]
+    for index, eye in enumerate(eyes):
+        if eye is not None and (first := indices.setdefault(eye, index)) != index:
             raise UsageError(
-                f"eyes cannot be fused: patient {patient} has two images of the {side} eye, {names[first]} and {names[place]}; "
+                f"eyes cannot be fused: patient {eye[0]} has two images of the {eye[1]} eye, {names[first]} and {names[index]}; "
                 "grade without fusion, or leave one of them out"
             )
     other = {"left": "right", "right": "left"}
-    found = [place if patient is None else places.get((patient, other[side]), place) for place, (patient, side) in enumerate(eyes)]
+    found = [index if eye is None else indices.get((eye[0], other[eye[1]]), index) for index, eye in enumerate(eyes)]
     return np.asarray(found, dtype=np.int64)
 
 

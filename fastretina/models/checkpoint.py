@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fastretina import __version__
 from fastretina.errors import CheckpointError
+from fastretina.grading import CLASSES
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.models.heads import HEADS, Decision, Head, HeadName
 from fastretina.models.precision import AmpChoice, Precision, choose_device, choose_precision
@@ -37,6 +38,7 @@ class Grader:
         amp_dtype: the number format of its training. metric, selected_on: how and on what data its epoch was chosen.
         head, decision: what the last layer means.
         preparation: what was done to the photographs that it learned from, and is to be done to those that it grades.
+        classes: what its grades are called, from 0 on.
     """
 
     arch: str
@@ -51,6 +53,7 @@ class Grader:
     head: HeadName = "softmax"
     decision: Decision | None = None
     preparation: Preparation = UNPREPARED
+    classes: tuple[str, ...] = CLASSES
 
     @property
     def grading(self) -> Head:
@@ -91,10 +94,15 @@ def read_grader(path: Path) -> Grader:
         values["preparation"] = Preparation(**values.get("preparation", {}))
         if values.get("decision") is not None:
             values["decision"] = _decision(values["decision"], values["num_classes"])
+        values["classes"] = tuple(values.get("classes", CLASSES))
         grader = Grader(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
         numbers = (grader.num_classes, grader.resolution, grader.epoch)
         if grader.arch not in ARCHS or not all(isinstance(number, int) and 0 < number < 100_000 for number in numbers):
             raise ValueError(f"arch {grader.arch!r}, {numbers}")
+        if "classes" in stored and (
+            len(grader.classes) != grader.num_classes or not all(isinstance(n, str) for n in grader.classes)
+        ):
+            raise ValueError(f"classes {grader.classes}, of which there are {grader.num_classes}")
         if grader.head not in HEADS:
             raise ValueError(f"head {grader.head!r}")
         if [len(triple) for triple in (grader.mean, grader.std)] != [3, 3] or not all(float(value) > 0 for value in grader.std):

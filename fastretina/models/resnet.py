@@ -10,13 +10,14 @@ import torchvision
 from torch import nn
 
 from fastretina.errors import UsageError
+from fastretina.grading import NUM_CLASSES
 from fastretina.models.weights import _weights_file, load_backbone, read_weights
 
 ArchName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 ARCHS: tuple[str, ...] = get_args(ArchName)
 
 
-def build_model(arch: str = "resnet18", num_classes: int = 5, weights: str | Path | None = None) -> nn.Module:
+def build_model(arch: str = "resnet18", num_classes: int = NUM_CLASSES, weights: str | Path | None = None) -> nn.Module:
     """A torchvision ResNet in channels-last with `num_classes` outputs, float32, on the CPU.
 
     Args:

@@ -18,7 +18,7 @@ from fastretina import __version__
 from fastretina.beton.paths import parse_shard, shard_path, shard_rows
 from fastretina.beton.writer import BetonWriter
 from fastretina.errors import ConvertError, LabelError, UsageError
-from fastretina.grading import patients_in_both
+from fastretina.grading import CLASSES, patients_in_both
 from fastretina.packing.config import PackConfig
 from fastretina.packing.inspect import Source
 from fastretina.packing.labels.layout import Layout
@@ -159,6 +159,8 @@ def _provenance(config: PackConfig, table: LabelTable, tally: Tally) -> dict[str
         "passed_through": tally.passed,
         "reencoded": dict(sorted(tally.reencoded.items())),
         "skipped": len(tally.skipped),
+        "classes": list(CLASSES),
+        "classes": list(CLASSES),
         "grades": tally.grades,
     }
     if config.preparation:

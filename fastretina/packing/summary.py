@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fastretina.grading import NUM_CLASSES
 from fastretina.packing.reencode import QUALITY, SUBSAMPLING
 
 
@@ -21,7 +22,7 @@ class Tally:
 
     passed: int = 0
     reencoded: Counter[str] = field(default_factory=Counter)
-    grades: list[int] = field(default_factory=lambda: [0] * 5)
+    grades: list[int] = field(default_factory=lambda: [0] * NUM_CLASSES)
     skipped: list[tuple[int, str, str]] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
@@ -34,7 +35,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class PackSummary:
-    """What was packed. Sizes in bytes; `reencoded` counts by reason; `grades` are the counts of grade 0 to 4."""
+    """What was packed. Sizes in bytes; `reencoded` counts by reason; `grades` are the counts by grade."""
 
     out: Path
     rows: int

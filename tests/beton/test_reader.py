@@ -17,6 +17,7 @@ from fastretina.beton import format as fmt
 from fastretina.beton.reader import Beton
 from fastretina.beton.writer import BetonWriter
 from fastretina.errors import BetonError, ConvertError, SampleError
+from fastretina.grading import CLASSES
 from fastretina.system.files import AtomicFile
 
 PAYLOADS = [bytes([i]) * (40 + 7 * i) for i in range(1, 13)]
@@ -329,3 +330,32 @@ def test_samples_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConvertError, match="power of two"):
         BetonWriter(tmp_path / "a.beton", 1, page=3 << 20)
     assert listing(tmp_path) == []
+
+
+def test_ids_are_found_in_a_file_and_in_any_selection_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.beton"
+    with BetonWriter(path, 5) as writer:
+        for number, sample_id in enumerate((2, 3, 7, 11, 20)):
+            writer.add(
+                b"\xff\xd8data", zlib.crc32(b"\xff\xd8data"), name=f"eye {sample_id}", label=number, id=sample_id, width=9, height=9
+            )
+        writer.finish({})
+    with Beton(path) as beton:
+        assert beton.index_of(np.array([11, 2, 20, 11])).tolist() == [3, 0, 4, 3]
+        assert beton.names_of(np.array([20, 3])) == ["eye 20", "eye 3"]
+        assert beton.index_of(np.array([], np.int64)).tolist() == []
+        chosen = beton.select(np.array([4, 0, 2]))
+        assert chosen.index_of(np.array([2, 7, 20])).tolist() == [1, 2, 0]
+        for absent in (0, 3, 11, 21):
+            with pytest.raises(BetonError, match=f"a.beton: holds no sample of id {absent}"):
+                chosen.index_of(np.array([20, absent]))
+
+
+@pytest.mark.parametrize("noted", [{}, {"classes": []}, {"classes": "no"}, {"classes": ["no", 1]}, {"classes": {"no": 0}}])
+def test_classes_are_those_noted_and_without_a_note_the_grades_of_retinopathy(tmp_path: Path, noted: dict[str, object]) -> None:
+    for provenance, expected in ((noted, CLASSES), ({"classes": ["no", "yes"]}, ("no", "yes"))):
+        with BetonWriter(tmp_path / "a.beton", 1) as writer:
+            writer.add(PAYLOADS[0], zlib.crc32(PAYLOADS[0]), name="1_left", label=0, id=0, width=9, height=9)
+            writer.finish(provenance)
+        with Beton(tmp_path / "a.beton") as beton:
+            assert beton.classes == expected

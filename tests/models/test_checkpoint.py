@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 
 from fastretina.errors import CheckpointError, RunError
+from fastretina.grading import CLASSES
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.metrics.predictions import write_predictions
 from fastretina.models.checkpoint import Grader, load_grader, read_grader, save_grader, write_grader
@@ -48,9 +49,24 @@ def test_a_checkpoint_comes_back_with_its_metadata(saved):
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items())
 
 
+def test_a_checkpoint_from_before_classes_were_noted_has_the_grades_of_retinopathy(tmp_path):
+    assert json.loads(grader().metadata()["classes"]) == list(CLASSES)
+    metadata = {key: value for key, value in grader().metadata().items() if key != "classes"}
+    safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "old.safetensors", metadata=metadata)
+    assert read_grader(tmp_path / "old.safetensors") == grader()
+
+
 @pytest.mark.parametrize(
     "change",
-    [{"arch": '"resnet9"'}, {"num_classes": "0"}, {"resolution": '"big"'}, {"std": "[0.1]"}, {"epoch": "{"}, {"mean": None}],
+    [
+        {"arch": '"resnet9"'},
+        {"num_classes": "0"},
+        {"resolution": '"big"'},
+        {"std": "[0.1]"},
+        {"epoch": "{"},
+        {"mean": None},
+        {"classes": '["no"]'},
+    ],
 )
 def test_checkpoints_with_other_metadata_are_refused(tmp_path, change):
     metadata = {key: value for key, value in {**grader().metadata(), **change}.items() if value is not None}

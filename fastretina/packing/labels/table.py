@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastretina.errors import LabelError
-from fastretina.grading import GRADES
+from fastretina.grading import GRADES, NUM_CLASSES
 from fastretina.packing.labels.images import ImageIndex, image_stem
 
 
@@ -26,7 +26,7 @@ class LabelTable:
 
     Attributes:
         names: as in the CSV, without image extension. paths: of the images; "" where missing (see `problems`).
-        grades: int64 (N,), 0-4. lines: int64 (N,), 1-based line in `source`.
+        grades: int64 (N,), 0 to NUM_CLASSES - 1. lines: int64 (N,), 1-based line in `source`.
         source: the CSV that holds the names. digests: SHA-256 by file name of the CSVs read.
         problems: row to reason, for the rows whose image is missing; empty unless read with `missing_ok`.
     """
@@ -101,6 +101,6 @@ def parse_grades(source: Path, lines: Sequence[int], cells: Sequence[str]) -> ND
         grade = GRADES.get(cell, -1)
         if grade < 0:
             shown = repr(cell[:40]) if cell else "an empty cell"
-            fail(source, lines[row], f"grade must be an integer from 0 to 4, not {shown}")
+            fail(source, lines[row], f"grade must be an integer from 0 to {NUM_CLASSES - 1}, not {shown}")
         values[row] = grade
     return values
