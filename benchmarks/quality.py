@@ -29,7 +29,8 @@ from fastretina import train
 from fastretina.cli import run
 from fastretina.loading.augment import Augment
 from fastretina.loading.loader import Loader
-from fastretina.metrics.bootstrap import LEVEL, RESAMPLES, Floats, draws, patient_groups, qwk
+from fastretina.metrics.bootstrap import LEVEL, RESAMPLES, draws, patient_groups
+from fastretina.metrics.table import Floats, qwk
 from fastretina.models.checkpoint import open_grader
 from fastretina.models.inference import run_model
 from fastretina.training.config import TrainConfig

@@ -20,6 +20,7 @@ from fastretina.loading.loader import Loader
 from fastretina.metrics.assessment import Assessment
 from fastretina.metrics.fusion import check_weight, fuse_eyes
 from fastretina.metrics.predictions import Scores, write_predictions
+from fastretina.metrics.table import TITLES
 from fastretina.models.checkpoint import open_grader
 from fastretina.models.heads import SMALLEST_PROBABILITY
 from fastretina.models.inference import check_views, run_model
@@ -76,15 +77,14 @@ def main(config: EvaluateConfig) -> int:
         outputs = run_model(model, loader, precision, "grading", views=config.tta)
         answers = outputs.answers(grader.grading, grader.decision)
         seconds = time.perf_counter() - started
-        names = dict(zip((int(number) for number in beton.ids), beton.names, strict=True))
-    listed = [names[number] for number in answers.ids.tolist()]
+        names = beton.names_of(answers.ids.numpy())
     if config.fuse_eyes:
-        fused = fuse_eyes(listed, answers.log_probabilities.exp(), config.fuse_eyes)
+        fused = fuse_eyes(names, answers.log_probabilities.exp(), config.fuse_eyes)
         answers = replace(answers, log_probabilities=fused.clamp_min(SMALLEST_PROBABILITY).log())
     scores = Scores.of(answers)
-    rate = len(answers.labels) / seconds
-    assessment = Assessment.of(answers, listed)
-    print("\n".join([*_table(scores, len(answers.labels), rate), "", *lines(assessment)]))
+    throughput = len(answers.labels) / seconds
+    assessment = Assessment.of(answers, names)
+    print("\n".join([*_table(scores, len(answers.labels), throughput), "", *lines(assessment)]))
     if config.out is not None:
         try:
             config.out.mkdir(parents=True, exist_ok=True)
@@ -101,31 +101,30 @@ def main(config: EvaluateConfig) -> int:
             "images": len(answers.labels),
             "loss": scores.loss,
         }
-        machine = {"images_per_second": rate, "device": device_name(device), "amp_dtype": precision.name, "versions": versions()}
+        machine = {
+            "images_per_second": throughput,
+            "device": device_name(device),
+            "amp_dtype": precision.name,
+            "versions": versions(),
+        }
         write_json(config.out / "metrics.json", {**about, **scores.metrics.as_dict(), **assessment.as_dict(), **machine})
         probabilities = answers.log_probabilities.exp().numpy().astype(np.float32)
-        write_predictions(config.out / "predictions.csv", answers.ids.numpy(), listed, answers.labels.numpy(), probabilities)
+        write_predictions(config.out / "predictions.csv", answers.ids.numpy(), names, answers.labels.numpy(), probabilities)
         write_bytes(config.out / "confusion.png", plots.confusion(scores.metrics.confusion, f"{config.data.name}, {grader.arch}"))
         print(f"written to {config.out}: metrics.json, predictions.csv, confusion.png")
     return 0
 
 
-def _table(scores: Scores, images: int, rate: float) -> list[str]:
+def _table(scores: Scores, images: int, throughput: float) -> list[str]:
     found = scores.metrics
     lines = [f"{'grade':<16}{'images':>8}{'right':>8}{'recall':>10}"]
     for grade, recall in enumerate(found.per_class_recall):
         row = found.confusion[grade]
         share = "–" if recall is None else f"{100 * recall:.1f} %"
         lines.append(f"{grade_title(grade):<16}{sum(row):>8,}{row[grade]:>8,}{share:>10}")
-    figures = (
-        ("accuracy", found.accuracy),
-        ("balanced accuracy", found.balanced_accuracy),
-        ("QWK", found.qwk),
-        ("macro F1", found.macro_f1),
-        ("loss (nats)", scores.loss),
-    )
-    lines += [f"{name:<24}{'undefined' if value is None else f'{value:.4f}':>18}" for name, value in figures]
-    return [*lines, f"{images:,} images, {rate:,.0f} img/s"]
+    values = [*((TITLES[name], value) for name, value in found.values.items()), ("loss (nats)", scores.loss)]
+    lines += [f"{title:<24}{'undefined' if value is None else f'{value:.4f}':>18}" for title, value in values]
+    return [*lines, f"{images:,} images, {throughput:,.0f} img/s"]
 
 
 def run_command(argv: Sequence[str] | None = None) -> None:

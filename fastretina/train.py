@@ -117,7 +117,6 @@ def main(config: TrainConfig) -> int:
             choice = (precision.name, config.select_by, about.selected_on)
             return Grader(*shape, progress.history[-1].epoch, *choice, config.head, progress.decision, preparation)
 
-        names = dict(zip((int(number) for number in data["test"].ids), data["test"].names, strict=True))
         tracker: Tracker | None = None
 
         def show(record: EpochRecord) -> None:
@@ -126,7 +125,7 @@ def main(config: TrainConfig) -> int:
                 tracker.epoch(record)
 
         pictures = RunPictures(run, about, training.progress, head.objective)
-        recorder = Recorder(run, about, training, grader, names, pictures.first_batch, [pictures.after_epoch, show])
+        recorder = Recorder(run, about, training, grader, pictures.first_batch, [pictures.after_epoch, show])
         recorder.catch_up()
         if config.tensorboard:
             tracker = stack.enter_context(Tracker(run.path, training.progress.epoch + 1))

@@ -30,7 +30,7 @@ def history(epochs: int, val: bool = False, single: bool = False) -> Progress:
     return progress
 
 
-def facts(val: bool = False) -> RunInfo:
+def info(val: bool = False) -> RunInfo:
     names = [f"{n // 2}_{'left' if n % 2 else 'right'}" for n in range(60)]
     data = {
         "train": DataInfo.of(NASTY, [n % 5 for n in range(60)], names, 5),

@@ -1,4 +1,4 @@
-"""All that is said about a model's answers besides grade_metrics: intervals, screening for referable disease, calibration."""
+"""All that is said about a model's answers besides GradeMetrics: intervals, screening for referable disease, calibration."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from fastretina.metrics.bootstrap import LEVEL, RESAMPLES, Interval, bootstrap, 
 from fastretina.metrics.calibration import Calibration, calibration
 from fastretina.metrics.predictions import Predictions
 from fastretina.metrics.screening import OperatingPoint, operating_points
+from fastretina.metrics.table import AUROC
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """Figures of one data set.
+    """What intervals, screening and calibration say of one data set.
 
     Attributes:
-        groups: the patients (or single images, where names tell of no patient) that were drawn.
+        groups: the patients (or single images, where names tell of no patient) that are resampled.
         prevalence: share of images with referable disease, 0-1.
     """
 
@@ -44,12 +45,12 @@ class Assessment:
     def as_dict(self) -> dict[str, Any]:
         """For metrics.json; None where undefined."""
         return {
-            "auroc_referable": self.intervals["auroc_referable"].value,
+            AUROC: self.intervals[AUROC].value,
             "prevalence_referable": self.prevalence,
             "intervals": {
                 **{name: {"low": found.low, "high": found.high} for name, found in self.intervals.items()},
                 "level": LEVEL,
-                "method": "percentile bootstrap, patients drawn whole",
+                "method": "percentile cluster bootstrap by patient",
                 "resamples": RESAMPLES,
                 "patients": self.groups,
             },

@@ -1,6 +1,6 @@
-"""Bootstrap intervals of a grader's figures. Patients are drawn whole: a patient's two eyes are no two independent samples.
+"""Intervals of a grader's metrics by a cluster bootstrap by patient: a patient's two eyes are no two independent samples.
 
-Percentile method: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13. Drawing whole clusters: Davison and
+Percentile method: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13. Resampling of clusters: Davison and
 Hinkley, Bootstrap Methods and their Application (1997), section 3.8.
 """
 
@@ -13,18 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from fastretina.grading import REFERABLE_FROM, patient_of
+from fastretina.metrics.screening import referable_scores
+from fastretina.metrics.table import AUROC, METRICS, Floats, Ints, defined, ratio
 
 LEVEL = 0.95
 RESAMPLES = 1000
 CHUNK = 32  # resamples at a time: 1.8 MB of weights for 7,000 images, which stay in a core's cache
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure of the data set, and the bounds of its interval; None where undefined."""
+    """A metric of the data set, and the bounds of its interval; None where undefined."""
 
     value: float | None
     low: float | None
@@ -35,9 +34,9 @@ def patient_groups(names: Iterable[str]) -> Ints:
     """(N,) int64: images of the same patient (`<patient>_<left|right>`) have the same number, 0, 1, ...; all others one each."""
     numbers: dict[tuple[str, object], int] = {}
     found = []
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         patient = patient_of(name)
-        key = ("image", place) if patient is None else ("patient", patient)
+        key = ("image", index) if patient is None else ("patient", patient)
         found.append(numbers.setdefault(key, len(numbers)))
     return np.asarray(found, dtype=np.int64)
 
@@ -52,12 +51,12 @@ def draws(groups: int, resamples: int, seed: int) -> Iterator[Ints]:
 def bootstrap(
     labels: Ints, probabilities: npt.NDArray[np.floating], groups: Ints, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Interval]:
-    """Accuracy, balanced accuracy, QWK and AUROC of referable disease with their 95 % intervals.
+    """Each of METRICS and the AUROC of referable disease, by name, with their 95 % intervals.
 
     Args:
         labels: (N,) true grades, N >= 1. probabilities: (N, C). groups: (N,) from `patient_groups`.
 
-    A resample in which a figure is undefined (no referable eye in it) has no part in that figure's interval.
+    A resample in which a metric is undefined (no referable eye in it) has no part in that metric's interval.
     """
     classes = probabilities.shape[1]
     people = int(groups.max()) + 1
@@ -69,61 +68,31 @@ def bootstrap(
     referable = (labels[order] >= REFERABLE_FROM).astype(np.float64)
     owner = groups[order]
 
-    def figures(weights: Floats) -> Floats:
-        """(r, 4) figures where the patients count (r, people) times."""
+    def metrics(weights: Floats) -> Floats:
+        """(r, M) metrics where the patients count (r, people) times."""
         images = weights[:, owner]
         sick = np.add.reduceat(images * referable, starts, axis=1)
         every = np.add.reduceat(images, starts, axis=1)
         matrices = (weights @ confusion).reshape(-1, classes, classes)
-        return np.stack([accuracy(matrices), balanced_accuracy(matrices), qwk(matrices), auroc(sick, every - sick)], axis=1)
+        return np.stack([*(metric.function(matrices) for metric in METRICS), auroc(sick, every - sick)], axis=1)
 
     found, chunk = [], []
     for number, drawn in enumerate(draws(people, resamples, seed), start=1):
         chunk.append(np.bincount(drawn, minlength=people))
         if len(chunk) == CHUNK or number == resamples:
-            found.append(figures(np.asarray(chunk, dtype=np.float64)))
+            found.append(metrics(np.asarray(chunk, dtype=np.float64)))
             chunk = []
-    points = figures(np.ones((1, people)))[0]
-    names = ("accuracy", "balanced_accuracy", "qwk", "auroc_referable")
+    points = metrics(np.ones((1, people)))[0]
+    names = (*(metric.name for metric in METRICS), AUROC)
     return {name: _interval(point, column) for name, point, column in zip(names, points, np.concatenate(found).T, strict=True)}
 
 
 def _interval(point: float, resampled: Floats) -> Interval:
-    defined = resampled[~np.isnan(resampled)]
-    value = None if np.isnan(point) else float(point)
-    if value is None or not len(defined):
-        return Interval(value, None, None)
-    low, high = np.percentile(defined, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return Interval(value, float(low), float(high))
-
-
-def referable_scores(probabilities: npt.NDArray[np.floating]) -> Floats:
-    """(N,) probability of referable disease, grade 2 or more, from (N, C) probabilities."""
-    scores: Floats = probabilities[:, REFERABLE_FROM:].astype(np.float64).sum(axis=1)
-    return scores
-
-
-def accuracy(matrices: Floats) -> Floats:
-    """(R,) shares of right answers of (R, C, C) confusion matrices, rows true."""
-    shares: Floats = np.trace(matrices, axis1=1, axis2=2) / matrices.sum(axis=(1, 2))
-    return shares
-
-
-def balanced_accuracy(matrices: Floats) -> Floats:
-    """(R,) mean recalls, over the grades that occur, of (R, C, C) confusion matrices."""
-    totals = matrices.sum(axis=2)
-    recalls = np.diagonal(matrices, axis1=1, axis2=2) / np.maximum(totals, 1)
-    means: Floats = recalls.sum(axis=1) / (totals > 0).sum(axis=1)
-    return means
-
-
-def qwk(matrices: Floats) -> Floats:
-    """(R,) Cohen's kappas with quadratic weights (Cohen, Psychol Bull 70:213, 1968); NaN where one grade is all there is."""
-    grades = np.arange(matrices.shape[1])
-    penalty = np.square(grades[:, None] - grades[None, :]).astype(np.float64)
-    observed = (matrices * penalty).sum(axis=(1, 2))
-    chance = np.einsum("ri,ij,rj->r", matrices.sum(axis=2), penalty, matrices.sum(axis=1)) / matrices.sum(axis=(1, 2))
-    return 1.0 - _ratio(observed, chance)
+    known = resampled[~np.isnan(resampled)]
+    if np.isnan(point) or not len(known):
+        return Interval(defined(point), None, None)
+    low, high = np.percentile(known, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return Interval(float(point), float(low), float(high))
 
 
 def auroc(sick: Floats, well: Floats) -> Floats:
@@ -133,8 +102,4 @@ def auroc(sick: Floats, well: Floats) -> Floats:
     1982).
     """
     below = np.cumsum(well, axis=1) - well / 2
-    return _ratio((sick * below).sum(axis=1), sick.sum(axis=1) * well.sum(axis=1))
-
-
-def _ratio(above: Floats, below: Floats) -> Floats:
-    return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
+    return ratio((sick * below).sum(axis=1), sick.sum(axis=1) * well.sum(axis=1))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fastretina.metrics.bootstrap import Ints
+from fastretina.metrics.table import Ints
 
 BINS = 15
 
@@ -32,9 +32,9 @@ def calibration(labels: Ints, probabilities: npt.NDArray[np.floating]) -> Calibr
     """From (N,) true grades and (N, C) probabilities, N >= 1; the confidence is the highest probability."""
     confidence = probabilities.astype(np.float64).max(axis=1)
     right = probabilities.argmax(axis=1) == labels
-    places = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
-    samples = np.bincount(places, minlength=BINS)
-    sums = [np.bincount(places, weights=values, minlength=BINS) for values in (confidence, right.astype(np.float64))]
+    bins = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    samples = np.bincount(bins, minlength=BINS)
+    sums = [np.bincount(bins, weights=values, minlength=BINS) for values in (confidence, right.astype(np.float64))]
     means = [[float(total / n) if n else None for total, n in zip(column, samples, strict=True)] for column in sums]
     ece = float(np.abs(sums[0] - sums[1]).sum() / len(labels))
     return Calibration(ece, samples.tolist(), means[0], means[1])

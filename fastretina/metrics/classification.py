@@ -1,49 +1,55 @@
-"""The figures by which a grader is judged, from predicted and true grades, by torchmetrics."""
+"""The metrics of one pass over a data set, from predicted and true grades."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_cohen_kappa,
-    multiclass_confusion_matrix,
-    multiclass_f1_score,
-    multiclass_recall,
-)
+
+from fastretina.grading import NUM_CLASSES
+from fastretina.metrics.table import METRICS, defined
+
+_NAMES = frozenset(metric.name for metric in METRICS)
 
 
 @dataclass(frozen=True)
 class GradeMetrics:
-    """Figures of one pass over a data set. None stands where a figure is undefined; JSON then holds null, never NaN.
+    """Metrics of one pass over a data set, all of which follow from its confusion matrix. None stands where one is undefined; JSON
+    then holds null, never NaN. Each of METRICS is an attribute too.
 
     Attributes:
-        accuracy: share of samples with the right grade, 0-1.
-        balanced_accuracy: mean of the recalls of the grades that occur among the labels, 0-1 (scikit-learn's definition).
-        qwk: Cohen's kappa with quadratic weights (Cohen, Psychol Bull 70:213, 1968), at most 1, 0 for chance;
-            None where one grade is all that occurs in labels and predictions together.
-        macro_f1: mean F1 over the grades that occur among labels or predictions, 0-1.
-        per_class_recall: by grade, 0-1; None for a grade without a label.
-        confusion: counts, rows the true grade, columns the predicted one.
+        confusion: counts, rows the true grade, columns the predicted one; at least one image.
     """
 
-    accuracy: float
-    balanced_accuracy: float
-    qwk: float | None
-    macro_f1: float
-    per_class_recall: list[float | None]
     confusion: list[list[int]]
+
+    @cached_property
+    def values(self) -> dict[str, float | None]:
+        """Each of METRICS, by name."""
+        matrix = np.asarray([self.confusion], dtype=np.float64)
+        return {metric.name: defined(metric.function(matrix)[0]) for metric in METRICS}
+
+    @property
+    def per_class_recall(self) -> list[float | None]:
+        """By grade, 0-1; None for a grade without a label."""
+        return [row[grade] / sum(row) if any(row) else None for grade, row in enumerate(self.confusion)]
+
+    def __getattr__(self, name: str) -> float | None:
+        if name not in _NAMES:
+            raise AttributeError(name)
+        return self.values[name]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, lists and None, fit for JSON."""
-        return asdict(self)
+        return {**self.values, "per_class_recall": self.per_class_recall, "confusion": self.confusion}
 
 
-def grade_metrics(predicted: Tensor, labels: Tensor, num_classes: int = 5) -> GradeMetrics:
-    """All figures from predicted and true grades, both (N,) integers in 0..num_classes-1 on any device, N >= 1.
+def grade_metrics(predicted: Tensor, labels: Tensor, num_classes: int = NUM_CLASSES) -> GradeMetrics:
+    """All metrics of predicted and true grades, both (N,) integers in 0..num_classes-1 on any device, N >= 1.
 
     Meant for once an epoch: it copies to the CPU, so that the training step itself never waits for a result.
     """
@@ -51,26 +57,8 @@ def grade_metrics(predicted: Tensor, labels: Tensor, num_classes: int = 5) -> Gr
         raise ValueError(
             f"predicted and labels must be two equal (N,) tensors, N >= 1: {tuple(predicted.shape)}, {tuple(labels.shape)}"
         )
-    predicted, labels = predicted.cpu().long(), labels.cpu().long()
-    both = torch.stack((predicted, labels))
+    both = torch.stack((labels.cpu().long(), predicted.cpu().long()))
     if int(both.min()) < 0 or int(both.max()) >= num_classes:
         raise ValueError(f"grades must be in 0-{num_classes - 1}, got {int(both.min())}-{int(both.max())}")
-    confusion = multiclass_confusion_matrix(predicted, labels, num_classes)
-    recall = multiclass_recall(predicted, labels, num_classes, average=None)
-    present = confusion.sum(dim=1) > 0
-    # One grade everywhere makes kappa 0/0; torchmetrics gives NaN there.
-    qwk = _plain(multiclass_cohen_kappa(predicted, labels, num_classes, weights="quadratic"))
-    return GradeMetrics(
-        accuracy=_plain(multiclass_accuracy(predicted, labels, num_classes, average="micro")),
-        # torchmetrics' macro accuracy counts a grade that is predicted but never occurs as recall 0; scikit-learn leaves it out.
-        balanced_accuracy=_plain(recall[present].mean()),
-        qwk=None if qwk != qwk else qwk,
-        macro_f1=_plain(multiclass_f1_score(predicted, labels, num_classes, average="macro")),
-        per_class_recall=[_plain(value) if there else None for value, there in zip(recall, present, strict=True)],
-        confusion=confusion.tolist(),
-    )
-
-
-def _plain(value: Tensor) -> float:
-    """torchmetrics computes in float32, whose digits past the seventh are noise."""
-    return round(float(value), 7)
+    cells = torch.bincount(both[0] * num_classes + both[1], minlength=num_classes**2)
+    return GradeMetrics(cells.view(num_classes, num_classes).tolist())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +14,8 @@ import torch
 from torch import Tensor
 
 from fastretina.metrics.classification import GradeMetrics, grade_metrics
+from fastretina.metrics.table import SelectionMetric
 from fastretina.system.files import write_csv
-
-SelectionMetric = Literal["qwk", "accuracy", "balanced_accuracy", "macro_f1", "loss"]
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Predictions:
 
     @property
     def metrics(self) -> GradeMetrics:
-        """All figures of `fastretina.metrics`."""
+        """All metrics of the most probable grades."""
         return grade_metrics(self.predicted, self.labels, self.log_probabilities.shape[1])
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Loss (nats) and figures of one pass over one data set."""
+    """Loss (nats) and metrics of one pass over one data set."""
 
     loss: float
     metrics: GradeMetrics
@@ -59,10 +59,19 @@ class Scores:
         """The scores of a model's answers."""
         return cls(predictions.loss, predictions.metrics)
 
+    @property
+    def values(self) -> dict[str, float | None]:
+        """The loss and each of METRICS, by name; None where undefined."""
+        return {"loss": self.loss, **self.metrics.values}
+
+    def as_dict(self) -> dict[str, Any]:
+        """For metrics.json."""
+        return {"loss": self.loss, **self.metrics.as_dict()}
+
     def rank(self, metric: SelectionMetric) -> tuple[float, float]:
-        """What epochs are compared by, higher is better: the figure (an undefined one below every number), then the accuracy."""
-        value = -self.loss if metric == "loss" else getattr(self.metrics, metric)
-        return (float("-inf") if value is None else value, self.metrics.accuracy)
+        """What epochs are compared by, higher is better: the metric (an undefined one below every number), then the accuracy."""
+        value, accuracy = -self.loss if metric == "loss" else self.values[metric], self.metrics.accuracy
+        return (-math.inf if value is None else value, -math.inf if accuracy is None else accuracy)
 
 
 def write_predictions(

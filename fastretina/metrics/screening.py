@@ -1,4 +1,4 @@
-"""The grader as a screening test for referable disease (grade 2 or more), and how far its probabilities can be believed."""
+"""The grader as a screening test for referable disease."""
 
 from __future__ import annotations
 
@@ -7,22 +7,28 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fastretina.grading import REFERABLE_FROM
-from fastretina.metrics.bootstrap import Ints, referable_scores
+from fastretina.grading import REFERABLE_FROM, REFERABLE_SCORE
+from fastretina.metrics.table import Floats, Ints
 
-OWN_GRADE = "the model's grade ≥ 2"
+OWN_GRADE = f"the model's grade ≥ {REFERABLE_FROM}"
 THRESHOLD = 0.5
 SENSITIVITIES = (0.8, 0.9)  # targets; British screening asks for at least 80 % (British Diabetic Association, 1997)
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A rule that says whom to refer. threshold: where p2 + p3 + p4 >= threshold; None where the rule is another."""
+    """A rule that says whom to refer. threshold: where the referable score reaches it; None where the rule is another."""
 
     rule: str
     threshold: float | None
     sensitivity: float
     specificity: float
+
+
+def referable_scores(probabilities: npt.NDArray[np.floating]) -> Floats:
+    """(N,) probability of referable disease from (N, C) probabilities."""
+    scores: Floats = probabilities[:, REFERABLE_FROM:].astype(np.float64).sum(axis=1)
+    return scores
 
 
 def operating_points(labels: Ints, probabilities: npt.NDArray[np.floating]) -> list[OperatingPoint]:
@@ -47,7 +53,7 @@ def operating_points(labels: Ints, probabilities: npt.NDArray[np.floating]) -> l
     needed = [max(1, int(np.ceil(target * len(ill) - 1e-9))) for target in SENSITIVITIES]
     return [
         OperatingPoint(OWN_GRADE, None, float(referred[sick].mean()), float((~referred[~sick]).mean())),
-        point(f"p2 + p3 + p4 ≥ {THRESHOLD}", THRESHOLD),
+        point(f"{REFERABLE_SCORE} ≥ {THRESHOLD}", THRESHOLD),
         *(
             point(f"sensitivity ≥ {100 * target:.0f} %, set here", float(descending[n - 1]))
             for target, n in zip(SENSITIVITIES, needed, strict=True)

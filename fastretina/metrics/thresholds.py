@@ -5,23 +5,23 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fastretina.metrics.bootstrap import Floats, qwk
+from fastretina.metrics.table import Floats, qwk
 
-MAX_CUTS = 512  # places where a threshold may lie: quantiles of the scores where there are more
+MAX_CUTS = 512  # where a threshold may lie; quantiles of the scores where there are more of them
 MAX_ROUNDS = 50
 
 
 def fit_thresholds(scores: Floats, labels: NDArray[np.int64], num_classes: int) -> list[float]:
     """`num_classes` - 1 ascending thresholds for (N,) scores, N >= 1, whose number below a score is its grade.
 
-    Coordinate ascent: each threshold in turn moves to the best place between its neighbours, until none moves. Begun from the
+    Coordinate ascent: each threshold in turn moves to the best cut between its neighbours, until none moves. Begun from the
     half grades and from the thresholds that give each grade as often as it is; the better end counts. A threshold above all
     scores is no lower than half-way between its grades.
     """
-    places = np.unique(scores)
-    if len(places) > MAX_CUTS:
-        places = np.unique(np.quantile(places, np.linspace(0, 1, MAX_CUTS)))
-    cuts = np.concatenate([[places[0] - 0.5], (places[1:] + places[:-1]) / 2, [places[-1] + 0.5]])
+    values = np.unique(scores)
+    if len(values) > MAX_CUTS:
+        values = np.unique(np.quantile(values, np.linspace(0, 1, MAX_CUTS)))
+    cuts = np.concatenate([[values[0] - 0.5], (values[1:] + values[:-1]) / 2, [values[-1] + 0.5]])
     # below[c, k]: how many of true grade k have a score at or below cut c
     below = np.stack([np.searchsorted(np.sort(scores[labels == grade]), cuts, "right") for grade in range(num_classes)], axis=1)
     halves = np.arange(num_classes - 1) + 0.5
@@ -34,7 +34,7 @@ def fit_thresholds(scores: Floats, labels: NDArray[np.int64], num_classes: int) 
 
 
 def _climb(start: NDArray[np.intp], below: NDArray[np.int64]) -> tuple[NDArray[np.intp], float]:
-    """Places among the cuts after the ascent, and their kappa."""
+    """Indices of the cuts after the ascent, and their kappa."""
     chosen = start.copy()
     best = float(_kappas(chosen[None], below)[0])
     for _ in range(MAX_ROUNDS):
@@ -53,7 +53,7 @@ def _climb(start: NDArray[np.intp], below: NDArray[np.int64]) -> tuple[NDArray[n
 
 
 def _kappas(chosen: NDArray[np.intp], below: NDArray[np.int64]) -> Floats:
-    """(T,) kappas, 0 where undefined, of (T, C - 1) places among the cuts."""
+    """(T,) kappas, 0 where undefined, of (T, C - 1) indices of cuts."""
     ends = np.broadcast_to(below[-1], (len(chosen), 1, below.shape[1]))
     edges = np.concatenate([np.zeros_like(ends), below[chosen], ends], axis=1)
     confusion = np.diff(edges, axis=1).astype(np.float64)  # (T, predicted, true)

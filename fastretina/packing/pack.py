@@ -160,7 +160,6 @@ def _provenance(config: PackConfig, table: LabelTable, tally: Tally) -> dict[str
         "reencoded": dict(sorted(tally.reencoded.items())),
         "skipped": len(tally.skipped),
         "classes": list(CLASSES),
-        "classes": list(CLASSES),
         "grades": tally.grades,
     }
     if config.preparation:

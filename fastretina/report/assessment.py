@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple, Self
 
-from fastretina.grading import REFERABLE_FROM
+from fastretina.grading import REFERABLE, REFERABLE_FROM, REFERABLE_SCORE
 from fastretina.metrics.assessment import Assessment
 from fastretina.metrics.bootstrap import LEVEL, RESAMPLES
 from fastretina.metrics.calibration import BINS, Calibration
 from fastretina.metrics.screening import OperatingPoint
+from fastretina.metrics.table import TITLES
 from fastretina.report import plots
 from fastretina.report.page import Section, bounds, image, number, pair, paragraph, percent, remark, table
-from fastretina.training.run_info import METRIC_TITLES
 
 PEOPLE = 1000
 
@@ -47,17 +47,12 @@ class Screened(NamedTuple):
         )
 
 
-def sections(assessment: Assessment) -> list[Section]:
-    """Of a report, on the test set."""
-    return [_intervals(assessment), *([_screening(assessment)] if assessment.operating_points else []), _calibration(assessment)]
-
-
 def lines(assessment: Assessment) -> list[str]:
     """For the terminal."""
-    found = [f"{'':<30}{'figure':>10}   {100 * LEVEL:.0f} % interval ({assessment.groups:,} patients drawn {RESAMPLES:,} times)"]
+    found = [f"{'':<30}{'value':>10}   {100 * LEVEL:.0f} % interval ({assessment.groups:,} patients, {RESAMPLES:,} resamples)"]
     for name, interval in assessment.intervals.items():
         limits = bounds(interval.low, interval.high)
-        found.append(f"{METRIC_TITLES[name]:<30}{number(interval.value):>10}   {'undefined' if limits == '–' else limits}")
+        found.append(f"{TITLES[name]:<30}{number(interval.value):>10}   {'undefined' if limits == '–' else limits}")
     if assessment.operating_points:
         found.append(f"{'referred where':<30}{'threshold':>10}{'sensitivity':>13}{'specificity':>13}")
     found += [
@@ -67,24 +62,28 @@ def lines(assessment: Assessment) -> list[str]:
     return [*found, f"{'calibration error (ECE)':<30}{percent(assessment.calibration.ece):>10}"]
 
 
-def _intervals(assessment: Assessment) -> Section:
-    rows = [
-        [METRIC_TITLES[name], number(found.value), bounds(found.low, found.high)] for name, found in assessment.intervals.items()
-    ]
+def intervals(assessment: Assessment | None) -> Section | None:
+    """How sure the metrics are; none without an assessment."""
+    if assessment is None:
+        return None
+    rows = [[TITLES[name], number(found.value), bounds(found.low, found.high)] for name, found in assessment.intervals.items()]
     return Section(
-        "How sure these figures are",
+        "How sure these metrics are",
         [
-            table(["figure", "value", f"{100 * LEVEL:.0f} % interval"], rows, "Test set"),
+            table(["metric", "value", f"{100 * LEVEL:.0f} % interval"], rows, "Test set"),
             remark(
-                "With other test patients of the same kind the figures would have come out differently: the interval shows "
-                f"by how much. Percentile bootstrap, {RESAMPLES:,} resamples of {assessment.groups:,} patients, drawn with all "
-                "their images. What another seed of the training, or the choice of the epoch, changes comes on top."
+                "With other test patients of the same kind the metrics would have come out differently: the interval shows "
+                f"by how much. Percentile cluster bootstrap by patient: {RESAMPLES:,} resamples of {assessment.groups:,} patients, "
+                "with all their images. What another seed of the training, or the choice of the epoch, changes comes on top."
             ),
         ],
     )
 
 
-def _screening(assessment: Assessment) -> Section:
+def screening(assessment: Assessment | None) -> Section | None:
+    """The model as a screening test; none where the test set holds no referable eye, or nothing else."""
+    if assessment is None or not assessment.operating_points:
+        return None
     points = assessment.operating_points
     screened = [Screened.at(point, assessment.prevalence) for point in points]
     rules = [[point.rule, number(point.threshold), percent(point.sensitivity), percent(point.specificity)] for point in points]
@@ -93,7 +92,7 @@ def _screening(assessment: Assessment) -> Section:
         "As a screening test for referable disease",
         [
             remark(
-                f"Referable: grade {REFERABLE_FROM} or more. Sensitivity: of the eyes with referable disease, the share "
+                f"Referable: {REFERABLE}. Sensitivity: of the eyes with referable disease, the share "
                 "that is referred. Specificity: of the eyes without it, the share that is rightly not referred. To raise "
                 "the one lowers the other."
             ),
@@ -105,14 +104,17 @@ def _screening(assessment: Assessment) -> Section:
                 f"Of {PEOPLE:,} people, {percent(assessment.prevalence)} of them ill as in this test set",
             ),
             remark(
-                "Thresholds are on p2 + p3 + p4, the probabilities of the grades from 2 on together. Those “set here” are read "
-                "off these very images; on others they will reach a little more or less."
+                f"Thresholds are on {REFERABLE_SCORE}, the probabilities of the grades from {REFERABLE_FROM} on together. Those "
+                "“set here” are read off these very images; on others they will reach a little more or less."
             ),
         ],
     )
 
 
-def _calibration(assessment: Assessment) -> Section:
+def calibration(assessment: Assessment | None) -> Section | None:
+    """How far its probabilities can be believed; none without an assessment."""
+    if assessment is None:
+        return None
     found = assessment.calibration
     return Section(
         "Calibration: what its probabilities are worth",

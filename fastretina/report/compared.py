@@ -11,11 +11,12 @@ from statistics import median
 from typing import Any
 
 from fastretina.errors import RunError
+from fastretina.metrics.classification import GradeMetrics
+from fastretina.metrics.table import AUROC, METRICS
 from fastretina.report import plots
-from fastretina.report.page import number, percent
+from fastretina.report.page import number, shown
 from fastretina.training.run_folder import RunFolder
 
-FIGURES = ("accuracy", "balanced_accuracy", "qwk", "macro_f1")
 ONE_GRADE = "one grade for all"
 
 
@@ -37,7 +38,7 @@ class ComparedRun:
 
     @classmethod
     def read(cls, run: RunFolder, arch: str, weights: str | None) -> ComparedRun:
-        """Read a run folder. RunError naming it where it has no figures, or damaged ones."""
+        """Read a run folder. RunError naming it where its metrics are missing or corrupt."""
         try:
             metrics = json.loads(run.metrics.read_text())
             with run.results.open(newline="") as file:
@@ -66,6 +67,10 @@ class ComparedRun:
         training = sum(self.metrics["train_seconds"])
         return float(sum(self.metrics["data_wait_seconds"]) / training) if training > 0 else 0.0
 
+    def test(self, which: str) -> GradeMetrics:
+        """Metrics on the test set at its `best` or `last` epoch, also those that were not yet thought of when it ran."""
+        return GradeMetrics(self.metrics[which]["confusion"])
+
     @property
     def bounds(self) -> tuple[float | None, float | None]:
         """The 95 % interval of the best epoch's QWK on the test set; None where undefined."""
@@ -78,18 +83,17 @@ class ComparedRun:
         return sum(any(column) for column in zip(*self.metrics["best"]["confusion"], strict=True)) == 1
 
     def row(self) -> dict[str, Any]:
-        """The row of compare.csv, by column; test figures, None where undefined."""
-        figures = {f"{which}_{name}": self.metrics[which][name] for which in ("best", "last") for name in FIGURES}
+        """The row of compare.csv, by column; of the test set, None where undefined."""
         return {
             "run": self.name,
             "arch": self.arch,
             "weights": self.weights or "none",
             "epochs": len(self.metrics["epoch_seconds"]),
             "best_epoch": self.metrics["best_epoch"],
-            **figures,
+            **{f"{which}_{name}": value for which in ("best", "last") for name, value in self.test(which).values.items()},
             "best_qwk_low": self.bounds[0],
             "best_qwk_high": self.bounds[1],
-            "best_auroc_referable": self.metrics["best"].get("auroc_referable"),
+            f"best_{AUROC}": self.metrics["best"].get(AUROC),
             "one_grade_for_all": self.collapsed,
             "seconds": self.seconds,
             "images_per_second": self.images_per_second,
@@ -97,7 +101,7 @@ class ComparedRun:
         }
 
     def picture(self) -> plots.RunPicture:
-        """What the figure shows of it."""
+        """What compare.png shows of it."""
         best = self.metrics["best"]
         return plots.RunPicture(self.name, self.metrics["best_epoch"], self.accuracy, best["confusion"])
 
@@ -105,16 +109,13 @@ class ComparedRun:
 def terminal_table(runs: Sequence[ComparedRun]) -> list[str]:
     """The lines of the table that ends the command."""
     width = max(len("run"), *(len(run.name) for run in runs))
-    lines = [
-        f"{'run':<{width}}  {'best':>7}  {'accuracy':>8}  {'balanced':>8}  {'QWK':>6}  {'macro F1':>8}  {'last QWK':>8}"
-        f"  {'time':>8}  img/s"
-    ]
+    titles = "  ".join(f"{metric.title:>7}" for metric in METRICS)
+    lines = [f"{'run':<{width}}  {'best':>7}  {titles}  {'last QWK':>8}  {'time':>8}  img/s"]
     for run in runs:
-        best, epochs = run.metrics["best"], len(run.metrics["epoch_seconds"])
+        best, epochs = run.test("best").values, len(run.metrics["epoch_seconds"])
+        cells = "  ".join(f"{shown(metric, best[metric.name]):>{max(7, len(metric.title))}}" for metric in METRICS)
         lines.append(
-            f"{run.name:<{width}}  {run.metrics['best_epoch']:>3}/{epochs:<3}  {percent(best['accuracy']):>8}  "
-            f"{percent(best['balanced_accuracy']):>8}  {number(best['qwk']):>6}  {number(best['macro_f1']):>8}  "
-            f"{number(run.metrics['last']['qwk']):>8}  {run.seconds:>6,.0f} s  {run.images_per_second:,.0f}"
-            + (f"  {ONE_GRADE}" if run.collapsed else "")
+            f"{run.name:<{width}}  {run.metrics['best_epoch']:>3}/{epochs:<3}  {cells}  {number(run.test('last').qwk):>8}"
+            f"  {run.seconds:>6,.0f} s  {run.images_per_second:,.0f}" + (f"  {ONE_GRADE}" if run.collapsed else "")
         )
     return lines

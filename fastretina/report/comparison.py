@@ -8,16 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastretina.grading import grade_title
+from fastretina.grading import REFERABLE, grade_title
+from fastretina.metrics.table import AUROC
 from fastretina.report import plots
 from fastretina.report.compared import ComparedRun
 from fastretina.report.page import Link, Section, bounds, duration, image, note, number, page, pair, percent, remark, table
 from fastretina.report.sections import (
     CONFUSION_REMARK,
+    METRIC_COLUMNS,
     TRAIN_REMARK,
     confusion_table,
     data_section,
-    measures,
+    meanings,
+    metric_cells,
     purpose,
     settings_section,
     subtitle,
@@ -27,7 +30,7 @@ from fastretina.training.run_folder import RunFolder
 from fastretina.training.run_info import SET_TITLES, selection_note, versions
 
 CHOICE_NOTE = (
-    "To pick one of these runs by its test figures is a choice made on the test set too: its figures are then optimistic, the "
+    "To pick one of these runs by its test metrics is a choice made on the test set too: they are then optimistic, the "
     "more so the more runs there are."
 )
 
@@ -82,7 +85,7 @@ def comparison_html(runs: Sequence[ComparedRun], settings: Mapping[str, Any]) ->
     sections = [
         _results(runs),
         purpose(),
-        measures(),
+        meanings(),
         data_section(first["data"]),
         _curves(runs),
         _confusions(runs),
@@ -93,8 +96,8 @@ def comparison_html(runs: Sequence[ComparedRun], settings: Mapping[str, Any]) ->
             "Last epochs",
             [
                 table(
-                    ["run", "accuracy", "balanced acc.", "QWK", "macro F1"],
-                    [[_link(run), *_shares(run.metrics["last"])] for run in runs],
+                    ["run", *METRIC_COLUMNS],
+                    [[_link(run), *metric_cells(run.test("last").values)] for run in runs],
                     "Test set, last epochs",
                 )
             ],
@@ -122,16 +125,15 @@ def _link(run: ComparedRun) -> Link:
 def _results(runs: Sequence[ComparedRun]) -> Section:
     rows = []
     for run in runs:
-        accuracy, balanced, qwk, f1 = _shares(run.metrics["best"])
         epoch = f"{run.metrics['best_epoch']} of {len(run.metrics['epoch_seconds'])}"
-        rows.append([_link(run), epoch, qwk, bounds(*run.bounds), accuracy, balanced, f1])
-    columns = ["run", "best epoch", "QWK", "95 % interval", "accuracy", "balanced acc.", "macro F1"]
+        rows.append([_link(run), epoch, *metric_cells(run.test("best").values), bounds(*run.bounds)])
+    columns = ["run", "best epoch", *METRIC_COLUMNS, "95 % interval of QWK"]
     return Section(
         "Results",
         [
             table(columns, rows, "Test set, best epochs"),
             remark(
-                f"Always the same grade: accuracy {percent(_majority(runs[0].metrics)['test'])}, QWK 0. Interval: of the QWK, "
+                f"Always the same grade: accuracy {percent(_majority(runs[0].metrics)['test'])}, QWK 0. Interval: cluster "
                 "bootstrap by patient; where those of two runs overlap much, this test set does not tell which is better. The most "
                 "confident mistakes and the calibration curve stand in each run's own report."
             ),
@@ -169,8 +171,8 @@ def _confusions(runs: Sequence[ComparedRun]) -> Section:
 
 
 def _recalls(runs: Sequence[ComparedRun]) -> Section:
-    grades = [grade_title(grade) for grade in range(len(runs[0].metrics["best"]["per_class_recall"]))]
-    rows = [[_link(run), *(percent(recall) for recall in run.metrics["best"]["per_class_recall"])] for run in runs]
+    grades = [grade_title(grade) for grade in range(len(runs[0].test("best").per_class_recall))]
+    rows = [[_link(run), *(percent(recall) for recall in run.test("best").per_class_recall)] for run in runs]
     return Section("By grade", [table(["run", *grades], rows, "Recall of each grade, test set, best epochs")])
 
 
@@ -179,17 +181,17 @@ def _screening(runs: Sequence[ComparedRun]) -> Section:
     for run in runs:
         best = run.metrics["best"]
         own: Mapping[str, Any] = (best.get("referable") or [{}])[0]
-        auroc, ece = best.get("intervals", {}).get("auroc_referable", {}), best.get("calibration", {}).get("ece")
+        auroc, ece = best.get("intervals", {}).get(AUROC, {}), best.get("calibration", {}).get("ece")
         interval = bounds(auroc.get("low"), auroc.get("high"))
         shares = [percent(own.get("sensitivity")), percent(own.get("specificity")), percent(ece)]
-        rows.append([_link(run), number(best.get("auroc_referable")), interval, *shares])
+        rows.append([_link(run), number(best.get(AUROC)), interval, *shares])
     return Section(
         "Screening for referable disease, and calibration",
         [
             table(
                 ["run", "AUROC", "95 % interval", "sensitivity", "specificity", "ECE"],
                 rows,
-                "Grade 2 or more against less, test set, best epochs",
+                f"{REFERABLE.capitalize()} against less, test set, best epochs",
             ),
             remark(
                 "Sensitivity and specificity: by the model's grade, of the eyes with the disease the share that is referred, of "
@@ -197,12 +199,3 @@ def _screening(runs: Sequence[ComparedRun]) -> Section:
             ),
         ],
     )
-
-
-def _shares(figures: Mapping[str, Any]) -> list[str]:
-    return [
-        percent(figures["accuracy"]),
-        percent(figures["balanced_accuracy"]),
-        number(figures["qwk"]),
-        number(figures["macro_f1"]),
-    ]

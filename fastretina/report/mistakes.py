@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -38,22 +39,20 @@ def confident_mistakes(answers: Predictions, beton: Beton, shown: int = SHOWN) -
     probabilities = answers.log_probabilities.double().exp().gather(1, predicted[:, None])[:, 0]
     wrong = torch.nonzero(predicted != answers.labels).flatten()
     surest = wrong[probabilities[wrong].argsort(descending=True, stable=True)][:shown].tolist()
-    places = {int(number): place for place, number in enumerate(beton.ids)} if surest else {}
     found = []
-    for row in surest:
-        place = places[int(answers.ids[row])]
+    for row, index in zip(surest, beton.index_of(answers.ids[surest].numpy()).tolist(), strict=True):
         grades = int(answers.labels[row]), int(predicted[row])
-        found.append(Mistake(beton.names[place], *grades, float(probabilities[row]), thumbnail(beton, place)))
+        found.append(Mistake(beton.names[index], *grades, float(probabilities[row]), thumbnail(beton, index)))
     return found
 
 
-def thumbnail(beton: Beton, place: int) -> bytes:
-    """Sample `place` (0 to N - 1) as a JPEG whose longer side is SIDE px, or as large as it is. Raises as `Beton.jpeg` does."""
+def thumbnail(beton: Beton, index: int) -> bytes:
+    """Sample `index` (0 to N - 1) as a JPEG whose longer side is SIDE px, or as large as it is. Raises as `Beton.jpeg` does."""
     pixels: npt.NDArray[np.uint8] = (
-        beton.pixels(place)
-        if beton.modes[place] == MODE_RAW
+        beton.pixels(index)
+        if beton.modes[index] == MODE_RAW
         # shrunken while it is decoded, as far as that goes
-        else simplejpeg.decode_jpeg(beton.jpeg(place), min_height=SIDE, min_width=SIDE, min_factor=1)
+        else simplejpeg.decode_jpeg(beton.jpeg(index), min_height=SIDE, min_width=SIDE, min_factor=1)
     )
     scale = SIDE / max(pixels.shape[:2])
     if scale < 1:
@@ -63,11 +62,11 @@ def thumbnail(beton: Beton, place: int) -> bytes:
     return encoded
 
 
-def mistakes_section(mistakes: list[Mistake]) -> list[Section]:
+def mistakes_section(mistakes: Sequence[Mistake]) -> Section | None:
     """The section of a report; none without mistakes."""
     if not mistakes:
-        return []
-    figures = [
+        return None
+    items = [
         f"<li><figure>{image(mistake.thumbnail, _alt(mistake), 'jpeg')}<figcaption><b>{html.escape(mistake.name)}</b><br>"
         f"is {grade_title(mistake.grade)}, called {grade_title(mistake.predicted)} ({percent(mistake.probability)})"
         "</figcaption></figure></li>"
@@ -77,7 +76,7 @@ def mistakes_section(mistakes: list[Mistake]) -> list[Section]:
         "Those wrong answers on the test set that the model was surest of, with the probability it gave them. Look for "
         "photographs whose grade in the data set is doubtful, and for what misleads the model."
     )
-    return [Section("Most confident mistakes", [remark(text), f'<ul class="thumbs">{"".join(figures)}</ul>'])]
+    return Section("Most confident mistakes", [remark(text), f'<ul class="thumbs">{"".join(items)}</ul>'])
 
 
 def _alt(mistake: Mistake) -> str:

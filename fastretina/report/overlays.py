@@ -117,7 +117,7 @@ class Explainer:
 
 
 def upright(maps: Sequence[Tensor]) -> Tensor:
-    """(B, h, h) mean of the views' maps, each turned back: what test-time augmentation does with the probabilities."""
+    """(B, h, h) mean of the views' maps, each rotated and flipped back: what test-time augmentation does with the probabilities."""
     return torch.stack([undo_rotate_flip(heat[:, None], view)[:, 0] for view, heat in enumerate(maps)]).mean(dim=0)
 
 

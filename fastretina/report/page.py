@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import NamedTuple
 
+from fastretina.metrics.table import Metric
+
 # Said to the browser as well: nothing from outside is ever fetched and no script runs, whatever stands in names and paths.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -58,7 +60,7 @@ def _text(text: str) -> str:
 
 
 def cards(values: Iterable[tuple[str, str]]) -> str:
-    """Boxes of (figure, what it is)."""
+    """Boxes of (value, what it is)."""
     boxes = "".join(f'<div class="card"><b>{_text(value)}</b><span>{_text(text)}</span></div>' for value, text in values)
     return f'<div class="cards">{boxes}</div>'
 
@@ -69,7 +71,7 @@ def paragraph(text: str) -> str:
 
 
 def remark(text: str) -> str:
-    """Small print: what a figure or a table means."""
+    """Small print: what a number or a table means."""
     return f'<p class="soft small">{_text(text)}</p>'
 
 
@@ -86,6 +88,11 @@ def number(value: float | None) -> str:
 def percent(value: float | None) -> str:
     """A share of 0-1 as per cent; a dash for what is undefined."""
     return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def shown(metric: Metric, value: float | None) -> str:
+    """The value of a metric as it is usually written."""
+    return percent(value) if metric.percent else number(value)
 
 
 def duration(seconds: float) -> str:

@@ -7,7 +7,7 @@ import time
 from torch import Tensor
 
 from fastretina.report import plots
-from fastretina.report.run import report_html
+from fastretina.report.run import Results, report_html
 from fastretina.system.files import write_bytes
 from fastretina.training.progress import EpochRecord, Progress
 from fastretina.training.run_folder import RunFolder
@@ -19,8 +19,8 @@ REDRAW_SECONDS = 30.0  # curves.png takes about half a second: too long for each
 class RunPictures:
     """Draws what a run folder shows of `progress`. objective: what training makes small, in words."""
 
-    def __init__(self, run: RunFolder, facts: RunInfo, progress: Progress, objective: str) -> None:
-        self._run, self._facts, self._progress, self._objective = run, facts, progress, objective
+    def __init__(self, run: RunFolder, info: RunInfo, progress: Progress, objective: str) -> None:
+        self._run, self._info, self._progress, self._objective = run, info, progress, objective
         self._drawn = time.monotonic()
 
     def first_batch(self, images: Tensor, labels: Tensor) -> None:
@@ -35,7 +35,7 @@ class RunPictures:
     def _draw_curves(self) -> None:
         progress = self._progress
         assert progress.best_epoch is not None  # called after an epoch
-        majority = self._facts.data["test"].majority_share
+        majority = self._info.data["test"].majority_share
         write_bytes(self._run.curves, plots.curves(progress.history, progress.best_epoch, majority, self._objective))
         self._drawn = time.monotonic()
 
@@ -48,4 +48,4 @@ class RunPictures:
         for path, title, scores in ((run.confusion_test, "Test", best.test), (run.confusion_train, "Train", best.train)):
             write_bytes(path, plots.confusion(scores.metrics.confusion, f"{title} set, best epoch ({best.epoch})"))
         batch = run.batch.read_bytes() if run.batch.is_file() else None
-        write_bytes(run.report, report_html(self._facts, self._progress, batch).encode())
+        write_bytes(run.report, report_html(Results.of_run(self._info, self._progress, batch)).encode())

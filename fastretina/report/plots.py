@@ -1,4 +1,4 @@
-"""The pictures of a run, as PNG bytes. Drawn without pyplot, which keeps figures alive behind the scenes."""
+"""The pictures of a run, as PNG bytes. Drawn without pyplot, which keeps pictures alive behind the scenes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from torch import Tensor
 from fastretina.grading import grade_title
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.metrics.calibration import Calibration
+from fastretina.metrics.table import METRICS
 from fastretina.training.progress import EpochRecord
 
 # Okabe and Ito's colours, told apart by colour-blind readers too, with a marker each for print in grey.
 STYLES = {"train": ("#0072B2", "o"), "test": ("#D55E00", "s"), "val": ("#009E73", "^")}
+# What curves.png draws, with the titles and units of its axes.
 PANELS = {
     "loss": ("Loss", "cross-entropy (nats)"),
     "accuracy": ("Accuracy", "images graded right (%)"),
@@ -35,6 +37,7 @@ RUN_LINES = ("-", "--", "-.", ":")
 RUN_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DPI = 130
 MAX_SHOWN = 16
+_PERCENT = {metric.name for metric in METRICS if metric.percent}
 
 
 def curves(
@@ -56,7 +59,7 @@ def _curve(
     axis: Axes, panel: str, history: Sequence[EpochRecord], best_epoch: int, majority: float, names: Mapping[str, str]
 ) -> None:
     title, unit = PANELS[panel]
-    scale = 100.0 if "accuracy" in panel else 1.0
+    scale = 100.0 if panel in _PERCENT else 1.0
     for name, (colour, marker) in STYLES.items():
         points = [(record.epoch, record.row().get(f"{name}_{panel}")) for record in history]
         drawn = [(epoch, value * scale) for epoch, value in points if value is not None]
@@ -117,7 +120,7 @@ def _matrix(axis: Axes, matrix: Sequence[Sequence[int]], title: str) -> AxesImag
 
 
 class RunPicture(NamedTuple):
-    """What a figure of several runs shows of one: its name, best epoch (from 1), accuracy by epoch (0-1) on the train and the
+    """What a picture of several runs shows of one: its name, best epoch (from 1), accuracy by epoch (0-1) on the train and the
     test set, and the test set's confusion matrix (rows true) at the best epoch."""
 
     name: str

@@ -1,23 +1,29 @@
-"""report.html: what a run found out, for people. Made from the run's history alone."""
+"""report.html: what a model is worth and how it came about, for people. Made from numbers alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
+from typing import Self
 
 from fastretina.metrics.assessment import Assessment
+from fastretina.metrics.predictions import Predictions, Scores
+from fastretina.metrics.table import METRICS
 from fastretina.models.heads import HEADS, Decision
 from fastretina.report import plots
-from fastretina.report.assessment import sections as assessment_sections
-from fastretina.report.mistakes import confident_mistakes, mistakes_section
-from fastretina.report.page import Section, bounds, cards, image, note, number, page, pair, percent, remark, table, titled
+from fastretina.report.assessment import calibration, intervals, screening
+from fastretina.report.mistakes import Mistake, confident_mistakes, mistakes_section
+from fastretina.report.page import Section, bounds, cards, image, note, number, page, pair, percent, remark, shown, table, titled
 from fastretina.report.sections import (
     CONFUSION_REMARK,
+    METRIC_COLUMNS,
     TRAIN_REMARK,
     class_table,
     confusion_table,
     data_section,
-    measures,
+    meanings,
+    metric_cells,
     purpose,
     settings_section,
     subtitle,
@@ -29,80 +35,103 @@ from fastretina.training.summary import assess_best
 MAX_OPEN_ROWS = 12
 
 
-def report_html(facts: RunInfo, progress: Progress, batch: bytes | None = None) -> str:
-    """One self-contained page, no network needed. batch: batch.png, where there is one."""
-    best, last = progress.best, progress.history[-1]
-    assert best is not None  # an epoch is done, so that one is the best
-    history, settings = progress.history, facts.settings
-    title = f"{settings['arch']} at {settings['resolution']} px, {len(history)} epoch{'s' if len(history) > 1 else ''}"
-    assessment = assess_best(facts, progress)
-    answers, beton = progress.best_test, facts.test_set
-    mistakes = confident_mistakes(answers, beton) if answers is not None and beton is not None else []
+@dataclass(frozen=True)
+class Results:
+    """What a report tells of a model. A section whose part is missing is left out.
+
+    Attributes:
+        title: of the page. info: settings, data sets and machine; `test` must be among the data sets.
+        scores: by data set, `test` at least: the model's own, of a run those of its best epoch.
+        assessment, mistakes: of its answers on the test set.
+        history, best_epoch: of the run that trained it, and the epoch (from 1) whose model it is.
+        decision: what its head was fitted to, if anything. batch: batch.png.
+    """
+
+    title: str
+    info: RunInfo
+    scores: Mapping[str, Scores]
+    assessment: Assessment | None = None
+    mistakes: Sequence[Mistake] = ()
+    history: Sequence[EpochRecord] = ()
+    best_epoch: int | None = None
+    decision: Decision | None = None
+    batch: bytes | None = None
+
+    @classmethod
+    def of(cls, title: str, info: RunInfo, answers: Predictions, assessment: Assessment) -> Self:
+        """Of a model's answers for the data set `test` of `info`, whatever trained it; with pictures where its file is at hand."""
+        mistakes = [] if info.test_set is None else confident_mistakes(answers, info.test_set)
+        return cls(title, info, {"test": Scores.of(answers)}, assessment, mistakes)
+
+    @classmethod
+    def of_run(cls, info: RunInfo, progress: Progress, batch: bytes | None = None) -> Self:
+        """Of a training run; at least one epoch must be done."""
+        best, history, answers = progress.best, progress.history, progress.best_test
+        assert best is not None  # an epoch is done, so that one is the best
+        title = (
+            f"{info.settings['arch']} at {info.settings['resolution']} px, {len(history)} epoch{'s' if len(history) > 1 else ''}"
+        )
+        sets = {"test": best.test, "val": best.val, "train": best.train}
+        return cls(
+            title=title,
+            info=info,
+            scores={name: scores for name, scores in sets.items() if scores is not None},
+            assessment=assess_best(info, progress),
+            mistakes=[] if answers is None or info.test_set is None else confident_mistakes(answers, info.test_set),
+            history=history,
+            best_epoch=best.epoch,
+            decision=progress.decision,
+            batch=batch,
+        )
+
+    def set_title(self, name: str) -> str:
+        """Of tables of the model's answers: `Test set, epoch 7`."""
+        return f"{SET_TITLES[name].capitalize()} set" + (f", epoch {self.best_epoch}" if self.best_epoch else "")
+
+
+def report_html(results: Results) -> str:
+    """One self-contained page, no network needed: those of SECTIONS that have something to tell."""
+    info = results.info
     head = [
-        subtitle(facts.device, facts.amp_dtype),
-        cards(_figures(facts, best, last, assessment)),
-        note(facts.selection_note, good=facts.selected_on == "val"),
+        subtitle(info.device, info.amp_dtype),
+        cards(_cards(results)),
+        note(info.selection_note, good=info.selected_on == "val") if results.history else "",
     ]
-    sections = [
-        purpose(),
-        measures(),
-        data_section(facts.data_dict()),
-        _curves(facts, history, best),
-        _confusion(best),
-        _grades(best),
-        *(assessment_sections(assessment) if assessment else []),
-        *mistakes_section(mistakes),
-        _scores(best, last),
-        _speed(history),
-    ]
-    if batch is not None:
-        text = "Photographs of the first training batch as the network got them, with their grades"
-        sections.append(Section("What the network saw", [titled(image(batch, text), "The first training batch", "wide")]))
-    if progress.decision is not None:
-        sections.append(_decision(progress.decision))
-    others: list[list[object]] = [
-        ["parameters", facts.parameters],
-        ["precision used", facts.precision_note],
-        ["loader", facts.loader],
-    ]
-    sections.append(settings_section(settings, others))
-    return page(title, head, sections)
+    return page(results.title, head, [section for build in SECTIONS if (section := build(results)) is not None])
 
 
-def _decision(decision: Decision) -> Section:
-    between = ", ".join(f"{threshold:.3f}" for threshold in decision.thresholds)
-    rows = [["head", "regression: the network gives one number"], ["thresholds between grades", between]]
-    explained = "Fitted to the validation set for the highest QWK; the test set had no part in it."
-    return Section("How a grade is decided", [table(["part", "value"], rows, "From output to grade", "words"), remark(explained)])
-
-
-def _figures(facts: RunInfo, best: EpochRecord, last: EpochRecord, assessment: Assessment | None) -> list[tuple[str, str]]:
-    test, intervals = best.test.metrics, assessment.intervals if assessment else {}
+def _cards(results: Results) -> list[tuple[str, str]]:
+    assessment, history = results.assessment, results.history
+    bounded = assessment.intervals if assessment else {}
 
     def interval(name: str) -> str:
-        found = intervals.get(name)
+        found = bounded.get(name)
         return f"; 95 % interval {bounds(found.low, found.high)}" if found and found.low is not None else ""
 
-    majority = percent(facts.data["test"].majority_share)
-    figures = [
-        (number(test.qwk), f"QWK, test{interval('qwk')}"),
-        (percent(test.accuracy), f"accuracy, test (always the same grade: {majority})"),
-        (percent(test.balanced_accuracy), "balanced accuracy, test"),
-        (f"{best.epoch} of {last.epoch}", "best epoch; all test figures are of this one"),
-        (f"{last.images_per_second:,.0f}", f"training images/s; {100 * last.data_wait_share:.1f} % of the time waiting for data"),
-    ]
+    values = results.scores["test"].values
+    first = sorted(METRICS, key=lambda metric: metric.name != results.info.selection_metric)
+    found = [(shown(metric, values[metric.name]), f"{metric.title}, test{interval(metric.name)}") for metric in first]
+    found.append((percent(results.info.data["test"].majority_share), "accuracy of always the same grade, test"))
     if assessment and assessment.operating_points:
         point = assessment.operating_points[0]
-        found = f"{percent(point.sensitivity)} / {percent(point.specificity)}"
-        figures.insert(3, (found, "sensitivity / specificity for referable disease, by the model's grade, test"))
-    return figures
+        both = f"{percent(point.sensitivity)} / {percent(point.specificity)}"
+        found.append((both, "sensitivity / specificity for referable disease, by the model's grade, test"))
+    if history:
+        last = history[-1]
+        waiting = f"training images/s; {100 * last.data_wait_share:.1f} % of the time waiting for data"
+        found.append((f"{results.best_epoch} of {last.epoch}", "best epoch; all test metrics are of this one"))
+        found.append((f"{last.images_per_second:,.0f}", waiting))
+    return found
 
 
-def _curves(facts: RunInfo, history: Sequence[EpochRecord], best: EpochRecord) -> Section:
-    majority = facts.data["test"].majority_share
-    objective = HEADS[facts.settings["head"]].objective
+def _curves(results: Results) -> Section | None:
+    history, best_epoch = results.history, results.best_epoch
+    if best_epoch is None:
+        return None
+    majority = results.info.data["test"].majority_share
+    objective = HEADS[results.info.settings["head"]].objective
     panels = [
-        image(plots.curves(history, best.epoch, majority, objective, [name]), _curve_text(history, name)) for name in plots.PANELS
+        image(plots.curves(history, best_epoch, majority, objective, [name]), _curve_text(history, name)) for name in plots.PANELS
     ]
     return Section("By epoch", [pair(panels), remark(TRAIN_REMARK)])
 
@@ -117,37 +146,34 @@ def _curve_text(history: Sequence[EpochRecord], panel: str) -> str:
     return f"{plots.PANELS[panel][0]} by epoch: {'; '.join(found) or 'undefined'}"
 
 
-def _confusion(best: EpochRecord) -> Section:
-    matrices = [
-        confusion_table(scores.metrics.confusion, f"{SET_TITLES[name].capitalize()} set, epoch {best.epoch}")
-        for name, scores in (("test", best.test), ("val", best.val), ("train", best.train))
-        if scores is not None
-    ]
+def _confusions(results: Results) -> Section:
+    matrices = [confusion_table(scores.metrics.confusion, results.set_title(name)) for name, scores in results.scores.items()]
     return Section("Confusion matrices", [pair(matrices), remark(CONFUSION_REMARK)])
 
 
-def _grades(best: EpochRecord) -> Section:
-    tables = [
-        class_table(best.test.metrics.confusion, f"Test set, epoch {best.epoch}"),
-        class_table(best.train.metrics.confusion, f"Train set, epoch {best.epoch}"),
-    ]
-    return Section("By grade", [pair(tables)])
-
-
-def _scores(best: EpochRecord, last: EpochRecord) -> Section:
-    rows: list[list[object]] = []
-    for which, record in (("best", best), ("last", last)):
-        for name, scores in (("test", record.test), ("val", record.val), ("train", record.train)):
-            if scores is not None:
-                found = scores.metrics
-                shares = [percent(found.accuracy), percent(found.balanced_accuracy), number(found.qwk), number(found.macro_f1)]
-                rows.append([f"{which} ({record.epoch}), {SET_TITLES[name]}", number(scores.loss), *shares])
+def _grades(results: Results) -> Section:
+    shown_sets = [name for name in ("test", "train") if name in results.scores]
     return Section(
-        "Best and last epoch", [table(["epoch, set", "loss", "accuracy", "balanced acc.", "QWK", "macro F1"], rows, "All figures")]
+        "By grade", [pair(class_table(results.scores[name].metrics.confusion, results.set_title(name)) for name in shown_sets)]
     )
 
 
-def _speed(history: Sequence[EpochRecord]) -> Section:
+def _best_and_last(results: Results) -> Section | None:
+    if results.best_epoch is None:
+        return None
+    rows: list[list[object]] = []
+    for which, record in (("best", results.history[results.best_epoch - 1]), ("last", results.history[-1])):
+        for name, scores in (("test", record.test), ("val", record.val), ("train", record.train)):
+            if scores is not None:
+                values = scores.values
+                rows.append([f"{which} ({record.epoch}), {SET_TITLES[name]}", number(values["loss"]), *metric_cells(values)])
+    return Section("Best and last epoch", [table(["epoch, set", "loss", *METRIC_COLUMNS], rows, "All metrics")])
+
+
+def _speed(results: Results) -> Section | None:
+    history = results.history
+    if not history:
+        return None
     rows = [
         [
             record.epoch,
@@ -166,3 +192,45 @@ def _speed(history: Sequence[EpochRecord]) -> Section:
     listed = table(["epoch", "images/s", "data wait (s)", "training (s)", "whole epoch (s)"], rows, "Speed by epoch")
     opened = " open" if len(history) <= MAX_OPEN_ROWS else ""
     return Section("Speed", [f"<p>{text}</p>", f"<details{opened}><summary>Each epoch</summary>{listed}</details>"])
+
+
+def _first_batch(results: Results) -> Section | None:
+    if results.batch is None:
+        return None
+    text = "Photographs of the first training batch as the network got them, with their grades"
+    return Section("What the network saw", [titled(image(results.batch, text), "The first training batch", "wide")])
+
+
+def _decision(results: Results) -> Section | None:
+    if results.decision is None:
+        return None
+    between = ", ".join(f"{threshold:.3f}" for threshold in results.decision.thresholds)
+    rows = [["head", "regression: the network gives one number"], ["thresholds between grades", between]]
+    explained = "Fitted to the validation set for the highest QWK; the test set had no part in it."
+    return Section("How a grade is decided", [table(["part", "value"], rows, "From output to grade", "words"), remark(explained)])
+
+
+def _settings(results: Results) -> Section:
+    info = results.info
+    others: list[list[object]] = [["parameters", info.parameters], ["precision used", info.precision_note], ["loader", info.loader]]
+    return settings_section(info.settings, others)
+
+
+# In the page's order; None where there is nothing to tell.
+SECTIONS: tuple[Callable[[Results], Section | None], ...] = (
+    lambda _: purpose(),
+    lambda _: meanings(),
+    lambda results: data_section(results.info.data_dict()),
+    _curves,
+    _confusions,
+    _grades,
+    lambda results: intervals(results.assessment),
+    lambda results: screening(results.assessment),
+    lambda results: calibration(results.assessment),
+    lambda results: mistakes_section(results.mistakes),
+    _best_and_last,
+    _speed,
+    _first_batch,
+    _decision,
+    _settings,
+)

@@ -6,55 +6,43 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastretina.grading import grade_title
-from fastretina.report.page import Section, note, number, percent, remark, table, titled
+from fastretina.grading import CLASSES, NUM_CLASSES, REFERABLE, grade_title
+from fastretina.metrics.table import AUROC, AUROC_MEANING, METRICS, TITLES
+from fastretina.report.page import Section, note, number, percent, remark, shown, table, titled
 from fastretina.training.run_info import PAIRS, SET_TITLES, versions
 
 TRAIN_REMARK = (
-    "Train figures are those of the augmented images during each epoch, while the weights moved; test and validation figures "
+    "Train metrics are those of the augmented images during each epoch, while the weights moved; test and validation metrics "
     "are of plain images after it. So the train curve may lie below the test curve."
 )
-_PURPOSE = """<ul>
+_PURPOSE = f"""<ul>
 <li>It looks at one photograph of the back of an eye (a fundus photograph) and gives it a grade of diabetic retinopathy, from 0
-(none) to 4 (proliferative). Grade 2 or more is called referable: in screening, an ophthalmologist should see the person.</li>
+({html.escape(CLASSES[0])}) to {NUM_CLASSES - 1} ({html.escape(CLASSES[-1])}). {REFERABLE.capitalize()} is
+called referable: in screening, an ophthalmologist should see the person.</li>
 <li><b>It is for</b> research: to compare ways of training, to find photographs whose grade deserves a second look, to prepare a
 study.</li>
 <li><b>It is not for</b> diagnosing or treating anybody, nor for deciding who is sent home. It is no medical device and was never
 tried in practice.</li>
 <li>It knows no other disease of the eye, and it always answers, even if the photograph is too blurred to be graded or shows no eye
-at all. Its figures hold for photographs like those of the test set: with another camera, other people or other graders they may be
+at all. Its metrics hold for photographs like those of the test set: with another camera, other people or other graders they may be
 far worse.</li>
 </ul>"""
-_MEASURES = (
-    (
-        "Accuracy",
-        "the share of photographs given the right grade. Most show no disease, so that “no disease” for everyone scores high.",
-    ),
-    (
-        "Balanced accuracy",
-        "the share right within each grade, averaged over the grades, so that the rare ones count as much as grade 0.",
-    ),
-    (
-        "QWK (quadratic weighted kappa)",
-        "how far the grades agree with the true ones beyond chance: 1 is complete agreement, 0 what guessing reaches. A grade "
-        "that is two off counts four times as much as one that is one off.",
-    ),
+_MEANINGS = (
+    *((metric.title, metric.meaning) for metric in METRICS),
     (
         "Recall of a grade",
         "of the photographs that have this grade, the share that the model gives it (for a disease: sensitivity).",
     ),
     ("Precision of a grade", "of the photographs that the model gives this grade, the share that have it."),
-    (
-        "AUROC of referable disease",
-        "how often the model finds an eye of at least grade 2 more suspicious than one of a lower grade: 1 always, 0.5 by chance.",
-    ),
-    ("F1", "the harmonic mean of recall and precision: high only if both are. Macro F1 is its mean over the grades."),
+    ("F1 of a grade", "the harmonic mean of its recall and precision: high only if both are."),
+    (TITLES[AUROC], AUROC_MEANING),
 )
 
 
 def subtitle(device: str, amp_dtype: str) -> str:
     """The line under a report's title."""
-    return f'<p class="soft">Grades of diabetic retinopathy, 0–4 · {html.escape(device)} · {html.escape(amp_dtype)}</p>'
+    machine = f"{html.escape(device)} · {html.escape(amp_dtype)}"
+    return f'<p class="soft">Grades of diabetic retinopathy, 0–{NUM_CLASSES - 1} · {machine}</p>'
 
 
 def purpose() -> Section:
@@ -62,10 +50,18 @@ def purpose() -> Section:
     return Section("What the model is for, and what not", [_PURPOSE])
 
 
-def measures() -> Section:
-    """The figures in plain words."""
-    terms = "".join(f"<dt>{html.escape(term)}</dt><dd>{html.escape(text)}</dd>" for term, text in _MEASURES)
-    return Section("What the figures mean", [f"<dl>{terms}</dl>"])
+def meanings() -> Section:
+    """The metrics in plain words."""
+    terms = "".join(f"<dt>{html.escape(term[0].upper() + term[1:])}</dt><dd>{html.escape(text)}</dd>" for term, text in _MEANINGS)
+    return Section("What the metrics mean", [f"<dl>{terms}</dl>"])
+
+
+METRIC_COLUMNS = [metric.title for metric in METRICS]
+
+
+def metric_cells(values: Mapping[str, float | None]) -> list[str]:
+    """A table's cells under METRIC_COLUMNS."""
+    return [shown(metric, values[metric.name]) for metric in METRICS]
 
 
 def data_section(data: Mapping[str, Any]) -> Section:
@@ -92,7 +88,7 @@ def data_section(data: Mapping[str, Any]) -> Section:
         [
             table(["set", *titles], counts, "Images and patients"),
             table(["sets", "patients in both"], shared, "Patients shared between two sets"),
-            note(" ".join([*leaks, "Two eyes of a person are alike: for new patients the figures would be worse."]))
+            note(" ".join([*leaks, "Two eyes of a person are alike: for new patients the metrics would be worse."]))
             if leaks
             else "",
             remark("Patients are told by the images' names (10_left and 10_right are one); a dash where names tell of none."),
@@ -112,9 +108,9 @@ def confusion_table(matrix: Sequence[Sequence[int]], title: str) -> str:
         share = count / max(1, total)
         # White to the light blue on which black text has a contrast of 8:1.
         red, green, blue = (round(255 + share * (level - 255)) for level in (86, 180, 233))
-        place = ' class="right"' if row == column else ""
+        framed = ' class="right"' if row == column else ""
         written = f"{100 * share:.0f}&nbsp;%" if total else "–"
-        return f'<td{place} style="background:rgb({red},{green},{blue})"><b>{count:,}</b><small>{written}</small></td>'
+        return f'<td{framed} style="background:rgb({red},{green},{blue})"><b>{count:,}</b><small>{written}</small></td>'
 
     grades = range(len(matrix))
     head = "".join(f'<th scope="col">{name(grade)}</th>' for grade in grades)

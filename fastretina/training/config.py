@@ -9,7 +9,7 @@ from typing import Any, Literal
 from fastretina.beton.paths import as_path, files_of
 from fastretina.errors import UsageError
 from fastretina.loading.augment import Augment
-from fastretina.metrics.predictions import SelectionMetric
+from fastretina.metrics.table import SelectionMetric
 from fastretina.models.heads import ClassWeights, HeadName
 from fastretina.models.precision import AmpDtype
 from fastretina.models.resnet import ArchName
@@ -37,7 +37,7 @@ class Recipe:
     val: Path | None = None  # validation set; the best epoch is chosen on it, without it on the test set
     val_fraction: float = 0.0  # instead of --val: share of the training set to validate on, 0-0.5
     split_by: SplitBy = "patient"  # patient: both eyes of a patient (10_left, 10_right) stay on one side of --val-fraction
-    select_by: SelectionMetric = "qwk"  # the figure that the best epoch is chosen by
+    select_by: SelectionMetric = "qwk"  # the metric that the best epoch is chosen by
     epochs: int = 10  # passes over the training set
     patience: int | None = None  # stop after so many epochs without a better one; none: never
     batch_size: int = 32  # images a step, over all ranks

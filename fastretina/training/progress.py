@@ -63,9 +63,7 @@ class EpochRecord:
         row: dict[str, float | None] = {"epoch": self.epoch, "lr": self.lr}
         for name, scores in (("train", self.train), ("test", self.test), ("val", self.val)):
             if scores is not None:
-                row[f"{name}_loss"] = scores.loss
-                for figure in ("accuracy", "balanced_accuracy", "qwk", "macro_f1"):
-                    row[f"{name}_{figure}"] = getattr(scores.metrics, figure)
+                row |= {f"{name}_{metric}": value for metric, value in scores.values.items()}
         row["images_per_second"] = self.images_per_second
         row["data_wait_seconds"] = self.data_wait_seconds
         row["train_seconds"], row["epoch_seconds"] = self.train_seconds, self.epoch_seconds
@@ -76,7 +74,7 @@ class EpochRecord:
         """The inverse of dataclasses.asdict."""
 
         def scores(value: dict[str, Any]) -> Scores:
-            return Scores(value["loss"], GradeMetrics(**value["metrics"]))
+            return Scores(value["loss"], GradeMetrics(value["metrics"]["confusion"]))
 
         val = scores(data["val"]) if data["val"] is not None else None
         return cls(**{**data, "train": scores(data["train"]), "test": scores(data["test"]), "val": val})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -42,14 +42,13 @@ class Recorder:
         facts: RunInfo,
         training: Training,
         grader: Callable[[Progress], Grader],
-        names: Mapping[int, str],
         first_batch: Callable[[Tensor, Tensor], None],
         after_epoch: Sequence[Callable[[EpochRecord], None]],
     ) -> None:
         """first_batch: gets (B, 3, R, R) images and (B,) grades of the run's first step. after_epoch: get each epoch's record when
         it is on disk."""
         self.run, self.facts, self.training = run, facts, training
-        self.grader, self.names = grader, names
+        self.grader = grader
         self._first_batch, self._after_epoch = first_batch, after_epoch
 
     def save(self) -> None:
@@ -119,7 +118,8 @@ class Recorder:
 
     def write_predictions(self, answers: Predictions) -> None:
         """Write predictions.csv of the test set."""
-        names = [self.names[number] for number in answers.ids.tolist()]
+        assert self.facts.test_set is not None  # a run that goes on has its test set open
+        names = self.facts.test_set.names_of(answers.ids.numpy())
         probabilities = answers.log_probabilities.exp().numpy().astype(np.float32)
         write_predictions(self.run.predictions, answers.ids.numpy(), names, answers.labels.numpy(), probabilities)
 

@@ -14,26 +14,19 @@ import torchvision
 from fastretina import __version__
 from fastretina.beton.reader import Beton
 from fastretina.grading import patient_of
+from fastretina.metrics.table import TITLES
 
-METRIC_TITLES = {
-    "qwk": "QWK",
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro F1",
-    "auroc_referable": "AUROC of referable disease",
-    "loss": "loss",
-}
 SET_TITLES = {"train": "train", "val": "validation", "test": "test"}
 PAIRS = (("train", "val"), ("train", "test"), ("val", "test"))
 
 
 def selection_note(metric: str, selected_on: str) -> str:
-    """What a reader must know about the choice of the best epoch: by which figure, and on which data (`val` or `test`)."""
-    title = METRIC_TITLES.get(metric, metric)
+    """What a reader must know about the choice of the best epoch: by which metric, and on which data (`val` or `test`)."""
+    title = TITLES.get(metric, metric)
     if selected_on == "val":
         return f"Best epoch chosen by {title} on the validation set; the test set had no part in it."
     return (
-        f"Best epoch chosen by {title} on the TEST set, since no validation set was given: the best figures are optimistic. "
+        f"Best epoch chosen by {title} on the TEST set, since no validation set was given: its metrics are optimistic. "
         "Give --val FILE or --val-fraction for an honest choice."
     )
 
@@ -79,7 +72,7 @@ class RunInfo:
     """What is known of a run before it begins: settings, data sets (train, test and perhaps val), device and number format.
 
     test_set: the open file of the test set: its names say whose eye an image is, and the report shows some of the images.
-    selection_metric: the figure that the best epoch is chosen by, by its name in metrics.json.
+    selection_metric: the metric that the best epoch is chosen by, by its name in metrics.json.
     """
 
     settings: Mapping[str, Any]
@@ -105,7 +98,7 @@ class RunInfo:
     @property
     def shared_patients(self) -> int:
         """Patients with one eye in train and the other in test."""
-        return len(self.data["train"].patients & self.data["test"].patients)
+        return len(self.data["train"].patients & self.data["test"].patients) if "train" in self.data else 0
 
     def data_dict(self) -> dict[str, Any]:
         """The data sets, and how many patients each two of them share (None: names tell of no patients), for metrics.json."""
@@ -124,7 +117,7 @@ class RunInfo:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the figures."""
+    """Versions of what decides the results."""
     return {
         "fastretina": __version__,
         "python": platform.python_version(),

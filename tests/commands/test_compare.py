@@ -27,7 +27,7 @@ from fastretina.training.config import as_settings
 from fastretina.training.run_folder import RunFolder
 from fastretina.training.state import load_state
 
-FIGURES = ("accuracy", "balanced_accuracy", "qwk", "macro_f1")
+NAMES = ("accuracy", "balanced_accuracy", "qwk", "macro_f1")
 SMALL = {"epochs": 2, "batch_size": 20, "resolution": 32, "lr": 3e-4, "workers": 1}
 
 
@@ -76,9 +76,9 @@ def test_the_table_holds_what_the_runs_found(whole):
     for row, entry, folder in zip(table, summary["runs"], folders(whole), strict=True):
         found = json.loads((folder / "metrics.json").read_text())
         for which in ("best", "last"):
-            for figure in FIGURES:
-                assert float(row[f"{which}_{figure}"]) == pytest.approx(found[which][figure], rel=1e-5)
-                assert entry[f"{which}_{figure}"] == found[which][figure]
+            for name in NAMES:
+                assert float(row[f"{which}_{name}"]) == pytest.approx(found[which][name], rel=1e-5)
+                assert entry[f"{which}_{name}"] == found[which][name]
             assert entry[f"{which}_confusion"] == found[which]["confusion"]
         assert int(row["best_epoch"]) == found["best_epoch"]
         assert float(row["seconds"]) == pytest.approx(sum(found["epoch_seconds"]), rel=1e-5)
@@ -107,18 +107,18 @@ def test_the_report_needs_no_network_and_links_the_runs(whole):
     assert min(image.size) > 1000
 
 
-def test_each_figure_of_the_report_stands_in_its_column(whole):
+def test_each_metric_of_the_report_stands_in_its_column(whole):
     text = (whole.out / "report.html").read_text().replace("&nbsp;", " ")
     for title, which in (("Test set, best epochs", "best"), ("Test set, last epochs", "last")):
         found = text.partition(f'<table class="" aria-label="{title}">')[2].partition("</table>")[0]
         columns = re.findall(r'<th scope="col">(.*?)</th>', found)[1:]
         shown = [dict(zip(columns, re.findall(r"<td>(.*?)</td>", row), strict=True)) for row in found.split("<tr>")[2:]]
         for row, folder in zip(shown, folders(whole), strict=True):
-            figures = json.loads((folder / "metrics.json").read_text())[which]
-            assert row["QWK"] == f"{figures['qwk']:.3f}"
-            assert row["macro F1"] == f"{figures['macro_f1']:.3f}"
-            assert row["accuracy"] == f"{100 * figures['accuracy']:.1f} %"
-            assert row["balanced acc."] == f"{100 * figures['balanced_accuracy']:.1f} %"
+            found = json.loads((folder / "metrics.json").read_text())[which]
+            assert row["QWK"] == f"{found['qwk']:.3f}"
+            assert row["macro F1"] == f"{found['macro_f1']:.3f}"
+            assert row["accuracy"] == f"{100 * found['accuracy']:.1f} %"
+            assert row["balanced accuracy"] == f"{100 * found['balanced_accuracy']:.1f} %"
 
 
 def test_a_finished_comparison_is_shown_again_and_nothing_is_trained(whole, capsys):
@@ -248,7 +248,7 @@ def test_a_run_that_answers_one_grade_for_all_is_called_so_and_names_are_escaped
     assert "<script" not in text
 
 
-def test_damaged_figures_of_a_run_are_an_error_that_names_the_folder(tmp_path):
+def test_corrupt_metrics_of_a_run_are_an_error_that_names_the_folder(tmp_path):
     (tmp_path / "metrics.json").write_text('{"best": {')
     (tmp_path / "results.csv").write_text("epoch\n1\n")
     with pytest.raises(RunError, match=str(tmp_path)):

@@ -46,12 +46,12 @@ def probabilities(row: dict[str, str]) -> list[float]:
     return [float(row[f"p{grade}"]) for grade in range(5)]
 
 
-def test_evaluate_finds_the_figures_of_the_run(run, tiny_betons, tmp_path, capsys):
+def test_evaluate_finds_the_metrics_of_the_run(run, tiny_betons, tmp_path, capsys):
     out = tmp_path / "evaluated"
     assert evaluate.main(EvaluateConfig(run / "best.safetensors", tiny_betons.test, out=out, batch_size=8)) == 0
     found, best = (json.loads((folder / "metrics.json").read_text()) for folder in (out, run))
-    for figure in ("accuracy", "balanced_accuracy", "qwk", "macro_f1", "per_class_recall", "confusion"):
-        assert found[figure] == best["best"][figure]
+    for name in ("accuracy", "balanced_accuracy", "qwk", "macro_f1", "per_class_recall", "confusion"):
+        assert found[name] == best["best"][name]
     for assessed in ("intervals", "auroc_referable", "referable", "calibration"):
         assert found[assessed] == best["best"][assessed]
     assert found["intervals"]["patients"] == 10
@@ -136,11 +136,11 @@ def test_spoilt_weights_are_an_error_not_a_grade(tiny_betons, tmp_path):
     with torch.no_grad():
         model.fc.bias[2] = float("nan")
     about = Grader("resnet18", 5, 32, IMAGENET_MEAN, IMAGENET_STD, 1, "float32", "qwk", "test")
-    save_grader(tmp_path / "spoilt.safetensors", model, about)
+    save_grader(tmp_path / "nan.safetensors", model, about)
     with pytest.raises(RunError, match="not finite"):
-        evaluate.main(EvaluateConfig(tmp_path / "spoilt.safetensors", tiny_betons.test))
+        evaluate.main(EvaluateConfig(tmp_path / "nan.safetensors", tiny_betons.test))
     with pytest.raises(RunError, match="not finite"):
-        predict.main(PredictConfig(tmp_path / "spoilt.safetensors", (tiny_betons.test_images,), csv=tmp_path / "grades.csv"))
+        predict.main(PredictConfig(tmp_path / "nan.safetensors", (tiny_betons.test_images,), csv=tmp_path / "grades.csv"))
     assert not (tmp_path / "grades.csv").exists()
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         evaluate.main(EvaluateConfig(tmp_path / "absent.safetensors", tiny_betons.test))

@@ -1,4 +1,4 @@
-"""Intervals, screening figures and calibration, each against scikit-learn, torchmetrics or a slow reference."""
+"""Intervals, screening and calibration, each against scikit-learn or a slow reference."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import sklearn.metrics as oracle
 import torch
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from fastretina.metrics.assessment import Assessment
 from fastretina.metrics.bootstrap import bootstrap, draws, patient_groups
@@ -17,9 +16,10 @@ from fastretina.metrics.calibration import calibration
 from fastretina.metrics.predictions import Predictions
 from fastretina.metrics.screening import operating_points
 from fastretina.report import plots
-from fastretina.report.assessment import lines, sections
+from fastretina.report.assessment import calibration as calibration_section
+from fastretina.report.assessment import intervals, lines, screening
 
-FIGURES = ("accuracy", "balanced_accuracy", "qwk", "auroc_referable")
+NAMES = ("accuracy", "balanced_accuracy", "qwk", "macro_f1", "auroc_referable")
 GRADES = list(range(5))
 
 
@@ -38,7 +38,7 @@ def names(count: int) -> list[str]:
     return [f"{n // 2}_{'left' if n % 2 else 'right'}" for n in range(count)]
 
 
-def slow_figures(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+def slow_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """By scikit-learn; NaN where undefined."""
     predicted, sick = probabilities.argmax(1), labels >= 2
     seen = np.union1d(labels, predicted)
@@ -46,15 +46,16 @@ def slow_figures(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, flo
         "accuracy": oracle.accuracy_score(labels, predicted),
         "balanced_accuracy": oracle.recall_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0),
         "qwk": oracle.cohen_kappa_score(labels, predicted, labels=GRADES, weights="quadratic") if len(seen) > 1 else np.nan,
+        "macro_f1": oracle.f1_score(labels, predicted, average="macro"),
         "auroc_referable": oracle.roc_auc_score(sick, probabilities[:, 2:].sum(1)) if 0 < sick.sum() < len(sick) else np.nan,
     }
 
 
-def test_the_figures_are_those_of_scikit_learn_on_200_random_cases():
+def test_the_metrics_are_those_of_scikit_learn_on_200_random_cases():
     for seed in range(200):
         labels, probabilities = answers(seed, count=4 + seed, digits=0 if seed % 3 == 0 else None)
         found = bootstrap(labels, probabilities, np.arange(len(labels)), resamples=2)
-        for name, value in slow_figures(labels, probabilities).items():
+        for name, value in slow_metrics(labels, probabilities).items():
             if np.isnan(value):
                 assert found[name].value is None
             else:
@@ -69,13 +70,13 @@ def test_the_bootstrap_is_the_slow_one_with_the_same_draws(count):
     resampled = []
     for drawn in draws(int(groups.max()) + 1, 150, seed=3):
         images = np.concatenate([np.flatnonzero(groups == patient) for patient in drawn])
-        resampled.append(slow_figures(labels[images], probabilities[images]))
+        resampled.append(slow_metrics(labels[images], probabilities[images]))
     found = bootstrap(labels, probabilities, groups, resamples=150, seed=3)
-    for name in FIGURES:
-        low, high = np.nanpercentile([figures[name] for figures in resampled], [2.5, 97.5])
+    for name in NAMES:
+        low, high = np.nanpercentile([metrics[name] for metrics in resampled], [2.5, 97.5])
         assert found[name].low == pytest.approx(low, abs=1e-9), name
         assert found[name].high == pytest.approx(high, abs=1e-9), name
-    assert count == 40 or any(np.isnan(figures["auroc_referable"]) for figures in resampled)
+    assert count == 40 or any(np.isnan(metrics["auroc_referable"]) for metrics in resampled)
 
 
 def test_intervals_of_eyes_that_fail_together_are_wider_by_patient():
@@ -109,10 +110,10 @@ def test_a_thousand_resamples_of_the_real_test_set_take_about_a_second():
     started = time.process_time()
     found = bootstrap(labels, probabilities, groups)
     assert time.process_time() - started < 5
-    assert all(found[name].low < found[name].value < found[name].high for name in FIGURES)
+    assert all(found[name].low < found[name].value < found[name].high for name in NAMES)
 
 
-def test_figures_that_do_not_exist_are_none():
+def test_metrics_that_do_not_exist_are_none():
     found = bootstrap(np.zeros(6, np.int64), np.eye(5)[[0] * 6], np.arange(6), resamples=20)
     assert found["accuracy"].value == 1.0
     for name in ("qwk", "auroc_referable"):
@@ -138,11 +139,16 @@ def test_operating_points_are_on_the_roc_curve_of_scikit_learn(seed):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_the_calibration_error_is_that_of_torchmetrics(seed):
+def test_the_calibration_error_is_that_of_a_slow_reference(seed):
     labels, probabilities = answers(seed, 300)
-    expected = multiclass_calibration_error(torch.from_numpy(probabilities), torch.from_numpy(labels), 5, n_bins=15, norm="l1")
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    expected = 0.0
+    for n in range(15):
+        inside = (confidence > n / 15) & (confidence <= (n + 1) / 15)
+        if inside.any():
+            expected += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
     found = calibration(labels, probabilities)
-    assert found.ece == pytest.approx(float(expected), abs=1e-6)
+    assert found.ece == pytest.approx(expected, abs=1e-12)
     assert sum(found.samples) == 300
     assert [mean is None for mean in found.accuracy] == [n == 0 for n in found.samples]
 
@@ -159,8 +165,11 @@ def test_an_assessment_goes_into_json_html_and_the_terminal(labels):
     found = Assessment.of(Predictions(logits.log_softmax(1), torch.tensor(labels), torch.arange(20)), names(20))
     written = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert written["intervals"]["patients"] == 10
-    assert set(FIGURES) < written["intervals"].keys()
+    assert set(NAMES) < written["intervals"].keys()
     assert (written["auroc_referable"] is None) == (labels[1] == 0)
-    assert "95&nbsp;% interval" in "\n".join(part for section in sections(found) for part in section.parts)
+    assert "95&nbsp;% interval" in "\n".join(intervals(found).parts)
+    assert (screening(found) is None) == (labels[1] == 0)
+    assert "ECE" in "\n".join(calibration_section(found).parts)
+    assert intervals(None) is screening(None) is calibration_section(None) is None
     assert any(line.startswith("QWK") for line in lines(found))
     assert plots.reliability(found.calibration).startswith(b"\x89PNG")

@@ -32,7 +32,7 @@ def eyes(patients: int, seed: int) -> tuple[list[str], np.ndarray, np.ndarray]:
     logits = -((seen[:, None] - np.arange(5)) ** 2)
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     kept = rng.permutation(2 * patients)[: int(1.9 * patients)]
-    return [names[place] for place in kept], np.rint(own).clip(0, 4).astype(int)[kept], probabilities[kept]
+    return [names[index] for index in kept], np.rint(own).clip(0, 4).astype(int)[kept], probabilities[kept]
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 0.5])
@@ -58,7 +58,7 @@ def test_noisy_eyes_that_share_a_severity_are_graded_better_together():
 def test_eyes_of_other_people_do_not_help():
     """The gain above is the patient's, not the averaging's."""
     names, grades, probabilities = eyes(1000, seed=1)
-    shuffled = [names[place] for place in np.random.default_rng(2).permutation(len(names))]
+    shuffled = [names[index] for index in np.random.default_rng(2).permutation(len(names))]
     alone, mixed = ((scores.argmax(1) == grades).mean() for scores in (probabilities, fuse_eyes(shuffled, probabilities, 0.5)))
     assert mixed < alone
 

@@ -13,11 +13,11 @@ from fastretina.report.mistakes import SIDE, Mistake, confident_mistakes, mistak
 
 
 def answers(beton: Beton, wrong: dict[int, tuple[int, float]]) -> Predictions:
-    """Right with 90 % everywhere, but for `wrong`: place -> (answer, probability)."""
+    """Right with 90 % everywhere, but for `wrong`: index -> (answer, probability)."""
     labels = torch.from_numpy(np.asarray(beton.labels).astype(np.int64))
     given, sure = labels.clone(), torch.full((len(labels),), 0.9)
-    for place, (answer, probability) in wrong.items():
-        given[place], sure[place] = answer, probability
+    for index, (answer, probability) in wrong.items():
+        given[index], sure[index] = answer, probability
     spread = ((1 - sure) / 4)[:, None].expand(-1, 5).clone()
     spread.scatter_(1, given[:, None], sure[:, None])
     return Predictions(spread.log(), labels, torch.from_numpy(np.asarray(beton.ids).astype(np.int64)))
@@ -49,9 +49,9 @@ def test_large_images_are_shrunken_and_keep_their_shape(tmp_path):
 
 def test_a_model_without_mistakes_has_no_such_section(tiny_betons):
     with Beton(tiny_betons.test) as beton:
-        assert mistakes_section(confident_mistakes(answers(beton, {}), beton)) == []
+        assert mistakes_section(confident_mistakes(answers(beton, {}), beton)) is None
 
 
 def test_names_cannot_put_markup_into_the_section():
-    text = "".join(mistakes_section([Mistake('"><script>x</script>', 0, 1, 0.5, b"")])[0].parts)
+    text = "".join(mistakes_section([Mistake('"><script>x</script>', 0, 1, 0.5, b"")]).parts)
     assert "<script" not in text

@@ -10,13 +10,13 @@ import browser
 import pytest
 import torch
 from browser import Browser
-from report_cases import batch, facts, history
+from report_cases import batch, history, info
 
 from fastretina import train
 from fastretina.models.heads import Decision
 from fastretina.report.compared import ComparedRun
 from fastretina.report.comparison import comparison_html
-from fastretina.report.run import report_html
+from fastretina.report.run import Results, report_html
 from fastretina.training.config import TrainConfig, as_settings
 from fastretina.training.run_folder import RunFolder
 
@@ -81,10 +81,10 @@ def pages(tiny_betons, tmp_path_factory) -> Path:
     run = ComparedRun.read(RunFolder(out / "a"), "resnet18", "/data/" + 12 * "weights" + ".pth")
     many = [replace(run, name=f"resnet18-{8 * 'first'}-{n}") for n in range(9)]
     (out / "compare.html").write_text(comparison_html([run, *many], as_settings(config)))
-    long = replace(facts(val=True), settings={**facts().settings, "out": 40 * "folder", "train": 12 * "<b>a name/"})
+    long = replace(info(val=True), settings={**info().settings, "out": 40 * "folder", "train": 12 * "<b>a name/"})
     lengthy = history(150, val=True)
     lengthy.decision = Decision((0.123456789,) * 30, 0.2)
-    (out / "extreme.html").write_text(report_html(long, lengthy, batch()))
+    (out / "extreme.html").write_text(report_html(Results.of_run(long, lengthy, batch())))
     return out
 
 

@@ -12,19 +12,20 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from PIL import Image
-from report_cases import batch, facts, history
+from report_cases import batch, history, info
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from fastretina import Beton
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
-from fastretina.metrics.predictions import Predictions
+from fastretina.metrics.assessment import Assessment
+from fastretina.metrics.predictions import Predictions, Scores
 from fastretina.metrics.screening import OperatingPoint
 from fastretina.models.heads import Decision
 from fastretina.report import plots
 from fastretina.report.assessment import Screened
-from fastretina.report.run import report_html
+from fastretina.report.run import Results, report_html
 from fastretina.report.sections import class_table, confusion_table
-from fastretina.training.run_info import RunInfo, selection_note
+from fastretina.training.run_info import DataInfo, RunInfo, selection_note
 from fastretina.training.summary import metrics_summary
 
 
@@ -50,7 +51,7 @@ class Page(HTMLParser):
 
 @pytest.mark.parametrize("val", [False, True])
 def test_the_report_is_one_self_contained_page(val):
-    text = report_html(facts(val), history(3, val), batch())
+    text = report_html(Results.of_run(info(val), history(3, val), batch()))
     page = Page(text)
     assert page.open == []
     assert page.links
@@ -62,28 +63,30 @@ def test_the_report_is_one_self_contained_page(val):
 
 
 def test_names_cannot_put_markup_into_the_report():
-    text = report_html(facts(), history(1), batch())
+    text = report_html(Results.of_run(info(), history(1), batch()))
     assert "<script" not in text
     assert "&lt;script&gt;" in text
 
 
 def test_the_report_says_on_what_data_the_epoch_was_chosen_and_who_stands_in_both_sets():
-    assert "on the TEST set" in report_html(facts(), history(2), batch())
-    chosen = report_html(facts(val=True), history(2, val=True), batch())
+    assert "on the TEST set" in report_html(Results.of_run(info(), history(2), batch()))
+    chosen = report_html(Results.of_run(info(val=True), history(2, val=True), batch()))
     assert "on the validation set" in chosen
     assert "TEST set" not in chosen
     assert "2 patients have one eye in train and the other in test" in chosen
 
 
 def test_the_selection_metric_is_the_one_of_the_run():
-    by_recall = replace(facts(val=True), selection_metric="balanced_accuracy")
-    assert "chosen by balanced accuracy on the validation set" in report_html(by_recall, history(2, val=True), batch())
+    by_recall = replace(info(val=True), selection_metric="balanced_accuracy")
+    assert "chosen by balanced accuracy on the validation set" in report_html(
+        Results.of_run(by_recall, history(2, val=True), batch())
+    )
     assert metrics_summary(by_recall, history(2, val=True), finished=True)["selection_metric"] == "balanced_accuracy"
     assert "by kappa_of_tomorrow on the TEST set" in selection_note("kappa_of_tomorrow", "test")
 
 
 def shared_with_val(names: list[str]) -> RunInfo:
-    known = facts(val=True)
+    known = info(val=True)
     return replace(known, data={**known.data, "val": replace(known.data["val"], patients=frozenset(names))})
 
 
@@ -91,20 +94,22 @@ def test_patients_shared_by_any_two_sets_are_told_and_unknown_ones_are_not_calle
     leaky = shared_with_val(["3", "29", "99"])  # train has 0-29, test 28 and 29
     shared = metrics_summary(leaky, history(1, val=True), finished=True)["data"]["patients_shared"]
     assert shared == {"train_val": 2, "train_test": 2, "val_test": 1}
-    text = report_html(leaky, history(1, val=True), batch())
+    text = report_html(Results.of_run(leaky, history(1, val=True), batch()))
     assert "2 patients have one eye in train and the other in validation" in text
     assert "1 patients have one eye" not in text
     assert "1 patient has one eye in validation and the other in test" in text
     unknown = shared_with_val([])
     assert metrics_summary(unknown, history(1, val=True), finished=True)["data"]["patients_shared"]["train_val"] is None
-    assert '<th scope="row">train and validation</th><td>not known</td>' in report_html(unknown, history(1, val=True), batch())
+    assert '<th scope="row">train and validation</th><td>not known</td>' in report_html(
+        Results.of_run(unknown, history(1, val=True), batch())
+    )
 
 
 def test_how_a_grade_is_decided_is_told_where_the_run_tells_it():
-    assert "How a grade is decided" not in report_html(facts(), history(1), batch())
+    assert "How a grade is decided" not in report_html(Results.of_run(info(), history(1), batch()))
     fitted = history(1, val=True)
     fitted.decision = Decision((0.51, 1.4, 2.6, 3.5), 0.2)
-    assert "0.510, 1.400, 2.600, 3.500</td>" in report_html(facts(val=True), fitted, batch())
+    assert "0.510, 1.400, 2.600, 3.500</td>" in report_html(Results.of_run(info(val=True), fitted, batch()))
 
 
 def cells(table: str) -> list[list[str]]:
@@ -114,12 +119,12 @@ def cells(table: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_figures_by_grade_are_those_of_scikit_learn(seed):
+def test_metrics_by_grade_are_those_of_scikit_learn(seed):
     random = np.random.default_rng(seed)
     labels, predicted = random.integers(0, 4, 40), random.integers(1, 5, 40)  # no 4 among the labels, no 0 predicted
     matrix = confusion_matrix(labels, predicted, labels=range(5)).tolist()
-    figures = precision_recall_fscore_support(labels, predicted, labels=range(5), zero_division=np.nan)
-    precision, recall, f1, support = (column.tolist() for column in figures)
+    found = precision_recall_fscore_support(labels, predicted, labels=range(5), zero_division=np.nan)
+    precision, recall, f1, support = (column.tolist() for column in found)
     for row, images, r, p, f in zip(cells(class_table(matrix, "T")), support, recall, precision, f1, strict=True):
         assert int(row[0]) == images
         assert row[1] == ("–" if np.isnan(r) else f"{100 * r:.1f} %")
@@ -151,12 +156,12 @@ def test_a_thousand_people_are_all_counted_once():
     assert Screened.at(OperatingPoint("all", None, 1.0, 0.0), 0.2).text().endswith("It refers all of them.")
 
 
-def test_undefined_figures_are_null_in_json_and_a_dash_in_the_report():
+def test_undefined_metrics_are_null_in_json_and_a_dash_in_the_report():
     progress = history(2, single=True)
-    summary = json.loads(json.dumps(metrics_summary(facts(), progress, finished=True), allow_nan=False))
+    summary = json.loads(json.dumps(metrics_summary(info(), progress, finished=True), allow_nan=False))
     assert summary["best"]["qwk"] is None
     assert summary["best"]["per_class_recall"] == [1.0, None, None, None, None]
-    assert "<b>–</b><span>QWK, test" in report_html(facts(), progress, batch())
+    assert "<b>–</b><span>QWK, test" in report_html(Results.of_run(info(), progress, batch()))
     assert plots.curves(progress.history, 1, 0.75, "cross-entropy").startswith(b"\x89PNG")
 
 
@@ -166,8 +171,8 @@ def test_with_the_test_set_at_hand_the_report_tells_intervals_screening_calibrat
         labels, ids = (torch.from_numpy(np.asarray(column).astype(np.int64)) for column in (beton.labels, beton.ids))
         logits = torch.randn(len(labels), 5, generator=torch.Generator().manual_seed(0))
         progress.best_test = Predictions(logits.log_softmax(1), labels, ids)
-        known = replace(facts(), test_set=beton)
-        text = report_html(known, progress, batch())
+        known = replace(info(), test_set=beton)
+        text = report_html(Results.of_run(known, progress, batch()))
         finished, going_on = (metrics_summary(known, progress, done)["best"] for done in (True, False))
     assert Page(text).open == []
     for part in (
@@ -185,9 +190,39 @@ def test_with_the_test_set_at_hand_the_report_tells_intervals_screening_calibrat
     assert "intervals" not in going_on
 
 
+def test_a_report_is_made_of_predictions_and_an_assessment_without_any_training(tiny_betons):
+    with Beton(tiny_betons.test) as beton:
+        labels, ids = (torch.from_numpy(np.asarray(column).astype(np.int64)) for column in (beton.labels, beton.ids))
+        logits = torch.randn(len(labels), 5, generator=torch.Generator().manual_seed(0))
+        answers = Predictions(logits.log_softmax(1), labels, ids)
+        assessment = Assessment.of(answers, beton.names)
+        data = {"test": DataInfo.of("clinic.beton", beton.labels, beton.names, 5)}
+        plain = RunInfo({"checkpoint": "best.safetensors"}, data, "a CPU", "float32", "float32", "streaming", 11_179_077)
+        without, with_pictures = (
+            report_html(Results.of("A clinic's photographs", known, answers, assessment))
+            for known in (plain, replace(plain, test_set=beton))
+        )
+    assert Page(with_pictures).open == []
+    for part in (
+        "A clinic&#x27;s photographs",
+        "Test set",
+        "How sure these metrics are",
+        "Of 1,000 people screened",
+        "ECE",
+        "best.safetensors",
+    ):
+        assert part in without
+    for part in ("By epoch", "Best and last epoch", "Speed", "TEST set", "Most confident mistakes", "What the network saw"):
+        assert part not in without
+    assert "Most confident mistakes" in with_pictures
+    matrix = Scores.of(answers).metrics
+    assert f"<b>{matrix.qwk:.3f}</b><span>QWK, test; 95&nbsp;% interval" in without
+    assert confusion_table(matrix.confusion, "Test set") in without
+
+
 def test_an_unfinished_run_is_marked():
-    assert metrics_summary(facts(), history(2), finished=False)["finished"] is False
-    assert metrics_summary(facts(), history(2), finished=True)["finished"] is True
+    assert metrics_summary(info(), history(2), finished=False)["finished"] is False
+    assert metrics_summary(info(), history(2), finished=True)["finished"] is True
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 150])
