@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +12,8 @@ import torch
 from torch import Tensor
 
 from fastretina.metrics.classification import GradeMetrics, grade_metrics
+from fastretina.metrics.names import SelectionMetric
 from fastretina.system.files import write_csv
-
-SelectionMetric = Literal["qwk", "accuracy", "balanced_accuracy", "macro_f1", "loss"]
 
 
 @dataclass(frozen=True)

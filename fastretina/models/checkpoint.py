@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from fastretina import __version__
 from fastretina.errors import CheckpointError
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
-from fastretina.models.heads import HEADS, Decision, Head, HeadName
-from fastretina.models.precision import AmpChoice, Precision, choose_device, choose_precision
-from fastretina.models.resnet import ARCHS, build_model
+from fastretina.models.backbones import BACKBONES
+from fastretina.models.heads import HEADS, Decision, Head
+from fastretina.models.options import AmpChoice, HeadName
+from fastretina.models.precision import Precision, choose_device, choose_precision
+from fastretina.models.resnet import build_model
 from fastretina.models.seal import UNSEALED, is_intact, seal
 from fastretina.models.weights import load_backbone
 from fastretina.packing.preprocessing import UNPREPARED, Preparation
@@ -93,7 +95,7 @@ def read_grader(path: Path) -> Grader:
             values["decision"] = _decision(values["decision"], values["num_classes"])
         grader = Grader(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
         numbers = (grader.num_classes, grader.resolution, grader.epoch)
-        if grader.arch not in ARCHS or not all(isinstance(number, int) and 0 < number < 100_000 for number in numbers):
+        if grader.arch not in BACKBONES or not all(isinstance(number, int) and 0 < number < 100_000 for number in numbers):
             raise ValueError(f"arch {grader.arch!r}, {numbers}")
         if grader.head not in HEADS:
             raise ValueError(f"head {grader.head!r}")

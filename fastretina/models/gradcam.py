@@ -18,7 +18,8 @@ class GradCam(nn.Module):
     0.5 MiB an image; ResNet50: 2 MiB).
     """
 
-    def __init__(self, model: nn.Module, layer: str = "layer4") -> None:
+    def __init__(self, model: nn.Module, layer: str) -> None:
+        """layer: whose output is weighed, `backbones.Backbone.gradcam`."""
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self._maps: list[Tensor] = []

@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fastretina.errors import CheckpointError, UsageError
+from fastretina.models.heads import head_layer
 from fastretina.models.seal import is_intact
 
-HEAD = ("fc.weight", "fc.bias")
 # torchvision's names end in the first 8 or more digits of the file's sha256. All decimal is taken for a date, not a digest.
 DIGEST = re.compile(r"-(?!\d+\.)([0-9a-f]{8,64})\.(?:pth|pt|safetensors)$")
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
@@ -29,8 +29,9 @@ DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
 def load_backbone(model: nn.Module, state: dict[str, Tensor], source: Path) -> None:
     """Copy `state` into `model`; a head of another size stays out. CheckpointError where other keys or shapes differ."""
     own = model.state_dict()
-    if HEAD[0] in state and state[HEAD[0]].shape != own[HEAD[0]].shape:
-        state = {**state, **{key: own[key] for key in HEAD}}
+    name, head = head_layer(model)
+    if (theirs := state.get(f"{name}.weight")) is not None and theirs.shape != head.weight.shape:
+        state = {**state, **{key: value for key, value in own.items() if key.startswith(f"{name}.")}}
     # Old torchvision files lack this counter, which only a BatchNorm without momentum would read.
     state = {**{key: value for key, value in own.items() if key.endswith("num_batches_tracked")}, **state}
     missing, foreign = own.keys() - state.keys(), state.keys() - own.keys()
@@ -110,7 +111,7 @@ def refuse_inflating(path: Path) -> None:
         raise CheckpointError(f"{path}: damaged, or not a file that can be read safely: {error}") from error
 
 
-def _weights_file(arch: str, weights: str | Path) -> Path:
+def weights_file(arch: str, weights: str | Path) -> Path:
     path = Path(weights)
     if path.suffix in {".pth", ".pt", ".safetensors"} or path.exists():
         return path

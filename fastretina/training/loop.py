@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from fastretina.errors import RunError
-from fastretina.metrics.predictions import Predictions, Scores, SelectionMetric
+from fastretina.metrics.names import SelectionMetric
+from fastretina.metrics.predictions import Predictions, Scores
 from fastretina.models.heads import Decision, Head, Loss
 from fastretina.models.inference import Outputs, no_cudnn_benchmark, run_model
 from fastretina.models.precision import Precision

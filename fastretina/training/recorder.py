@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -39,21 +39,19 @@ class Recorder:
     def __init__(
         self,
         run: RunFolder,
-        facts: RunInfo,
+        info: RunInfo,
         training: Training,
         grader: Callable[[Progress], Grader],
-        names: Mapping[int, str],
         first_batch: Callable[[Tensor, Tensor], None],
         after_epoch: Sequence[Callable[[EpochRecord], None]],
     ) -> None:
         """first_batch: gets (B, 3, R, R) images and (B,) grades of the run's first step. after_epoch: get each epoch's record when
         it is on disk."""
-        self.run, self.facts, self.training = run, facts, training
-        self.grader, self.names = grader, names
+        self.run, self.info, self.training, self.grader = run, info, training, grader
         self._first_batch, self._after_epoch = first_batch, after_epoch
 
     def save(self) -> None:
-        """Write last.pt, and keep the one before it. RunError where the weights are spoilt: nothing is written."""
+        """Write last.pt, and keep the one before it. RunError where the weights contain NaN or Inf: nothing is written."""
         self._save()
         keep_best_twice(self.run, self.training.progress.best_epoch)
 
@@ -62,11 +60,11 @@ class Recorder:
         models = [training.model] if training.average is None else [training.model, training.average]
         if not all(bool(torch.isfinite(value).all()) for model in models for value in model.state_dict().values()):
             raise RunError(
-                f"the weights are no longer finite after step {training.progress.step}: not saved, {self.run.last} stays as it was."
+                f"the weights contain NaN or Inf after step {training.progress.step}: not saved, {self.run.last} stays as it was."
                 " Lower --lr, leave --amp away, or look at the samples of that step"
             )
         state = {
-            "settings": dict(self.facts.settings),
+            "settings": dict(self.info.settings),
             "progress": training.progress.state_dict(),
             "model": training.model.state_dict(),
             "average": None if training.average is None else training.average.state_dict(),
@@ -109,7 +107,7 @@ class Recorder:
             self.write_predictions(progress.best_test)
         rows = [entry.row() for entry in progress.history]
         write_csv(self.run.results, list(rows[0]), [list(row.values()) for row in rows])
-        write_json(self.run.metrics, metrics_summary(self.facts, progress, self.training.is_over))
+        write_json(self.run.metrics, metrics_summary(self.info, progress, self.training.is_over))
 
     def load_best(self) -> None:
         """Load best.safetensors into the model; an average of the weights begins anew from it."""
@@ -119,11 +117,14 @@ class Recorder:
 
     def write_predictions(self, answers: Predictions) -> None:
         """Write predictions.csv of the test set."""
-        names = [self.names[number] for number in answers.ids.tolist()]
+        beton = self.info.test_set
+        assert beton is not None  # every run has one
+        called = dict(zip(beton.ids.tolist(), beton.names, strict=True))
+        names = [called[sample_id] for sample_id in answers.ids.tolist()]
         probabilities = answers.log_probabilities.exp().numpy().astype(np.float32)
         write_predictions(self.run.predictions, answers.ids.numpy(), names, answers.labels.numpy(), probabilities)
 
     def finish(self) -> None:
         """Write metrics.json as the run ends; where no epoch is done there is nothing to write."""
         if self.training.progress.history:
-            write_json(self.run.metrics, metrics_summary(self.facts, self.training.progress, self.training.is_over))
+            write_json(self.run.metrics, metrics_summary(self.info, self.training.progress, self.training.is_over))

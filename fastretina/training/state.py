@@ -16,6 +16,7 @@ from fastretina.errors import CheckpointError, RunError
 from fastretina.models.checkpoint import _sealed, read_grader
 from fastretina.models.weights import load_safely, refuse_inflating
 from fastretina.system.files import sync_folder, unfinished, write_atomically, write_bytes
+from fastretina.training.config import FREE_SETTINGS, renamed
 from fastretina.training.loop import Training
 from fastretina.training.run_folder import RunFolder
 
@@ -136,10 +137,6 @@ def promote_best(run: RunFolder) -> None:
     sync_folder(run.path)
 
 
-# Settings that a resumed run may change: none of them has a part in what a step computes.
-FREE_SETTINGS = frozenset({"epochs", "patience", "out", "resume", "stop_after_steps", "profile", "tensorboard", "workers"})
-
-
 def resume_state(run: RunFolder, resume: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """The training state to go on from, or None to begin. The folder must be locked.
 
@@ -166,7 +163,7 @@ def resume_state(run: RunFolder, resume: str, settings: Mapping[str, Any]) -> di
     if not _has_state(source):
         return None
     state, best, problem = latest_state(source)
-    stored = state["settings"]
+    stored = renamed(state["settings"])
     differing = sorted(key for key in {*settings, *stored} - FREE_SETTINGS if settings.get(key) != stored.get(key))
     if differing:
         shown = ", ".join(f"{key} was {stored.get(key)}, now {settings.get(key)}" for key in differing)

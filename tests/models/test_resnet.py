@@ -14,7 +14,8 @@ import torch
 import torchvision
 
 from fastretina.errors import CheckpointError, UsageError
-from fastretina.models.resnet import ARCHS, build_model
+from fastretina.models.backbones import BACKBONES
+from fastretina.models.resnet import build_model
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def save_with_digest(state, folder: Path, wrong: bool = False) -> Path:
     return (folder / "plain.pth").rename(folder / f"resnet18-{digest}.pth")
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", BACKBONES)
 def test_every_architecture_has_five_outputs_and_torchvisions_keys(arch):
     with torch.device("meta"):
         model = build_model(arch)
@@ -56,7 +57,7 @@ def test_weights_and_activations_are_channels_last():
 
 
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
-def test_a_trunk_is_loaded_and_a_head_of_1000_classes_replaced(imagenet_like, tmp_path, kind):
+def test_a_backbone_is_loaded_and_a_head_of_1000_classes_replaced(imagenet_like, tmp_path, kind):
     path = tmp_path / f"weights.{kind}"
     if kind == "pth":
         torch.save(imagenet_like, path)

@@ -18,7 +18,8 @@ import torch
 
 from fastretina import Loader, train
 from fastretina.errors import UsageError
-from fastretina.training import loop
+from fastretina.report.pictures import RunPictures
+from fastretina.training import build, loop
 from fastretina.training.config import TrainConfig, as_settings
 from fastretina.training.distributed import World
 from fastretina.training.state import load_state
@@ -93,8 +94,8 @@ def small(monkeypatch: pytest.MonkeyPatch):
     """The same small network for runs in this process."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(train, "build_model", lambda arch, outputs, weights: rank_run.Tiny(outputs))
-    monkeypatch.setattr(train.RunPictures, "finish", lambda pictures: None)
+    monkeypatch.setattr(build, "build_model", lambda arch, outputs, weights: rank_run.Tiny(outputs))
+    monkeypatch.setattr(RunPictures, "finish", lambda pictures: None)
     yield
     torch.set_num_threads(before)
 
@@ -254,7 +255,7 @@ def test_accumulation_gives_the_losses_of_whole_batches(tiny_betons, tmp_path, s
         def __init__(self, outputs: int) -> None:
             super().__init__(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, outputs))
 
-    monkeypatch.setattr(train, "build_model", lambda arch, outputs, weights: Plain(outputs))
+    monkeypatch.setattr(build, "build_model", lambda arch, outputs, weights: Plain(outputs))
     whole = config(tiny_betons, tmp_path / "whole", epochs=3, head=head, class_weights="balanced", sync_batchnorm=False)
     ids, losses = noted_steps(monkeypatch)
     train.main(whole)
