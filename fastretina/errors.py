@@ -26,7 +26,7 @@ class JpegError(FastretinaError):
 
 
 class BetonError(FastretinaError):
-    """A .beton file that is missing, cut, damaged, hostile or not in FFCV's version-2 format."""
+    """A .beton file that is missing, truncated, corrupt, malicious or not in FFCV's version-2 format."""
 
 
 class ConvertError(FastretinaError):
@@ -59,7 +59,7 @@ class SampleError(FastretinaError):
     def __str__(self) -> str:
         return (
             f"{self.path}: sample {self.index} ({self.name}): {self.reason}. "
-            f"List all bad samples with: python tools/verify_beton.py {self.path}"
+            f"List all bad samples with: fastretina verify {self.path}"
         )
 
 

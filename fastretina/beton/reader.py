@@ -255,7 +255,7 @@ class Beton:
 
     def _require(self, holds: bool, reason: str) -> None:
         if not holds:
-            raise BetonError(f"{self.path}: {reason}. Pack the images again with tools/write_beton.py")
+            raise BetonError(f"{self.path}: {reason}. Pack the images again with fastretina pack")
 
     # ---- samples -------------------------------------------------------------------------------------------------
 
