@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import tyro
 
@@ -32,7 +32,7 @@ class PredictConfig:
 
     checkpoint: Path  # a run's best.safetensors
     images: tyro.conf.Positional[tuple[Path, ...]] = ()  # image files, and folders that are searched with all below them
-    csv: Annotated[Path | None, tyro.conf.arg(aliases=["--output"])] = None  # where to write; none: standard output
+    csv: Path | None = None  # where to write; none: standard output
     tta: int = 1  # average over so many of the square's 8 symmetries (test-time augmentation)
     batch_size: int = 32  # images
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
@@ -145,10 +145,13 @@ def flags_from(kind: type[Recipe], path: Path) -> list[str]:
         settings = renamed(json.loads(path.read_text()))
     except (OSError, ValueError, AttributeError) as error:
         raise UsageError(f"--config {path}: cannot be read as a run's config.json: {error}") from error
-    if unknown := sorted(settings.keys() - {field.name for field in fields(kind)} | settings.keys() & {"config"}):
-        raise UsageError(f"--config {path}: {', '.join(unknown)}: no setting of this command")
+    known = as_settings(kind())
     flags: list[str] = []
     for name, value in settings.items():
+        if name not in known:
+            raise UsageError(f"--config {path}: {name}: no setting of this command")
+        if isinstance(value, bool) != isinstance(known[name], bool):
+            raise UsageError(f"--config {path}: {name}: cannot be {json.dumps(value)}")
         flag = name.replace("_", "-")
         flags.append(f"--{flag}={value}" if not isinstance(value, bool) else f"--{flag}" if value else f"--no-{flag}")
     return flags

@@ -33,7 +33,7 @@ from fastretina.training.data import decoding
 from fastretina.training.progress import Progress
 from fastretina.training.recorder import Recorder
 from fastretina.training.signals import Signals, StopAsked
-from fastretina.training.state import load_state
+from fastretina.training.state import load_state, save_state
 
 TIMINGS = {"images_per_second", "data_wait_seconds", "train_seconds", "epoch_seconds"}
 STEPS = 5  # an epoch: 40 images, 8 at a time
@@ -347,6 +347,17 @@ def test_missing_data_is_a_usage_error_that_names_file_and_way_out(tiny_betons, 
 def test_the_test_set_is_not_taken_for_a_validation_set(tiny_betons, tmp_path):
     with pytest.raises(UsageError, match="is the test set"):
         main(config(tiny_betons, tmp_path / "run", val=tiny_betons.test))
+
+
+def test_a_state_that_knows_a_setting_by_its_old_name_goes_on(tiny_betons, tmp_path):
+    settings = config(tiny_betons, tmp_path / "run", epochs=1, stop_after_steps=2, backbone_lr=0.5)
+    main(settings)
+    state = load_state(settings.out / "last.pt")
+    state["settings"]["trunk_lr"] = state["settings"].pop("backbone_lr")
+    save_state(settings.out / "last.pt", state)
+    main(replace(settings, stop_after_steps=None))
+    assert load_state(settings.out / "last.pt")["settings"]["backbone_lr"] == 0.5
+    assert load_state(settings.out / "last.pt")["progress"]["epoch"] == 1
 
 
 def test_the_bare_command_says_which_command_makes_the_data(tmp_path):
