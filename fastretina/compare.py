@@ -40,7 +40,7 @@ FIXED = frozenset(as_settings(TrainConfig())) - (FREE_SETTINGS - {"epochs"})
 
 @dataclass(frozen=True)
 class CompareConfig(Recipe):
-    """Architectures × initial weights: a run each, one table, one figure."""
+    """Architectures × initial weights: a run each, one table, one plot."""
 
     archs: str = "resnet18,resnet50"  # architectures, separated by commas
     weights: str = SCRATCH  # initial weights, separated by commas, as above
@@ -65,7 +65,7 @@ class PlannedRun:
 
 
 def main(config: CompareConfig) -> int:
-    """Train architectures × initial weights with one recipe, and put the results side by side: a table, a figure, a report.
+    """Train architectures × initial weights with one recipe, and put the results side by side: a table, a plot, a report.
 
     An entry of --weights is "none" (from scratch), one of torchvision's names (IMAGENET1K_V1), or a file; in a file's path {arch}
     stands for the architecture: runs/first/{arch}/best.safetensors. An entry holds for all architectures, or for one alone when

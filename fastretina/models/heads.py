@@ -1,7 +1,7 @@
 """What the network's last layer means: its loss, and the probabilities of the grades.
 
 Three heads. `softmax` knows nothing of the order of the grades; `regression` predicts the grade as a number, which thresholds
-cut; `ordinal` predicts for each grade whether the disease is worse. Losses and answers use no synchronisation with the device.
+divide; `ordinal` predicts for each grade whether the disease is worse. Losses and answers use no synchronisation with the device.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Callbacks(Protocol):
         """Save the state of the run, in mid-epoch."""
 
     def end_epoch(self, improved: bool) -> None:
-        """An epoch is over and noted; `improved`: the model is the best so far. Save the state, show the figures."""
+        """An epoch is over and noted; `improved`: the model is the best so far. Save the state, show the metrics."""
 
     def load_best(self) -> None:
         """Load the best weights so far into the model."""
@@ -157,8 +157,8 @@ def fit(training: Training, callbacks: Callbacks) -> bool:
                         if time_to_read:
                             tally.read(at.epoch, world, late=read_every > 1 and at.batch < len(loader))
                             _check_scale(training, batch.ids)
-                            rate = tally.noted(world) / max(1e-9, tally.seconds)
-                            bar.set_postfix_str(f"loss {tally.loss:.3f}, {rate:.0f} img/s", refresh=False)
+                            throughput = tally.noted(world) / max(1e-9, tally.seconds)
+                            bar.set_postfix_str(f"loss {tally.loss:.3f}, {throughput:.0f} img/s", refresh=False)
                         pace.step()
                         tally.seconds += time.perf_counter() - started
                         training.profiler.step()

@@ -1,4 +1,4 @@
-"""Where a run stands: its epochs' figures, the best of them, and what is done of the current epoch. All of it goes into last.pt."""
+"""Where a run stands: its epochs' metrics, the best of them, and what is done of the current epoch. All of it goes into last.pt."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class EpochRecord:
         for name, scores in (("train", self.train), ("test", self.test), ("val", self.val)):
             if scores is not None:
                 row[f"{name}_loss"] = scores.loss
-                for figure in ("accuracy", "balanced_accuracy", "qwk", "macro_f1"):
-                    row[f"{name}_{figure}"] = getattr(scores.metrics, figure)
+                for metric in ("accuracy", "balanced_accuracy", "qwk", "macro_f1"):
+                    row[f"{name}_{metric}"] = getattr(scores.metrics, metric)
         row["images_per_second"] = self.images_per_second
         row["data_wait_seconds"] = self.data_wait_seconds
         row["train_seconds"], row["epoch_seconds"] = self.train_seconds, self.epoch_seconds
@@ -175,7 +175,7 @@ class Tally:
             self._predicted, self._labels = ([part[column] for part in parts] for column in (0, 1))
 
     def scores(self, num_classes: int) -> Scores:
-        """Loss and figures of the pass so far; everything added must have been read, and gathered."""
+        """Loss and metrics of the pass so far; everything added must have been read, and gathered."""
         return Scores(self.loss, grade_metrics(torch.cat(self._predicted), torch.cat(self._labels), num_classes))
 
     def state_dict(self) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def test_validation_images_are_taken_from_training_and_share_no_patient_with_it(
 
 @pytest.mark.parametrize("head", ["softmax", "regression"])
 def test_poisoned_test_labels_change_neither_the_model_nor_the_choice_nor_the_thresholds(tiny_betons, tmp_path, head):
-    """The same images with shuffled grades: all that training leaves, apart from the test figures, is the same."""
+    """The same images with shuffled grades: all that training leaves, apart from the test metrics, is the same."""
     rows = (tiny_betons.test_images / "labels.csv").read_text().splitlines()
     names = [row.split(",")[0] for row in rows[1:]]
     grades = np.random.default_rng(3).permutation([row.split(",")[1] for row in rows[1:]])
@@ -138,7 +138,7 @@ def test_thresholds_are_fitted_only_where_there_is_validation_data(tiny_betons, 
 
 
 @pytest.mark.parametrize("head", ["softmax", "regression", "ordinal"])
-def test_evaluation_of_the_checkpoint_gives_the_figures_of_the_run(tiny_betons, tmp_path, monkeypatch, head):
+def test_evaluation_of_the_checkpoint_gives_the_metrics_of_the_run(tiny_betons, tmp_path, monkeypatch, head):
     monkeypatch.undo()
     monkeypatch.setattr(RunPictures, "finish", lambda pictures: None)
     settings = config(tiny_betons, tmp_path / "run", head=head, epochs=2, val_fraction=0.3, lr=1e-3)

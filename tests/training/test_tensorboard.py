@@ -55,7 +55,7 @@ def test_a_resumed_run_has_one_point_for_each_epoch(tmp_path, read):
     assert all([step for step, _ in points] == [1, 2, 3, 4, 5] for points in read(tmp_path).values())
 
 
-def test_undefined_figures_are_left_out(tmp_path, read):
+def test_undefined_metrics_are_left_out(tmp_path, read):
     with Tracker(tmp_path, 1) as tracker:
         tracker.epoch(history(1, single=True).history[0])
     found = read(tmp_path)

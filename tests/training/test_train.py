@@ -81,7 +81,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def test_a_run_leaves_exactly_the_files_promised(whole):
-    # What the state before the last needs, should the last be damaged; the older best only where the last epoch was the best.
+    # What the state before the last needs, should the last be corrupt; the older best only where the last epoch was the best.
     spare = {"last.prev.pt", "best.prev.safetensors"}
     assert (whole.out / "last.prev.pt").is_file()
     assert {entry.name for entry in whole.out.iterdir()} - spare == {
@@ -119,8 +119,8 @@ def test_the_best_epoch_is_that_of_the_highest_kappa(whole):
 
 
 @pytest.mark.parametrize("val", [False, True])
-def test_an_epoch_replaces_the_best_only_with_better_figures_on_the_data_of_the_choice(val):
-    """Right answers in 20, 90 and 50 % of the samples; with a validation set, the test figures rise all the way."""
+def test_an_epoch_replaces_the_best_only_with_better_metrics_on_the_data_of_the_choice(val):
+    """Right answers in 20, 90 and 50 % of the samples; with a validation set, the test metrics rise all the way."""
     labels = torch.arange(100) % 5
 
     def answers(share: float) -> Predictions:
@@ -283,12 +283,12 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_samples(tiny_betons
     before = (settings.out / "last.pt").read_bytes()
     steps = []
 
-    def spoilt(loss, logits, labels, total):
+    def not_finite(loss, logits, labels, total):
         steps.append(labels)
         value = torch.nn.functional.cross_entropy(logits, labels)
         return value * float("nan") if len(steps) == 2 else value
 
-    monkeypatch.setattr(heads.Loss, "__call__", spoilt)
+    monkeypatch.setattr(heads.Loss, "__call__", not_finite)
     with pytest.raises(RunError, match=rf"nan in epoch 2 at step {STEPS + 3}, sample ids \d+(, \d+){{7}}\."):
         main(settings)
     assert (settings.out / "last.pt").read_bytes() == before
