@@ -28,7 +28,7 @@ class GradCam(nn.Module):
 
     def _branch(self, module: nn.Module, inputs: object, output: Tensor) -> Tensor:
         self._maps.append(output.detach().requires_grad_())
-        return self._maps[-1]
+        return self._maps[-1].clone()  # which an activation may change in place, as DenseNet's does
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, outputs) of (B, 3, R, R) images; gradients are on inside, whatever they are outside."""
