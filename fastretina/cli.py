@@ -83,7 +83,7 @@ def run(
             file.add_argument("--config", type=Path)
             if (given := file.parse_known_args(words)[0].config) is not None:
                 words = [*flags_from(given), *words]
-        description = inspect.getdoc(main) or config.__doc__
+        description = inspect.getdoc(main) or inspect.getdoc(config)
         code = main(tyro.cli(config, description=description, args=words, prog=prog or _program()))
     except FastretinaError as error:
         print(f"error: {error}", file=sys.stderr)

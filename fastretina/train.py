@@ -9,7 +9,7 @@ Ctrl-C and SIGTERM save first; the same command then goes on where it stopped.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 
 from fastretina import cli
@@ -20,48 +20,44 @@ from fastretina.training.run_folder import RunFolder
 def main(config: TrainConfig) -> int:
     """Train a network to grade fundus photographs; the run folder gets weights, metrics, plots and report.html."""
     # What imports torch, scipy and matplotlib comes now: --help is there before them.
-    from fastretina.report import terminal
-    from fastretina.report.pictures import RunPictures
+    from fastretina.report import pictures, terminal
     from fastretina.system.files import write_json
-    from fastretina.training.build import build_run, is_over
-    from fastretina.training.distributed import joined
-    from fastretina.training.loop import fit
-    from fastretina.training.recorder import NoCallbacks, Recorder
-    from fastretina.training.state import resume_state
-    from fastretina.training.tensorboard import Tracker
+    from fastretina.training import build, distributed, recorder, state, tensorboard
+    from fastretina.training.loop import Callbacks, fit
 
     folder = RunFolder(config.out or f"runs/{config.arch}-{config.resolution}px-seed{config.seed}")
     settings = as_settings(config) | {"out": str(folder.path)}
-    with joined(config.device, compiling=config.compile != "off") as world, ExitStack() as stack:
+    with distributed.joined(config.device, compiling=config.compile != "off") as world, ExitStack() as stack:
         check(config)
         if world.is_main:
             stack.enter_context(folder.locked())
-        state, report_there = world.decided(lambda: (resume_state(folder, config.resume, settings), folder.report.is_file()))
-        if state is not None and report_there and is_over(config, state):
+        saved, reported = world.decided(lambda: (state.resume_state(folder, config.resume, settings), folder.report.is_file()))
+        if saved is not None and reported and build.is_over(config, saved):
             if world.is_main:
                 print(
-                    f"{folder.path}: this run of {state['progress']['epoch']} epochs is finished; see {folder.report}. "
+                    f"{folder.path}: this run of {saved['progress']['epoch']} epochs is finished; see {folder.report}. "
                     "More --epochs go on, another --out begins anew."
                 )
             return 0
-        run = build_run(config, settings, folder, world, state, stack)
+        run = build.build_run(config, settings, folder, world, saved, stack)
         training, info = run.training, run.info
         if not world.is_main:
-            fit(training, NoCallbacks())
+            fit(training, Callbacks())
             return 0
-        pictures = RunPictures(folder, info, training.progress, training.head.objective)
-        after_epoch = [pictures.after_epoch, lambda record: print(terminal.epoch_line(record, config.epochs), flush=True)]
-        recorder = Recorder(folder, info, training, run.grader, pictures.first_batch, after_epoch)
-        recorder.catch_up()
+        drawn = pictures.RunPictures(folder, info, training.progress, training.head.objective)
+        after_epoch = [drawn.after_epoch, lambda record: print(terminal.epoch_line(record, config.epochs), flush=True)]
+        callbacks = recorder.Recorder(folder, info, training, run.grader, drawn.first_batch, after_epoch)
+        callbacks.catch_up()
         if config.tensorboard:
-            after_epoch.append(stack.enter_context(Tracker(folder.path, training.progress.epoch + 1)).epoch)
+            tracker = tensorboard.Tracker(folder.path, training.progress.epoch + 1)
+            after_epoch.append(stack.enter_context(closing(tracker)).epoch)
         write_json(folder.config, settings)
         print(terminal.header(config, run, folder), flush=True)
-        finished = fit(training, recorder)
+        finished = fit(training, callbacks)
         if training.profiler.table:
             print(f"{training.profiler.table}\ntimeline: {folder.path / 'profile.json.gz'}", flush=True)
-        recorder.finish()
-        pictures.finish()
+        callbacks.finish()
+        drawn.finish()
         print(terminal.last_lines(training.progress, info, folder, finished), flush=True)
     return 0
 

@@ -65,7 +65,11 @@ def build_run(
     head = HEADS[config.head](NUM_CLASSES)
     # Made before the data is opened: weights that cannot be had should not cost a decoding of the data set.
     model = build_model(config.arch, head.outputs, config.weights).to(world.device)
-    precision = world.decided(lambda: _precision(config, model, world, state))
+    largest = -(-config.batch_size // world.size), 3, config.resolution, config.resolution  # of a rank's steps
+    began = None if state is None else state.get("precision")
+    precision = world.decided(
+        lambda: choose_precision(config.amp, world.device, config.amp_dtype, lambda: bf16_speedup(model, largest), began)
+    )
     if config.sync_batchnorm and world.size > 1:
         model = synchronise_batchnorm(model, world.device)
     data = open_data(config, stack)
@@ -74,7 +78,9 @@ def build_run(
     loss = Loss(head, described["train"].grades, config.class_weights, config.logit_adjustment, config.label_smoothing)
 
     # Measured before any data is on the device, so that --resident auto leaves the model its room.
-    reserve = _reserve(config, model, world, precision) if world.device.type == "cuda" else None
+    dtype = precision.dtype or torch.float32
+    gpu = world.device.type == "cuda"
+    reserve = training_bytes(model, largest, dtype, world.device, precision.autocast) if gpu else None
     options = {"reserve": reserve, **decoding(config, model, world, state)}
 
     def loader(name: str, resolution: int) -> Loader:
@@ -152,24 +158,9 @@ def compile_choice(config: TrainConfig, model: nn.Module, world: World, steps: i
     return choose_compile(config.compile, world.device, model, config.resolution, images, steps * parts, accumulate=parts)
 
 
-def _images(config: TrainConfig, world: World) -> tuple[int, int, int, int]:
-    """(B, 3, R, R) of a rank's largest step."""
-    return -(-config.batch_size // world.size), 3, config.resolution, config.resolution
-
-
 def _micro_batch(config: TrainConfig, world: World) -> int:
     """The most images that one forward pass of a rank takes."""
-    return -(-_images(config, world)[0] // config.accumulate)
-
-
-def _precision(config: TrainConfig, model: nn.Module, world: World, state: dict[str, Any] | None) -> Precision:
-    began = None if state is None else state.get("precision")
-    images = _images(config, world)
-    return choose_precision(config.amp, world.device, config.amp_dtype, lambda: bf16_speedup(model, images), began)
-
-
-def _reserve(config: TrainConfig, model: nn.Module, world: World, precision: Precision) -> int:
-    return training_bytes(model, _images(config, world), precision.dtype or torch.float32, world.device, precision.autocast)
+    return -(-config.batch_size // (world.size * config.accumulate))
 
 
 def _wrapper(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -37,8 +37,8 @@ SMALLEST_SCALE = 1.0
 READ_EVERY = 25  # steps between two looks at the losses on CUDA, at those of the 25 before; on a CPU looking is free
 
 
-class Callbacks(Protocol):
-    """What `fit` does not do itself: record things. `fastretina.train` writes them to the run folder, on rank 0."""
+class Callbacks:
+    """What `fit` does not do itself: record things. On rank 0 `recorder.Recorder` does, these on the others do nothing."""
 
     def save(self) -> None:
         """Save the state of the run, in mid-epoch."""

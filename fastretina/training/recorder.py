@@ -13,7 +13,7 @@ from fastretina.metrics.predictions import Predictions, write_predictions
 from fastretina.models.checkpoint import Grader, read_tensors, save_grader
 from fastretina.models.weights import load_backbone
 from fastretina.system.files import write_csv, write_json
-from fastretina.training.loop import Training
+from fastretina.training.loop import Callbacks, Training
 from fastretina.training.progress import EpochRecord, Progress
 from fastretina.training.run_folder import RunFolder
 from fastretina.training.run_info import RunInfo
@@ -21,19 +21,7 @@ from fastretina.training.state import keep_best_twice, promote_best, save_state,
 from fastretina.training.summary import metrics_summary
 
 
-class NoCallbacks:
-    """The callbacks of all ranks but the main one: they record nothing."""
-
-    def save(self) -> None: ...
-
-    def end_epoch(self, improved: bool) -> None: ...
-
-    def load_best(self) -> None: ...
-
-    def first_batch(self, images: Tensor, labels: Tensor) -> None: ...
-
-
-class Recorder:
+class Recorder(Callbacks):
     """Writes the run folder's state, checkpoints and tables as `loop.fit` goes; what is drawn of them is for others."""
 
     def __init__(
@@ -104,7 +92,7 @@ class Recorder:
     def _write_tables(self, predictions: bool) -> None:
         progress = self.training.progress
         if predictions and progress.best_test is not None:
-            self.write_predictions(progress.best_test)
+            self._write_predictions(progress.best_test)
         rows = [entry.row() for entry in progress.history]
         write_csv(self.run.results, list(rows[0]), [list(row.values()) for row in rows])
         write_json(self.run.metrics, metrics_summary(self.info, progress, self.training.is_over))
@@ -115,8 +103,7 @@ class Recorder:
         if self.training.average is not None:
             self.training.average.restart(self.training.model)
 
-    def write_predictions(self, answers: Predictions) -> None:
-        """Write predictions.csv of the test set."""
+    def _write_predictions(self, answers: Predictions) -> None:
         beton = self.info.test_set
         assert beton is not None  # every run has one
         called = dict(zip(beton.ids.tolist(), beton.names, strict=True))

@@ -6,8 +6,6 @@ python -m fastretina.train --tensorboard ... ; tensorboard --logdir runs
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from fastretina.errors import UsageError
 from fastretina.training.progress import EpochRecord
@@ -54,12 +52,6 @@ class Tracker:
     def close(self) -> None:
         """Write what is left, and end the writer's thread."""
         self._writer.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 def tag(column: str) -> str:
