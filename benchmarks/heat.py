@@ -19,9 +19,10 @@ import torch
 
 from fastretina.cli import run
 from fastretina.errors import RunError
+from fastretina.models.backbones import BACKBONES
 from fastretina.models.checkpoint import load_grader
 from fastretina.models.gradcam import GradCam
-from fastretina.predict import prepare
+from fastretina.models.photographs import prepare
 from fastretina.sample.camera import CameraSettings, Eye, render
 from fastretina.sample.dataset import STAMP, plan_eyes
 from fastretina.sample.lesions import LesionSettings
@@ -53,7 +54,7 @@ def main(config: HeatBenchmark) -> None:
     except OSError as error:
         raise RunError(f"{config.sample}: not a folder of tools/make_sample.py: {error.strerror}") from error
     model, grader = load_grader(config.checkpoint)
-    cam = GradCam(model)
+    cam = GradCam(model, BACKBONES[grader.arch].gradcam)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (grader.mean, grader.std))
     ratios = []
     for eye in plan_eyes(stamp["train"], stamp["test"], stamp["seed"])["test"]:

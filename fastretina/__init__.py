@@ -1,6 +1,6 @@
-"""fastretina: fundus photographs from JPEG and CSV to a trained ResNet, as fast as the hardware allows.
+"""fastretina: fundus photographs from JPEG and CSV to a trained network, as fast as the hardware allows.
 
-    from fastretina import Beton, Loader, build_model, write_beton
+    from fastretina import Loader, build_model, open_beton, write_beton
 
 Names are loaded on first use, so that packing tools and their worker processes never import torch.
 """
@@ -13,23 +13,27 @@ from typing import TYPE_CHECKING
 from fastretina.errors import FastretinaError
 
 if TYPE_CHECKING:
-    from fastretina.beton.reader import Beton
+    from fastretina.beton.open import open_beton
+    from fastretina.beton.verify import verify_beton
+    from fastretina.loading.augment import Augment
     from fastretina.loading.loader import Loader
     from fastretina.models.resnet import build_model
     from fastretina.packing.pack import write_beton
 
-__version__ = "0.1.0"
-__all__ = ["Beton", "FastretinaError", "Loader", "build_model", "write_beton"]
+__version__ = "0.2.0"
+__all__ = ["Augment", "FastretinaError", "Loader", "build_model", "open_beton", "verify_beton", "write_beton"]
 
 _HOME = {
-    "Beton": "fastretina.beton.reader",
-    "Loader": "fastretina.loading.loader",
-    "build_model": "fastretina.models.resnet",
-    "write_beton": "fastretina.packing.pack",
+    "Augment": "loading.augment",
+    "Loader": "loading.loader",
+    "build_model": "models.resnet",
+    "open_beton": "beton.open",
+    "verify_beton": "beton.verify",
+    "write_beton": "packing.pack",
 }
 
 
 def __getattr__(name: str) -> object:
     if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+        return getattr(import_module(f"fastretina.{_HOME[name]}"), name)
     raise AttributeError(f"module 'fastretina' has no attribute {name!r}")

@@ -1,10 +1,10 @@
 """Train architectures × initial weights with one recipe, and put the results side by side.
 
-    python -m fastretina.compare --archs resnet18,resnet50 --weights none --out runs/scratch
-    python -m fastretina.compare --archs resnet18,resnet50 --weights none,IMAGENET1K_V1 --out runs/imagenet
-    python -m fastretina.compare --weights 'none,runs/scratch/{arch}-scratch/best.safetensors' --out runs/again
+    fastretina compare --archs resnet18,resnet50 --weights none --out runs/scratch
+    fastretina compare --archs resnet18,resnet50 --weights none,IMAGENET1K_V1 --out runs/imagenet
+    fastretina compare --weights 'none,runs/scratch/{arch}-scratch/best.safetensors' --out runs/again
 
-Each run is one of fastretina.train in a sub-folder of --out. The same command again skips the finished ones and goes on with
+Each run is one of `fastretina train` in a sub-folder of --out. The same command again skips the finished ones and goes on with
 the one that was stopped.
 """
 
@@ -17,34 +17,36 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import cast, get_args
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from fastretina import cli, train
 from fastretina.errors import CheckpointError, FastretinaError, RunError, UsageError
 from fastretina.grading import NUM_CLASSES
-from fastretina.models.heads import HEADS
-from fastretina.models.precision import choose_device
-from fastretina.models.resnet import ARCHS, ArchName, build_model
-from fastretina.report.compared import ComparedRun, terminal_table
-from fastretina.report.comparison import write_comparison
-from fastretina.system.files import write_json
-from fastretina.training.config import Recipe, TrainConfig, as_settings, check
+from fastretina.models.backbones import BACKBONES
+from fastretina.training.config import FREE_SETTINGS, Recipe, TrainConfig, as_settings, check, flags_from, renamed
 from fastretina.training.run_folder import RunFolder
-from fastretina.training.state import FREE_SETTINGS
+
+if TYPE_CHECKING:
+    from fastretina.report.compared import ComparedRun
 
 SCRATCH = "none"
 # A run by itself may be given more epochs later; those of a comparison are compared at equal epochs.
-FIXED = frozenset(field.name for field in fields(TrainConfig)) - (FREE_SETTINGS - {"epochs"})
+FIXED = frozenset(as_settings(TrainConfig())) - (FREE_SETTINGS - {"epochs"})
 
 
 @dataclass(frozen=True)
 class CompareConfig(Recipe):
-    """Architectures × initial weights: a run each, one table, one figure."""
+    """Architectures × initial weights: a run each, one table, one plot."""
 
     archs: str = "resnet18,resnet50"  # architectures, separated by commas
     weights: str = SCRATCH  # initial weights, separated by commas, as above
-    out: Path = Path("runs/compare")  # folder for the comparison; each run has a sub-folder
+    out: Annotated[Path, tyro.conf.arg(aliases=["--output"])] = Path(
+        "runs/compare"
+    )  # folder for the comparison; each run has a sub-folder
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,21 @@ class PlannedRun:
 
 
 def main(config: CompareConfig) -> int:
-    """Train architectures × initial weights with one recipe, and put the results side by side: a table, a figure, a report.
+    """Train architectures × initial weights with one recipe, and put the results side by side: a table, a plot, a report.
 
     An entry of --weights is "none" (from scratch), one of torchvision's names (IMAGENET1K_V1), or a file; in a file's path {arch}
     stands for the architecture: runs/first/{arch}/best.safetensors. An entry holds for all architectures, or for one alone when
     its name stands before it: resnet18=first.pth. Weights that do not fit are refused before anything is trained.
 
-    Each run is one of fastretina.train in a sub-folder of --out. The same command again skips finished runs and goes on with the
+    Each run is one of `fastretina train` in a sub-folder of --out. The same command again skips finished runs and goes on with the
     one that was stopped. More --archs and --weights may be added; other changed settings are refused.
     """
+    # What imports torch, scipy and matplotlib comes now: --help is there before them.
+    from fastretina.models.precision import choose_device
+    from fastretina.report.compared import ComparedRun, terminal_table
+    from fastretina.report.comparison import write_comparison
+    from fastretina.system.files import write_json
+
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
             "fastretina.compare is not for torchrun: train each run by torchrun -m fastretina.train, with one --out each"
@@ -120,15 +128,15 @@ def plan(config: CompareConfig) -> list[PlannedRun]:
     """The runs that --archs and --weights ask for, in their order. UsageError where they ask for none, or for one twice."""
     archs = _split("--archs", config.archs)
     for arch in archs:
-        if arch not in get_args(ArchName):
-            raise UsageError(f"--archs {arch}: unknown; known: {', '.join(ARCHS)}")
+        if arch not in BACKBONES:
+            raise UsageError(f"--archs {arch}: unknown; known: {', '.join(BACKBONES)}")
     entries = _split("--weights", config.weights)
     recipe = {field.name: getattr(config, field.name) for field in fields(Recipe)}
     runs: list[PlannedRun] = []
     for arch in archs:
         for entry in entries:
             only, equals, weights = entry.partition("=")
-            if not equals or only not in ARCHS:
+            if not equals or only not in BACKBONES:
                 only, weights = arch, entry
             if only not in archs:
                 raise UsageError(f"--weights {entry}: {only} is not among --archs {config.archs}")
@@ -140,7 +148,7 @@ def plan(config: CompareConfig) -> list[PlannedRun]:
                 raise UsageError(f"--weights {entry}: names the same weights for {arch} a second time")
             if any(run.name == name for run in runs):  # two files of the same name in folders of the same name
                 name += "-" + hashlib.sha256(str(start).encode()).hexdigest()[:8]
-            settings = TrainConfig(**recipe, arch=cast(ArchName, arch), weights=start, out=config.out / name)
+            settings = TrainConfig(**recipe, arch=arch, weights=start, out=config.out / name)
             runs.append(PlannedRun(name, entry, settings))
         if not any(run.config.arch == arch for run in runs):
             raise UsageError(f"--weights {config.weights}: nothing for {arch}; add none, or {arch}=FILE")
@@ -180,7 +188,7 @@ def _refuse_other_settings(runs: Sequence[PlannedRun]) -> None:
         if not run.folder.last.is_file() and not _finished(run):
             continue
         try:
-            stored = json.loads(run.folder.config.read_text())
+            stored = renamed(json.loads(run.folder.config.read_text()))
             differing = {key: stored.get(key) for key in sorted(FIXED) if stored.get(key) != as_settings(run.config)[key]}
         except (OSError, ValueError, AttributeError) as error:
             raise RunError(f"{run.folder.config}: cannot be read ({error}); remove {run.folder.path} to train it anew") from error
@@ -195,6 +203,9 @@ def _refuse_other_settings(runs: Sequence[PlannedRun]) -> None:
 
 def _check_weights(runs: Sequence[PlannedRun]) -> None:
     """Load all initial weights once, fetching what must be fetched: an error here has cost no training."""
+    from fastretina.models.heads import HEADS
+    from fastretina.models.resnet import build_model
+
     for run in runs:
         if run.config.weights is None:
             continue
@@ -207,10 +218,7 @@ def _check_weights(runs: Sequence[PlannedRun]) -> None:
             ) from error
 
 
-def run_command(argv: Sequence[str] | None = None) -> None:
-    """The command line of this module; exits."""
-    cli.run(CompareConfig, main, argv)
-
+run_command = partial(cli.run, CompareConfig, main, flags_from=partial(flags_from, CompareConfig))
 
 if __name__ == "__main__":
     run_command()

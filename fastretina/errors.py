@@ -59,7 +59,7 @@ class SampleError(FastretinaError):
     def __str__(self) -> str:
         return (
             f"{self.path}: sample {self.index} ({self.name}): {self.reason}. "
-            f"List all bad samples with: python tools/verify_beton.py {self.path}"
+            f"List all bad samples with: fastretina verify {self.path}"
         )
 
 

@@ -6,31 +6,19 @@ python -m fastretina.evaluate --checkpoint runs/x/best.safetensors --data data/t
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Literal
 
 from fastretina import cli
 from fastretina.errors import RunError, UsageError
 from fastretina.grading import grade_title
-from fastretina.loading.loader import Loader
-from fastretina.metrics.assessment import Assessment
-from fastretina.metrics.fusion import check_weight, fuse_eyes
-from fastretina.metrics.predictions import Scores, write_predictions
 from fastretina.metrics.table import TITLES
-from fastretina.models.checkpoint import open_grader
-from fastretina.models.heads import SMALLEST_PROBABILITY
-from fastretina.models.inference import check_views, run_model
-from fastretina.models.precision import AmpChoice, device_name
-from fastretina.packing.preprocessing import preparation_of
-from fastretina.report import plots
-from fastretina.report.assessment import lines
-from fastretina.system.files import write_bytes, write_json
-from fastretina.training.run_folder import RunFolder
-from fastretina.training.run_info import versions
+from fastretina.models.options import AmpChoice
+
+if TYPE_CHECKING:
+    from fastretina.metrics.predictions import Scores
 
 
 @dataclass(frozen=True)
@@ -51,6 +39,24 @@ class EvaluateConfig:
 
 def main(config: EvaluateConfig) -> int:
     """Grade a .beton file with a trained model and compare with its grades."""
+    # What imports torch, scipy and matplotlib comes now: --help is there before them.
+    import numpy as np
+
+    from fastretina.loading.loader import Loader
+    from fastretina.metrics.assessment import Assessment
+    from fastretina.metrics.fusion import check_weight, fuse_eyes
+    from fastretina.metrics.predictions import Scores, write_predictions
+    from fastretina.models.checkpoint import open_grader
+    from fastretina.models.heads import SMALLEST_PROBABILITY
+    from fastretina.models.inference import check_views, run_model
+    from fastretina.models.precision import device_name
+    from fastretina.packing.preprocessing import preparation_of
+    from fastretina.report import plots
+    from fastretina.report.assessment import lines
+    from fastretina.system.files import write_bytes, write_json
+    from fastretina.training.run_folder import RunFolder
+    from fastretina.training.run_info import versions
+
     check_views(config.tta)
     check_weight(config.fuse_eyes)
     if config.out is not None and RunFolder(config.out).config.exists():
@@ -127,10 +133,7 @@ def _table(scores: Scores, images: int, throughput: float) -> list[str]:
     return [*lines, f"{images:,} images, {throughput:,.0f} img/s"]
 
 
-def run_command(argv: Sequence[str] | None = None) -> None:
-    """The command line of this module; exits."""
-    cli.run(EvaluateConfig, main, argv)
-
+run_command = partial(cli.run, EvaluateConfig, main)
 
 if __name__ == "__main__":
     run_command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from fastretina import cli
 from fastretina.packing.config import PackConfig
@@ -19,10 +19,7 @@ def main(config: PackConfig) -> None:
     print(pack(config, progress=True))
 
 
-def run_command(argv: Sequence[str] | None = None) -> None:
-    """The command line of this module; exits."""
-    cli.run(PackConfig, main, argv)
-
+run_command = partial(cli.run, PackConfig, main)
 
 if __name__ == "__main__":
     run_command()

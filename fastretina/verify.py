@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +15,7 @@ from fastretina.beton.verify import verify_beton
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    """Check every sample of a .beton file: its checksum, and that it decodes to what the file says."""
+    """The file to check."""
 
     file: Annotated[Path, tyro.conf.Positional]
     """The .beton file, or a pattern in quotes for its shards, "data/train-*.beton"."""
@@ -33,10 +33,7 @@ def main(config: VerifyConfig) -> int:
     return 1 if report.bad else 0
 
 
-def run_command(argv: Sequence[str] | None = None) -> None:
-    """The command line of this module; exits."""
-    cli.run(VerifyConfig, main, argv)
-
+run_command = partial(cli.run, VerifyConfig, main)
 
 if __name__ == "__main__":
     run_command()

@@ -17,14 +17,15 @@ from typing import Any
 import torch
 
 from fastretina import train
-from fastretina.training import loop
+from fastretina.report.pictures import RunPictures
+from fastretina.training import build, loop
 from fastretina.training.progress import Tally
 
 RANK = int(os.environ.get("RANK", "0"))
 
 
 class Tiny(torch.nn.Sequential):
-    """A trunk that normalises, and a head. No bias before BatchNorm (ResNets have none): its gradient is rounding errors alone,
+    """A backbone that normalises, and a head. No bias before BatchNorm (ResNets have none): its gradient is rounding errors alone,
     which AdamW makes whole steps of."""
 
     def __init__(self, outputs: int) -> None:
@@ -49,8 +50,8 @@ def strike(step: int, loss: torch.Tensor) -> torch.Tensor:
 
 def patch() -> None:
     """Small network, no pictures at the end, steps noted."""
-    train.build_model = lambda arch, outputs, weights: Tiny(outputs)
-    train.RunPictures.finish = lambda pictures: None
+    build.build_model = lambda arch, outputs, weights: Tiny(outputs)
+    RunPictures.finish = lambda pictures: None
     torch.set_num_threads(1)
     log = Path(os.environ["FASTRETINA_STEPS"]) / str(RANK)
     add = loop.Tally.add

@@ -37,7 +37,7 @@ def open_beton(source: str | os.PathLike[str] | Beton, cache: Cache | None = Non
         return _open_one(path)
     paths = files_of(path)
     if not paths:
-        raise BetonError(f"{path}: no file matches. Make shards with tools/write_beton.py --shards N")
+        raise BetonError(f"{path}: no file matches. Make shards with fastretina pack --shards N")
     shards = open_all(paths, Beton)
     try:
         if len(shards) == 1 and "shard" not in shards[0].provenance:

@@ -72,7 +72,7 @@ def in_order(path: Path, shards: Sequence[Beton]) -> list[Beton]:
         names = ", ".join(shard_path(whole_path(first.path), number, of).name for number in missing[:3])
         raise BetonError(
             f"{path}: {len(missing)} of {of} shards missing: {names}{', ...' if len(missing) > 3 else ''}. "
-            f"Pack each with tools/write_beton.py --shard K/{of}"
+            f"Pack each with fastretina pack --shard K/{of}"
         )
     ordered = [found[number] for number in range(of)]
     for before, after in itertools.pairwise(ordered):
@@ -88,7 +88,7 @@ def _number(shard: Beton) -> tuple[int, int]:
             return number, of
     raise BetonError(
         f"{shard.path}: is no shard, so that its sample ids may be another file's, too. Give files of one packing "
-        "(tools/write_beton.py --shards N), or one file"
+        "(fastretina pack --shards N), or one file"
     )
 
 

@@ -154,7 +154,7 @@ def plan_residence(
     only = decoded_sizes(beton, resolution).only
     if only is None:
         if resident == "on":
-            raise LoaderError(f"{beton.path}: resident mode needs images of one size; pack them with tools/write_beton.py --size")
+            raise LoaderError(f"{beton.path}: resident mode needs images of one size; pack them with fastretina pack --size")
         return Residence(None, "streaming (images of several sizes)")
     in_ram = device.type == "cpu"
     where = "RAM" if in_ram else "device memory"

@@ -1,6 +1,6 @@
 """The two files that a run can be taken up from: best.safetensors to grade with, last.pt to go on training with.
 
-Both carry checksums. The save before the last is kept (last.prev.pt, best.prev.safetensors), and a damaged one falls back to it.
+Both carry checksums. The save before the last is kept (last.prev.pt, best.prev.safetensors), and a corrupt one falls back to it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from fastretina import __version__
 from fastretina.errors import CheckpointError
 from fastretina.grading import CLASSES
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
-from fastretina.models.heads import HEADS, Decision, Head, HeadName
-from fastretina.models.precision import AmpChoice, Precision, choose_device, choose_precision
-from fastretina.models.resnet import ARCHS, build_model
+from fastretina.models.backbones import BACKBONES
+from fastretina.models.heads import HEADS, Decision, Head
+from fastretina.models.options import AmpChoice, HeadName
+from fastretina.models.precision import Precision, choose_device, choose_precision
+from fastretina.models.resnet import build_model
 from fastretina.models.seal import UNSEALED, is_intact, seal
 from fastretina.models.weights import load_backbone
 from fastretina.packing.preprocessing import UNPREPARED, Preparation
@@ -79,14 +81,14 @@ def write_grader(path: Path, tensors: dict[str, Tensor], grader: Grader) -> None
 
 
 def read_grader(path: Path) -> Grader:
-    """Read a checkpoint's metadata alone, without its checksum. CheckpointError: missing, damaged or not fastretina's."""
+    """Read a checkpoint's metadata alone, without its checksum. CheckpointError: missing, corrupt or not fastretina's."""
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint")
     try:
         with safe_open(path, framework="pt") as file:
             stored = dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a safetensors file, or damaged: {error}") from error
+        raise CheckpointError(f"{path}: not a safetensors file, or corrupt: {error}") from error
     try:
         # Checkpoints from before a field was there mean its default.
         names = [field.name for field in fields(Grader) if field.name in stored or field.default is MISSING]
@@ -97,7 +99,7 @@ def read_grader(path: Path) -> Grader:
         values["classes"] = tuple(values.get("classes", CLASSES))
         grader = Grader(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
         numbers = (grader.num_classes, grader.resolution, grader.epoch)
-        if grader.arch not in ARCHS or not all(isinstance(number, int) and 0 < number < 100_000 for number in numbers):
+        if grader.arch not in BACKBONES or not all(isinstance(number, int) and 0 < number < 100_000 for number in numbers):
             raise ValueError(f"arch {grader.arch!r}, {numbers}")
         if "classes" in stored and (
             len(grader.classes) != grader.num_classes or not all(isinstance(n, str) for n in grader.classes)
@@ -134,7 +136,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(_sealed(path))
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: damaged: {error}") from error
+        raise CheckpointError(f"{path}: corrupt: {error}") from error
 
 
 def _sealed(path: Path) -> bytes:
@@ -145,9 +147,9 @@ def _sealed(path: Path) -> bytes:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     intact = is_intact(data)
     if intact is None:
-        raise CheckpointError(f"{path}: damaged, or not a checkpoint of fastretina: it holds no checksum")
+        raise CheckpointError(f"{path}: corrupt, or not a checkpoint of fastretina: it holds no checksum")
     if not intact:
-        raise CheckpointError(f"{path}: damaged: its checksum is wrong")
+        raise CheckpointError(f"{path}: corrupt: its checksum is wrong")
     return data
 
 

@@ -18,7 +18,8 @@ class GradCam(nn.Module):
     0.5 MiB an image; ResNet50: 2 MiB).
     """
 
-    def __init__(self, model: nn.Module, layer: str = "layer4") -> None:
+    def __init__(self, model: nn.Module, layer: str) -> None:
+        """layer: whose output is weighed, `backbones.Backbone.gradcam`."""
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self._maps: list[Tensor] = []
@@ -27,7 +28,7 @@ class GradCam(nn.Module):
 
     def _branch(self, module: nn.Module, inputs: object, output: Tensor) -> Tensor:
         self._maps.append(output.detach().requires_grad_())
-        return self._maps[-1]
+        return self._maps[-1].clone()  # which an activation may change in place, as DenseNet's does
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, outputs) of (B, 3, R, R) images; gradients are on inside, whatever they are outside."""

@@ -1,7 +1,7 @@
 """What the network's last layer means: its loss, and the probabilities of the grades.
 
 Three heads. `softmax` knows nothing of the order of the grades; `regression` predicts the grade as a number, which thresholds
-cut; `ordinal` predicts for each grade whether the disease is worse. Losses and answers use no synchronisation with the device.
+divide; `ordinal` predicts for each grade whether the disease is worse. Losses and answers use no synchronisation with the device.
 """
 
 from __future__ import annotations
@@ -10,17 +10,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid, nll_loss
 
 from fastretina.errors import UsageError
 from fastretina.metrics.thresholds import fit_thresholds
-
-HeadName = Literal["softmax", "regression", "ordinal"]
-ClassWeights = Literal["none", "sqrt", "balanced"]
+from fastretina.models.options import ClassWeights, HeadName
 
 SMALLEST_PROBABILITY = 1e-12
 DEFAULT_SCALE = 0.25  # of a regression without validation data: a standard deviation of half a grade
@@ -144,6 +141,11 @@ class Ordinal(Head):
         steps = torch.arange(self.outputs, device=outputs.device)
         reached = (outputs * (steps < grades[:, None])).sum(dim=1)
         return torch.where(grades == 0, -outputs[:, 0], reached)
+
+
+def head_layer(model: nn.Module) -> tuple[str, nn.Linear]:
+    """A network's last linear layer, which a head reads, and its name; all else is the backbone."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
 
 
 HEADS: dict[HeadName, type[Head]] = {"softmax": Softmax, "regression": Regression, "ordinal": Ordinal}

@@ -7,14 +7,12 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from fastretina.errors import UsageError
-
-AmpDtype = Literal["auto", "bfloat16", "float16"]
+from fastretina.models.options import AmpDtype
 
 TRIAL_IMAGES, TRIAL_SIDE, TRIAL_ROUNDS = 8, 128, 3  # at most: a second or two for ResNet18 on one core with AVX-512
 
@@ -143,6 +141,3 @@ def device_name(device: torch.device) -> str:
     found = query().get("cpu_name") if query is not None else None
     threads = torch.get_num_threads()
     return f"{found or platform.processor() or platform.machine()}, {threads} thread{'s' if threads != 1 else ''}"
-
-
-AmpChoice = Literal["auto", "on", "off"]

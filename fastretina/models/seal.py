@@ -15,24 +15,24 @@ _SEAL = re.compile(rb'"crc32":"([0-9a-f]{8})"')  # quotes inside other values ar
 
 def seal(data: bytes) -> bytes:
     """The file `data`, whose metadata holds UNSEALED, with its checksum filled in."""
-    place = _place(data)
-    assert place is not None
-    start, end = place
+    span = _span(data)
+    assert span is not None
+    start, end = span
     return data[:start] + f"{zlib.crc32(data):08x}".encode() + data[end:]
 
 
 def is_intact(data: bytes) -> bool | None:
     """Whether `data` is as it was sealed; None where it holds no checksum. 20 ms for ResNet18's 45 MB."""
-    place = _place(data)
-    if place is None:
+    span = _span(data)
+    if span is None:
         return None
-    start, end = place
+    start, end = span
     view = memoryview(data)
     crc = zlib.crc32(view[end:], zlib.crc32(_ZEROS.encode(), zlib.crc32(view[:start])))
     return f"{crc:08x}".encode() == data[start:end]
 
 
-def _place(data: bytes) -> tuple[int, int] | None:
+def _span(data: bytes) -> tuple[int, int] | None:
     """Where the checksum's digits are, within the header."""
     found = _SEAL.search(data, 8, min(len(data), 8 + int.from_bytes(data[:8], "little")))
     return found.span(1) if found else None

@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fastretina.errors import CheckpointError, UsageError
+from fastretina.models.heads import head_layer
 from fastretina.models.seal import is_intact
 
-HEAD = ("fc.weight", "fc.bias")
 # torchvision's names end in the first 8 or more digits of the file's sha256. All decimal is taken for a date, not a digest.
 DIGEST = re.compile(r"-(?!\d+\.)([0-9a-f]{8,64})\.(?:pth|pt|safetensors)$")
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
@@ -29,8 +29,9 @@ DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
 def load_backbone(model: nn.Module, state: dict[str, Tensor], source: Path) -> None:
     """Copy `state` into `model`; a head of another size stays out. CheckpointError where other keys or shapes differ."""
     own = model.state_dict()
-    if HEAD[0] in state and state[HEAD[0]].shape != own[HEAD[0]].shape:
-        state = {**state, **{key: own[key] for key in HEAD}}
+    name, head = head_layer(model)
+    if (theirs := state.get(f"{name}.weight")) is not None and theirs.shape != head.weight.shape:
+        state = {**state, **{key: value for key, value in own.items() if key.startswith(f"{name}.")}}
     # Old torchvision files lack this counter, which only a BatchNorm without momentum would read.
     state = {**{key: value for key, value in own.items() if key.endswith("num_batches_tracked")}, **state}
     missing, foreign = own.keys() - state.keys(), state.keys() - own.keys()
@@ -52,7 +53,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a .safetensors, .pth or .pt file of named tensors; runs no code from it. Checked by the digest in its
     name and by its seal, if it has them.
 
-    Raises CheckpointError naming the file: missing, damaged, other bytes than its name promises, or not a dictionary of tensors.
+    Raises CheckpointError naming the file: missing, corrupt, other bytes than its name promises, or not a dictionary of tensors.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such weights file")
@@ -69,10 +70,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         try:
             data = path.read_bytes()
             if is_intact(data) is False:
-                raise CheckpointError(f"{path}: damaged: its checksum is wrong")
+                raise CheckpointError(f"{path}: corrupt: its checksum is wrong")
             return safetensors.torch.load(data)
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: not a safetensors file, or damaged: {error}") from error
+            raise CheckpointError(f"{path}: not a safetensors file, or corrupt: {error}") from error
     state = load_safely(path)
     if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         raise CheckpointError(
@@ -88,9 +89,9 @@ def load_safely(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks on foreign pickles before it refuses them; the error says it
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes make torch raise anything: struct.error, IndexError, UnpicklingError, RuntimeError
+    except Exception as error:  # corrupt bytes make torch raise anything: struct.error, IndexError, UnpicklingError, RuntimeError
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: damaged, or not a file that can be read safely: {reason}") from error
+        raise CheckpointError(f"{path}: corrupt, or not a file that can be read safely: {reason}") from error
 
 
 def refuse_inflating(path: Path) -> None:
@@ -107,10 +108,10 @@ def refuse_inflating(path: Path) -> None:
         if not stored or size > path.stat().st_size:
             raise CheckpointError(f"{path}: not of torch.save: compressed or overlapping parts, which unpack to {size:,} bytes")
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: damaged, or not a file that can be read safely: {error}") from error
+        raise CheckpointError(f"{path}: corrupt, or not a file that can be read safely: {error}") from error
 
 
-def _weights_file(arch: str, weights: str | Path) -> Path:
+def weights_file(arch: str, weights: str | Path) -> Path:
     path = Path(weights)
     if path.suffix in {".pth", ".pt", ".safetensors"} or path.exists():
         return path

@@ -91,8 +91,8 @@ class OverlayFolder:
 class Explainer:
     """Writes an overlay of each graded image. Its `model` is the one to grade with."""
 
-    def __init__(self, model: nn.Module, folder: OverlayFolder, workers: int) -> None:
-        self.model = GradCam(model)
+    def __init__(self, model: nn.Module, layer: str, folder: OverlayFolder, workers: int) -> None:
+        self.model = GradCam(model, layer)
         self._folder, self._workers = folder, workers
 
     def write(self, paths: Sequence[Path], images: Tensor, answers: Sequence[str], target: Target) -> None:

@@ -12,37 +12,14 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from tyro.constructors import PrimitiveConstructorSpec
 
+from fastretina.training.config import CompileSetting
 from fastretina.training.distributed import without_sum
-
-CompileSetting = Literal["auto", "off", "default", "max-autotune-no-cudagraphs", "reduce-overhead"]
-
-
-def _setting(words: list[str]) -> CompileSetting:
-    """What the words after `--compile` ask for."""
-    setting = words[0] if words else "auto"
-    if setting not in get_args(CompileSetting):
-        raise ValueError(f"{setting!r} is none of {', '.join(get_args(CompileSetting))}")
-    return cast(CompileSetting, setting)
-
-
-# On a command line the word may be left out.
-CompileFlag = Annotated[
-    CompileSetting,
-    PrimitiveConstructorSpec(
-        nargs=(0, 1),
-        metavar=f"[{{{','.join(get_args(CompileSetting))}}}]",
-        instance_from_str=_setting,
-        is_instance=lambda value: value in get_args(CompileSetting),
-        str_from_instance=lambda value: [value],
-    ),
-]
 
 CAPABILITY = (7, 0)  # Triton, which torch.compile writes its kernels in, needs a GPU of that generation
 # Estimates, all on the side of not compiling; benchmarks/headline.py measures what they stand for.

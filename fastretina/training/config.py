@@ -1,24 +1,31 @@
-"""The settings of a training run. The command line is derived from them; the comments are its help."""
+"""The settings of a training run. The command line is derived from them; the comments are its help.
+
+Imports no torch: --help should not wait for it.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, cast, get_args
+
+from tyro.conf import arg
+from tyro.constructors import PrimitiveConstructorSpec
 
 from fastretina.beton.paths import as_path, files_of
 from fastretina.errors import UsageError
 from fastretina.loading.augment import Augment
 from fastretina.metrics.table import SelectionMetric
-from fastretina.models.heads import ClassWeights, HeadName
-from fastretina.models.precision import AmpDtype
-from fastretina.models.resnet import ArchName
-from fastretina.training.compile import CompileFlag
-from fastretina.training.optim import OptimizerName, ScheduleName
+from fastretina.models.backbones import ArchName
+from fastretina.models.options import AmpDtype, ClassWeights, HeadName
 from fastretina.training.split import SplitBy
-from fastretina.training.tensorboard import require_tensorboard
 
 REFERENCE_BATCH = 256  # what --lr is meant for with --scale-lr
+OptimizerName = Literal["adamw", "sgd"]
+ScheduleName = Literal["cosine", "two-phase", "onecycle", "constant"]
+CompileSetting = Literal["auto", "off", "default", "max-autotune-no-cudagraphs", "reduce-overhead"]
 AugmentName = Literal["off", "flips", "on", "full"]
 AUGMENTATIONS: dict[AugmentName, Augment] = {
     "off": Augment.none(),
@@ -26,6 +33,27 @@ AUGMENTATIONS: dict[AugmentName, Augment] = {
     "on": Augment(),
     "full": Augment.full(),
 }
+
+
+def _compile_setting(words: list[str]) -> CompileSetting:
+    """What the words after `--compile` ask for."""
+    setting = words[0] if words else "auto"
+    if setting not in get_args(CompileSetting):
+        raise ValueError(f"{setting!r} is none of {', '.join(get_args(CompileSetting))}")
+    return cast(CompileSetting, setting)
+
+
+# On a command line the word may be left out.
+CompileFlag = Annotated[
+    CompileSetting,
+    PrimitiveConstructorSpec(
+        nargs=(0, 1),
+        metavar=f"[{{{','.join(get_args(CompileSetting))}}}]",
+        instance_from_str=_compile_setting,
+        is_instance=lambda value: value in get_args(CompileSetting),
+        str_from_instance=lambda value: [value],
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -41,36 +69,41 @@ class Recipe:
     epochs: int = 10  # passes over the training set
     patience: int | None = None  # stop after so many epochs without a better one; none: never
     batch_size: int = 32  # images a step, over all ranks
-    accumulate: int = 1  # micro-batches that a step is computed in, one after the other: less memory for the same step
-    resolution: int = 512  # side of the square that the network sees, px
+    # micro-batches that a step is computed in, one after the other: less memory for the same step
+    accumulate: Annotated[int, arg(aliases=["--grad-accum-steps"])] = 1
+    resolution: Annotated[int, arg(aliases=["--img-size"])] = 512  # side of the square that the network sees, px
     grow_from: int | None = None  # px; the first half of the epochs see squares of this side, which takes less time
     lr: float = 1e-3  # highest learning rate
     scale_lr: bool = False  # multiply --lr by --batch-size / 256, the linear scaling rule
-    backbone_lr: float = 1.0  # factor on --lr for all layers but the last
+    backbone_lr: Annotated[float, arg(aliases=["--trunk-lr"])] = 1.0  # factor on --lr for all layers but the last
     freeze_epochs: int = 0  # so many epochs train the last layer alone; needs --weights
     optimizer: OptimizerName = "adamw"
     weight_decay: float = 0.01  # of weights of convolutions and linear layers; norms and biases have none
-    clip_norm: float | None = None  # largest norm of all gradients together
-    ema: float = 0.0  # decay of the exponential average of the weights that is evaluated and kept; 0: the weights themselves
+    clip_norm: Annotated[float | None, arg(aliases=["--clip-grad"])] = None  # largest norm of all gradients together
+    # decay of the exponential average of the weights that is evaluated and kept; 0: the weights themselves
+    ema: Annotated[float, arg(aliases=["--model-ema-decay"])] = 0.0
     schedule: ScheduleName = "cosine"  # two-phase: --lr for half of the epochs, then a tenth of it from the best weights so far
-    head: HeadName = "softmax"  # regression: the grade as a number, cut by thresholds fitted on validation data; ordinal: CORN
+    head: HeadName = "softmax"  # regression: the grade as a number, divided by thresholds fitted on validation data; ordinal: CORN
     # shuffle, or shards (a few files at a time): each image once an epoch; grades by the root of their number, or equally often
     sampling: Literal["shuffle", "shards", "sqrt", "balanced"] = "shuffle"
     class_weights: ClassWeights = "none"  # on the loss of each image, by the number of its grade
     logit_adjustment: float = 0.0  # times the logarithm of each grade's share, on the logits while training; 1 favours none
     label_smoothing: float = 0.0  # share of the target that is spread over all grades, 0-1
     augment: AugmentName = "on"  # on: any rotation, and flips; full: also zoom, shift, brightness, contrast and saturation
-    seed: int = 0  # of weights, order and augmentation
+    seed: int = 0  # of weights, sampler and augmentation
     amp: bool = False  # bfloat16 or float16 where the hardware has it
     amp_dtype: AmpDtype = "auto"  # with --amp; float16 scales its gradients, and is for CUDA
-    tensorboard: bool = False  # also write the epochs' figures for TensorBoard; needs the extra of that name
+    tensorboard: bool = False  # also write the epochs' metrics for TensorBoard; needs the extra of that name
     compile: CompileFlag = "off"  # torch.compile the training step; auto, or no word: where it pays; or in the mode named
     profile: int = 0  # record so many training steps, after ten others: a timeline and a table in the run folder
-    sync_batchnorm: bool = False  # under torchrun: BatchNorm's statistics over all ranks' images instead of each rank's own
+    # under torchrun: BatchNorm's statistics over all ranks' images instead of each rank's own
+    sync_batchnorm: Annotated[bool, arg(aliases=["--sync-bn"])] = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     decode: Literal["auto", "cpu", "gpu"] = "auto"  # where JPEGs are decoded
     resident: Literal["auto", "on", "off"] = "auto"  # keep the decoded data set in memory
     workers: int | None = None  # decoding threads of each rank; none: as many as suit this machine
+    # a run's config.json, whose settings stand for the flags that are not given: --out too, so that the run itself goes on
+    config: Path | None = None
 
     @property
     def learning_rate(self) -> float:
@@ -80,18 +113,48 @@ class Recipe:
 
 @dataclass(frozen=True)
 class TrainConfig(Recipe):
-    """Train a ResNet to grade fundus photographs; the run folder gets weights, figures, plots and report.html."""
+    """Train a network to grade fundus photographs; the run folder gets weights, metrics, plots and report.html."""
 
     arch: ArchName = "resnet18"
     weights: str | None = None  # file (.pth, .safetensors) or torchvision's name (IMAGENET1K_V1); none: from scratch
-    out: Path | None = None  # run folder; none: runs/<arch>-<resolution>px-seed<seed>
+    out: Annotated[Path | None, arg(aliases=["--output"])] = None  # run folder; none: runs/<arch>-<resolution>px-seed<seed>
     resume: str = "auto"  # auto: go on with the run in --out, if any; never; or a run's last.pt
     stop_after_steps: int | None = None  # save and exit after so many steps of this call
 
 
+# Settings that a resumed run may change: none of them has a part in what a step computes.
+FREE_SETTINGS = frozenset({"epochs", "patience", "out", "resume", "stop_after_steps", "profile", "tensorboard", "workers"})
+RENAMED = {"trunk_lr": "backbone_lr"}  # settings of older runs, and what they are called now
+
+
 def as_settings(config: Recipe) -> dict[str, Any]:
-    """The settings as config.json holds them: plain values, paths as text."""
-    return {key: str(as_path(value)) if isinstance(value, Path) else value for key, value in asdict(config).items()}
+    """The settings as config.json holds them: plain values, paths as text; not the file that they came from."""
+    found = {key: str(as_path(value)) if isinstance(value, Path) else value for key, value in asdict(config).items()}
+    del found["config"]
+    return found
+
+
+def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings out of a config.json or last.pt, by the names of now."""
+    return {RENAMED.get(key, key): value for key, value in settings.items()}
+
+
+def flags_from(kind: type[Recipe], path: Path) -> list[str]:
+    """The flags of `kind` that a config.json stands for. UsageError where it cannot be read or holds something else."""
+    try:
+        settings = renamed(json.loads(path.read_text()))
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(f"--config {path}: cannot be read as a run's config.json: {error}") from error
+    known = as_settings(kind())
+    flags: list[str] = []
+    for name, value in settings.items():
+        if name not in known:
+            raise UsageError(f"--config {path}: {name}: no setting of this command")
+        if isinstance(value, bool) != isinstance(known[name], bool):
+            raise UsageError(f"--config {path}: {name}: cannot be {json.dumps(value)}")
+        flag = name.replace("_", "-")
+        flags.append(f"--{flag}={value}" if not isinstance(value, bool) else f"--{flag}" if value else f"--no-{flag}")
+    return flags
 
 
 def check(config: TrainConfig) -> None:
@@ -124,6 +187,8 @@ def check(config: TrainConfig) -> None:
             f"--freeze-epochs {config.freeze_epochs}: 0 or more, and only with --weights: random layers hold nothing to keep"
         )
     if config.tensorboard:
+        from fastretina.training.tensorboard import require_tensorboard
+
         require_tensorboard()
     _check_data(config)
 
@@ -133,8 +198,8 @@ def _check_data(config: TrainConfig) -> None:
         path = getattr(config, name)
         if not files_of(path):
             raise UsageError(
-                f"{path}: no such file. Make it from a folder of JPEGs and its CSVs:  python tools/write_beton.py --root DIR "
-                f"--split {name} --out {path}   or, for a sample data set and a run on it:  make demo"
+                f"{path}: no such file. Make it from a folder of JPEGs and its CSVs:  "
+                f"fastretina pack --root DIR --split {name} --out {path}"
             )
     if config.val is None:
         return

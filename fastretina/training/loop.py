@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -38,14 +38,14 @@ SMALLEST_SCALE = 1.0
 READ_EVERY = 25  # steps between two looks at the losses on CUDA, at those of the 25 before; on a CPU looking is free
 
 
-class Callbacks(Protocol):
-    """What `fit` does not do itself: record things. `fastretina.train` writes them to the run folder, on rank 0."""
+class Callbacks:
+    """What `fit` does not do itself: record things. On rank 0 `recorder.Recorder` does, these on the others do nothing."""
 
     def save(self) -> None:
         """Save the state of the run, in mid-epoch."""
 
     def end_epoch(self, improved: bool) -> None:
-        """An epoch is over and noted; `improved`: the model is the best so far. Save the state, show the figures."""
+        """An epoch is over and noted; `improved`: the model is the best so far. Save the state, show the metrics."""
 
     def load_best(self) -> None:
         """Load the best weights so far into the model."""
@@ -158,8 +158,8 @@ def fit(training: Training, callbacks: Callbacks) -> bool:
                         if time_to_read:
                             tally.read(at.epoch, world, late=read_every > 1 and at.batch < len(loader))
                             _check_scale(training, batch.ids)
-                            rate = tally.noted(world) / max(1e-9, tally.seconds)
-                            bar.set_postfix_str(f"loss {tally.loss:.3f}, {rate:.0f} img/s", refresh=False)
+                            throughput = tally.noted(world) / max(1e-9, tally.seconds)
+                            bar.set_postfix_str(f"loss {tally.loss:.3f}, {throughput:.0f} img/s", refresh=False)
                         pace.step()
                         tally.seconds += time.perf_counter() - started
                         training.profiler.step()

@@ -5,17 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
-from fastretina.models.resnet import head_layer
-
-ScheduleName = Literal["cosine", "two-phase", "onecycle", "constant"]
-OptimizerName = Literal["adamw", "sgd"]
+from fastretina.models.heads import head_layer
+from fastretina.training.config import OptimizerName, ScheduleName
 
 DECAYED_MODULES = (nn.Conv2d, nn.Linear)
 WARMUP_SHARE = 0.05  # of all steps, and one epoch at most: the cosine's climb from 1 % of the rate
@@ -26,10 +24,10 @@ SECOND_PHASE_FACTOR = 0.1
 
 
 def parameter_groups(model: nn.Module, lr: float, weight_decay: float, backbone_lr: float = 1.0) -> list[dict[str, Any]]:
-    """Groups by module type and place: weights of convolutions and linear layers decay; biases and everything of norms do not.
+    """Groups by module type and layer: weights of convolutions and linear layers decay; biases and everything of norms do not.
     The last layer learns at `lr`, the backbone at `backbone_lr` times that: a pretrained backbone needs less than a new head."""
     decayed = {id(module.weight) for module in model.modules() if isinstance(module, DECAYED_MODULES)}
-    head = {id(parameter) for parameter in head_layer(model).parameters()}
+    head = {id(parameter) for parameter in head_layer(model)[1].parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         rate = lr if id(parameter) in head else lr * backbone_lr
@@ -100,8 +98,8 @@ def rate_factor(schedule: ScheduleName, epochs: int, steps_per_epoch: int) -> Ca
     if schedule == "onecycle":
         return lambda step: _onecycle(step, total)
     if schedule == "two-phase":
-        turn = second_phase_epoch(schedule, epochs)
-        last = total if turn is None else turn * steps_per_epoch
+        second = second_phase_epoch(schedule, epochs)
+        last = total if second is None else second * steps_per_epoch
         return lambda step: 1.0 if step < last else SECOND_PHASE_FACTOR
     return lambda step: 1.0
 

@@ -1,4 +1,4 @@
-"""Where a run stands: its epochs' figures, the best of them, and what is done of the current epoch. All of it goes into last.pt."""
+"""Where a run stands: its epochs' metrics, the best of them, and what is done of the current epoch. All of it goes into last.pt."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ class Tally:
             self._predicted, self._labels = ([part[column] for part in parts] for column in (0, 1))
 
     def scores(self, num_classes: int) -> Scores:
-        """Loss and figures of the pass so far; everything added must have been read, and gathered."""
+        """Loss and metrics of the pass so far; everything added must have been read, and gathered."""
         return Scores(self.loss, grade_metrics(torch.cat(self._predicted), torch.cat(self._labels), num_classes))
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from fastretina.metrics.predictions import Predictions, write_predictions
 from fastretina.models.checkpoint import Grader, read_tensors, save_grader
 from fastretina.models.weights import load_backbone
 from fastretina.system.files import write_csv, write_json
-from fastretina.training.loop import Training
+from fastretina.training.loop import Callbacks, Training
 from fastretina.training.progress import EpochRecord, Progress
 from fastretina.training.run_folder import RunFolder
 from fastretina.training.run_info import RunInfo
@@ -21,25 +21,13 @@ from fastretina.training.state import keep_best_twice, promote_best, save_state,
 from fastretina.training.summary import metrics_summary
 
 
-class NoCallbacks:
-    """The callbacks of all ranks but the main one: they record nothing."""
-
-    def save(self) -> None: ...
-
-    def end_epoch(self, improved: bool) -> None: ...
-
-    def load_best(self) -> None: ...
-
-    def first_batch(self, images: Tensor, labels: Tensor) -> None: ...
-
-
-class Recorder:
+class Recorder(Callbacks):
     """Writes the run folder's state, checkpoints and tables as `loop.fit` goes; what is drawn of them is for others."""
 
     def __init__(
         self,
         run: RunFolder,
-        facts: RunInfo,
+        info: RunInfo,
         training: Training,
         grader: Callable[[Progress], Grader],
         first_batch: Callable[[Tensor, Tensor], None],
@@ -47,12 +35,11 @@ class Recorder:
     ) -> None:
         """first_batch: gets (B, 3, R, R) images and (B,) grades of the run's first step. after_epoch: get each epoch's record when
         it is on disk."""
-        self.run, self.facts, self.training = run, facts, training
-        self.grader = grader
+        self.run, self.info, self.training, self.grader = run, info, training, grader
         self._first_batch, self._after_epoch = first_batch, after_epoch
 
     def save(self) -> None:
-        """Write last.pt, and keep the one before it. RunError where the weights are spoilt: nothing is written."""
+        """Write last.pt, and keep the one before it. RunError where the weights contain NaN or Inf: nothing is written."""
         self._save()
         keep_best_twice(self.run, self.training.progress.best_epoch)
 
@@ -61,11 +48,11 @@ class Recorder:
         models = [training.model] if training.average is None else [training.model, training.average]
         if not all(bool(torch.isfinite(value).all()) for model in models for value in model.state_dict().values()):
             raise RunError(
-                f"the weights are no longer finite after step {training.progress.step}: not saved, {self.run.last} stays as it was."
+                f"the weights contain NaN or Inf after step {training.progress.step}: not saved, {self.run.last} stays as it was."
                 " Lower --lr, leave --amp away, or look at the samples of that step"
             )
         state = {
-            "settings": dict(self.facts.settings),
+            "settings": dict(self.info.settings),
             "progress": training.progress.state_dict(),
             "model": training.model.state_dict(),
             "average": None if training.average is None else training.average.state_dict(),
@@ -105,10 +92,10 @@ class Recorder:
     def _write_tables(self, predictions: bool) -> None:
         progress = self.training.progress
         if predictions and progress.best_test is not None:
-            self.write_predictions(progress.best_test)
+            self._write_predictions(progress.best_test)
         rows = [entry.row() for entry in progress.history]
         write_csv(self.run.results, list(rows[0]), [list(row.values()) for row in rows])
-        write_json(self.run.metrics, metrics_summary(self.facts, progress, self.training.is_over))
+        write_json(self.run.metrics, metrics_summary(self.info, progress, self.training.is_over))
 
     def load_best(self) -> None:
         """Load best.safetensors into the model; an average of the weights begins anew from it."""
@@ -116,14 +103,14 @@ class Recorder:
         if self.training.average is not None:
             self.training.average.restart(self.training.model)
 
-    def write_predictions(self, answers: Predictions) -> None:
-        """Write predictions.csv of the test set."""
-        assert self.facts.test_set is not None  # a run that goes on has its test set open
-        names = self.facts.test_set.names_of(answers.ids.numpy())
+    def _write_predictions(self, answers: Predictions) -> None:
+        beton = self.info.test_set
+        assert beton is not None  # every run has one
+        names = beton.names_of(answers.ids.numpy())
         probabilities = answers.log_probabilities.exp().numpy().astype(np.float32)
         write_predictions(self.run.predictions, answers.ids.numpy(), names, answers.labels.numpy(), probabilities)
 
     def finish(self) -> None:
         """Write metrics.json as the run ends; where no epoch is done there is nothing to write."""
         if self.training.progress.history:
-            write_json(self.run.metrics, metrics_summary(self.facts, self.training.progress, self.training.is_over))
+            write_json(self.run.metrics, metrics_summary(self.info, self.training.progress, self.training.is_over))

@@ -29,7 +29,7 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.best = self.path / "best.safetensors"
         self.last = self.path / "last.pt"
-        # The save before that, for the day when last.pt is damaged; and the best checkpoint that it speaks of, if only as a copy.
+        # The save before that, for the day when last.pt is corrupt; and the best checkpoint that it speaks of, if only as a copy.
         self.previous = self.path / "last.prev.pt"
         self.previous_best = self.path / "best.prev.safetensors"
 

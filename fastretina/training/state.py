@@ -16,6 +16,7 @@ from fastretina.errors import CheckpointError, RunError
 from fastretina.models.checkpoint import _sealed, read_grader
 from fastretina.models.weights import load_safely, refuse_inflating
 from fastretina.system.files import sync_folder, unfinished, write_atomically, write_bytes
+from fastretina.training.config import FREE_SETTINGS, renamed
 from fastretina.training.loop import Training
 from fastretina.training.run_folder import RunFolder
 
@@ -38,11 +39,11 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         # torch.save notes a crc32 of each tensor, torch.load does not look at it: 0.1 s for ResNet18's 134 MB.
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+            corrupt = archive.testzip()
     except (zipfile.BadZipFile, OSError, EOFError, zlib.error, NotImplementedError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged, or not a training state (last.pt): {error}") from error
-    if damaged is not None:
-        raise CheckpointError(f"{path}: damaged: the checksum of {damaged} is wrong")
+        raise CheckpointError(f"{path}: corrupt, or not a training state (last.pt): {error}") from error
+    if corrupt is not None:
+        raise CheckpointError(f"{path}: corrupt: the checksum of {corrupt} is wrong")
     state = load_safely(path)
     if not isinstance(state, dict) or "progress" not in state:
         raise CheckpointError(f"{path}: not a training state of fastretina; give a run's last.pt to --resume")
@@ -73,7 +74,7 @@ def find_best(run: RunFolder, best_epoch: int | None) -> Path | None:
         except CheckpointError:
             continue
     raise CheckpointError(
-        f"{run.best}: missing, damaged or not of epoch {best_epoch}, which the training state beside it calls the best; "
+        f"{run.best}: missing, corrupt or not of epoch {best_epoch}, which the training state beside it calls the best; "
         "start anew in another --out"
     )
 
@@ -115,9 +116,9 @@ def settle(run: RunFolder, best: Path | None, fell_back: bool) -> None:
 
 
 def keep_best_twice(run: RunFolder, best_epoch: int | None) -> None:
-    """Where both states speak of the same best checkpoint, let there be two of it, for the day when one is damaged.
+    """Where both states speak of the same best checkpoint, let there be two of it, for the day when one is corrupt.
 
-    CheckpointError where it is damaged by now.
+    CheckpointError where it is corrupt by now.
     """
     try:
         if read_grader(run.previous_best).epoch == best_epoch:
@@ -136,15 +137,11 @@ def promote_best(run: RunFolder) -> None:
     sync_folder(run.path)
 
 
-# Settings that a resumed run may change: none of them has a part in what a step computes.
-FREE_SETTINGS = frozenset({"epochs", "patience", "out", "resume", "stop_after_steps", "profile", "tensorboard", "workers"})
-
-
 def resume_state(run: RunFolder, resume: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """The training state to go on from, or None to begin. The folder must be locked.
 
     resume: `auto` (the folder's last.pt, if any), `never`, or a last.pt (or its folder), whose best checkpoint comes along.
-    Where last.pt is damaged, the save before it counts, and a line on standard error says so.
+    Where last.pt is corrupt, the save before it counts, and a line on standard error says so.
     RunError where the folder is taken, or where `settings` differ from those of the state in more than FREE_SETTINGS.
     """
     if run.holds_comparison():
@@ -166,7 +163,7 @@ def resume_state(run: RunFolder, resume: str, settings: Mapping[str, Any]) -> di
     if not _has_state(source):
         return None
     state, best, problem = latest_state(source)
-    stored = state["settings"]
+    stored = renamed(state["settings"])
     differing = sorted(key for key in {*settings, *stored} - FREE_SETTINGS if settings.get(key) != stored.get(key))
     if differing:
         shown = ", ".join(f"{key} was {stored.get(key)}, now {settings.get(key)}" for key in differing)

@@ -1,4 +1,4 @@
-"""The epochs' figures for TensorBoard, beside results.csv, which is always written. Needs the `tensorboard` extra.
+"""The epochs' metrics for TensorBoard, beside results.csv, which is always written. Needs the `tensorboard` extra.
 
 python -m fastretina.train --tensorboard ... ; tensorboard --logdir runs
 """
@@ -6,8 +6,6 @@ python -m fastretina.train --tensorboard ... ; tensorboard --logdir runs
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from fastretina.errors import UsageError
 from fastretina.training.progress import EpochRecord
@@ -23,7 +21,7 @@ def require_tensorboard() -> None:
     except ImportError as error:
         raise UsageError(
             f"--tensorboard: {error}; install it with  pip install 'fastretina[tensorboard]'  or leave --tensorboard away: "
-            "results.csv holds the same figures"
+            "results.csv holds the same metrics"
         ) from error
 
 
@@ -41,28 +39,22 @@ class Tracker:
         self._writer = SummaryWriter(str(folder / SUBFOLDER), purge_step=first_epoch)
 
     def epoch(self, record: EpochRecord) -> None:
-        """Write the row of results.csv that belongs to a finished epoch; undefined figures are left out.
+        """Write the row of results.csv that belongs to a finished epoch; undefined metrics are left out.
 
-        Figures of a data set are named `loss/train`, `qwk/test`, ..., so that TensorBoard draws the sets of a figure together; the
+        Metrics of a data set are named `loss/train`, `qwk/test`, ..., so that TensorBoard draws the sets of a metric together; the
         others `run/lr`, `run/images_per_second`, ...
         """
         for column, value in record.row().items():
             if value is not None and column != "epoch":
                 self._writer.add_scalar(tag(column), value, record.epoch)
-        self._writer.flush()  # an epoch's figures are on disk before the next one begins
+        self._writer.flush()  # an epoch's metrics are on disk before the next one begins
 
     def close(self) -> None:
         """Write what is left, and end the writer's thread."""
         self._writer.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
 
 def tag(column: str) -> str:
     """TensorBoard's name of a column of results.csv: `test_qwk` is `qwk/test`, `lr` is `run/lr`."""
-    name, _, figure = column.partition("_")
-    return f"{figure}/{name}" if name in SETS and figure != "seconds" else f"run/{column}"
+    name, _, metric = column.partition("_")
+    return f"{metric}/{name}" if name in SETS and metric != "seconds" else f"run/{column}"

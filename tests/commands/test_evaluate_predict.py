@@ -17,6 +17,7 @@ from fastretina import evaluate, predict, train
 from fastretina.errors import CheckpointError, RunError, UsageError
 from fastretina.evaluate import EvaluateConfig
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
+from fastretina.models import photographs
 from fastretina.models.checkpoint import Grader, save_grader
 from fastretina.models.heads import Softmax
 from fastretina.models.inference import view_outputs
@@ -193,7 +194,7 @@ def test_photographs_of_other_sizes_and_kinds_are_letterboxed_upright(tmp_path):
     wide = np.zeros((40, 80, 3), np.uint8)
     wide[:, :40] = [250, 0, 0]
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    pixels = predict.prepare(tmp_path / "wide.png", 64)
+    pixels = photographs.prepare(tmp_path / "wide.png", 64)
     assert pixels.shape == (64, 64, 3)
     assert not pixels[:15].any()
     assert not pixels[-15:].any()
@@ -202,7 +203,7 @@ def test_photographs_of_other_sizes_and_kinds_are_letterboxed_upright(tmp_path):
     exif = turned.getexif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
     turned.save(tmp_path / "turned.png", exif=exif)
-    assert (predict.prepare(tmp_path / "turned.png", 64)[:28, 20:44] == [250, 0, 0]).all()
+    assert (photographs.prepare(tmp_path / "turned.png", 64)[:28, 20:44] == [250, 0, 0]).all()
 
 
 def test_without_csv_the_table_goes_to_standard_output(run, tiny_betons, capfd):
@@ -226,10 +227,10 @@ def test_only_a_bounded_number_of_images_is_in_memory(monkeypatch, tmp_path):
             most[0] = max(most[0], alive[0])
         return np.zeros((1, 1, 3), np.uint8)
 
-    monkeypatch.setattr(predict, "prepare", counted)
+    monkeypatch.setattr(photographs, "prepare", counted)
     files = (Path(str(number)) for number in range(1000))
     seen = 0
-    for _ in predict._prepared(files, 8, workers=2, ahead=12, tally=predict.Tally()):
+    for _ in photographs.prepared(files, 8, workers=2, ahead=12, tally=photographs.Tally()):
         seen += 1
         with lock:
             alive[0] -= 1

@@ -20,7 +20,9 @@ import torch
 
 from fastretina import train
 from fastretina.loading.loader import Loader
-from fastretina.training import loop
+from fastretina.report.pictures import RunPictures
+from fastretina.training import build, loop
+from fastretina.training.recorder import Recorder
 
 OPERATIONS = ("fsync", "replace", "link", "unlink")
 
@@ -56,9 +58,9 @@ def die_before(number: int | None, done: list[int]) -> None:
 
 def run(job: dict[str, Any], done: list[int]) -> None:
     """What the child does instead of `python -m fastretina.train`."""
-    train.RunPictures.finish = lambda pictures: None  # pictures and report take seconds and are made from what is saved
+    RunPictures.finish = lambda pictures: None  # pictures and report take seconds and are made from what is saved
     if job.get("tiny"):
-        train.build_model = lambda *_: Tiny()
+        build.build_model = lambda *_: Tiny()
     if job.get("ids"):
         log = os.open(job["ids"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         add = loop.Tally.add
@@ -71,14 +73,14 @@ def run(job: dict[str, Any], done: list[int]) -> None:
 
         loop.Tally.add = noting
     if job.get("limit") is not None:
-        end_epoch = train.Recorder.end_epoch
+        end_epoch = Recorder.end_epoch
 
-        def limited(keeper: train.Recorder, improved: bool) -> None:
-            if keeper.training.progress.epoch == 2:
+        def limited(recorder: Recorder, improved: bool) -> None:
+            if recorder.training.progress.epoch == 2:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (job["limit"], job["limit"]))
-            end_epoch(keeper, improved)
+            end_epoch(recorder, improved)
 
-        train.Recorder.end_epoch = limited
+        Recorder.end_epoch = limited
     die_before(job.get("die_before"), done)
     train.run_command(job["flags"])
 

@@ -133,7 +133,7 @@ def test_a_damaged_best_checkpoint_is_never_graded_with(run: RunFolder, tmp_path
 def test_where_both_copies_of_the_best_are_damaged_the_run_is_not_taken_up(run: RunFolder) -> None:
     for path in (run.best, run.previous_best):
         path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match="missing, damaged or not of epoch"):
+    with pytest.raises(CheckpointError, match="missing, corrupt or not of epoch"):
         resume_state(run, "auto", SETTINGS)
     assert run.last.exists()
 
@@ -141,7 +141,7 @@ def test_where_both_copies_of_the_best_are_damaged_the_run_is_not_taken_up(run: 
 def test_a_best_checkpoint_that_was_damaged_during_the_run_is_named_at_the_next_save(run: RunFolder) -> None:
     run.best.write_bytes(run.best.read_bytes()[:-1])
     run.previous_best.unlink()
-    with pytest.raises(CheckpointError, match=r"best\.safetensors: damaged"):
+    with pytest.raises(CheckpointError, match=r"best\.safetensors: corrupt"):
         keep_best_twice(run, 4)
 
 

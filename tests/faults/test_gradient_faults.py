@@ -9,11 +9,12 @@ import pytest
 import torch
 from fork_runs import Tiny
 
-from fastretina import train
 from fastretina.errors import RunError
 from fastretina.models import heads
 from fastretina.models.precision import Precision
+from fastretina.report.pictures import RunPictures
 from fastretina.train import main
+from fastretina.training import build
 from fastretina.training.config import TrainConfig
 from fastretina.training.state import load_state
 
@@ -22,8 +23,8 @@ FIRST = 8  # the step, from 1, from which on gradients or losses are spoilt: in 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "build_model", lambda *_: Tiny())
-    monkeypatch.setattr(train.RunPictures, "finish", lambda pictures: None)
+    monkeypatch.setattr(build, "build_model", lambda *_: Tiny())
+    monkeypatch.setattr(RunPictures, "finish", lambda pictures: None)
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_without_a_scaler_infinite_gradients_stop_the_run_at_the_next_step(tiny_
 def test_spoilt_weights_are_never_saved_over_good_ones(tiny_betons, tmp_path, spoil, tried) -> None:
     """Asked to stop right after the step that spoilt them, before any loss could show it."""
     spoil(1, float("inf"))
-    with pytest.raises(RunError, match=rf"weights are no longer finite after step {FIRST}: not saved"):
+    with pytest.raises(RunError, match=rf"weights contain NaN or Inf after step {FIRST}: not saved"):
         main(config(tiny_betons, tmp_path / "run", stop_after_steps=FIRST))
     assert load_state(tmp_path / "run" / "last.pt")["progress"]["epoch"] == 1
     tried("training: spoilt weights at a save, refused")

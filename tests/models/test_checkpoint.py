@@ -78,9 +78,9 @@ def test_checkpoints_with_other_metadata_are_refused(tmp_path, change):
 def test_cut_and_foreign_checkpoints_are_named(saved, tmp_path):
     data = saved[0].read_bytes()
     for size in (0, 7, 500, len(data) // 2, len(data) - 1):
-        (tmp_path / "cut.safetensors").write_bytes(data[:size])
-        with pytest.raises(CheckpointError, match=r"cut\.safetensors"):
-            load_grader(tmp_path / "cut.safetensors")
+        (tmp_path / "truncated.safetensors").write_bytes(data[:size])
+        with pytest.raises(CheckpointError, match=r"truncated\.safetensors"):
+            load_grader(tmp_path / "truncated.safetensors")
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_grader(tmp_path / "absent.safetensors")
 
@@ -94,7 +94,7 @@ def test_a_training_state_comes_back_equal(tmp_path):
     assert loaded["nested"] == state["nested"]
 
 
-def test_cut_flipped_foreign_and_hostile_training_states_are_refused(tmp_path):
+def test_truncated_flipped_foreign_and_malicious_training_states_are_refused(tmp_path):
     path = tmp_path / "last.pt"
     save_state(path, {"progress": {}, "weights": torch.arange(10_000)})
     data = bytearray(path.read_bytes())
@@ -156,7 +156,7 @@ def test_the_best_checkpoint_is_settled_by_what_last_pt_says(tmp_path, staged):
 def test_a_missing_best_checkpoint_is_noticed(tmp_path):
     run = RunFolder(tmp_path)
     settle(run, find_best(run, None), fell_back=False)
-    with pytest.raises(CheckpointError, match="missing, damaged or not of epoch 2"):
+    with pytest.raises(CheckpointError, match="missing, corrupt or not of epoch 2"):
         find_best(run, 2)
 
 

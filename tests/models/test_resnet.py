@@ -14,7 +14,10 @@ import torch
 import torchvision
 
 from fastretina.errors import CheckpointError, UsageError
-from fastretina.models.resnet import ARCHS, build_model
+from fastretina.models.backbones import BACKBONES
+from fastretina.models.gradcam import GradCam
+from fastretina.models.heads import head_layer
+from fastretina.models.resnet import build_model
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +41,33 @@ def save_with_digest(state, folder: Path, wrong: bool = False) -> Path:
     return (folder / "plain.pth").rename(folder / f"resnet18-{digest}.pth")
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", BACKBONES)
 def test_every_architecture_has_five_outputs_and_torchvisions_keys(arch):
     with torch.device("meta"):
         model = build_model(arch)
         reference = torchvision.models.get_model(arch)
     assert model.fc.out_features == 5
     assert list(model.state_dict()) == list(reference.state_dict())
+
+
+@pytest.mark.parametrize("arch", BACKBONES)
+def test_every_architecture_has_its_grad_cam_layer_and_a_linear_head(arch):
+    with torch.device("meta"):
+        model = build_model(arch)
+    model.get_submodule(BACKBONES[arch].gradcam)
+    name, head = head_layer(model)
+    assert model.get_submodule(name) is head
+    assert head.out_features == 5
+
+
+def test_grad_cam_explains_a_layer_whose_output_is_changed_in_place():
+    layers = torch.nn.Conv2d(3, 4, 1), torch.nn.ReLU(inplace=True), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    model, images = torch.nn.Sequential(*layers, torch.nn.Linear(4, 5)), torch.rand(2, 3, 8, 8)
+    expected = model(images).detach()
+    cam = GradCam(model, "0")
+    assert torch.equal(cam(images), expected)
+    (heat,) = cam.heat(lambda outputs: outputs[:, 0])
+    assert heat.shape == (2, 8, 8)
 
 
 def test_weights_and_activations_are_channels_last():
@@ -56,7 +79,7 @@ def test_weights_and_activations_are_channels_last():
 
 
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
-def test_a_trunk_is_loaded_and_a_head_of_1000_classes_replaced(imagenet_like, tmp_path, kind):
+def test_a_backbone_is_loaded_and_a_head_of_1000_classes_replaced(imagenet_like, tmp_path, kind):
     path = tmp_path / f"weights.{kind}"
     if kind == "pth":
         torch.save(imagenet_like, path)
@@ -96,7 +119,7 @@ def test_weights_of_another_architecture_are_refused(imagenet_like, tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"\x80\x04."])
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_damaged_files_are_named(tmp_path, content, suffix):
+def test_corrupt_files_are_named(tmp_path, content, suffix):
     path = tmp_path / f"broken.{suffix}"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"broken\."):

@@ -20,6 +20,7 @@ from fastretina.beton.reader import Beton
 from fastretina.beton.writer import BetonWriter
 from fastretina.errors import BetonError, CheckpointError, ConvertError, JpegError, UsageError
 from fastretina.evaluate import EvaluateConfig
+from fastretina.models import photographs
 from fastretina.models.checkpoint import Grader, read_grader, save_grader
 from fastretina.models.resnet import build_model
 from fastretina.packing.fundus import find_disc
@@ -114,7 +115,7 @@ def test_predict_sees_what_was_packed(preparation: Preparation, photos: Path, tm
     with Beton(tmp_path / "o.beton") as beton:
         for number, name in enumerate(beton.names):
             path = next(photos.glob(f"{name}.*"))
-            pixels = predict.prepare(path, SIZE, preparation)
+            pixels = photographs.prepare(path, SIZE, preparation)
             assert pixels.shape == (SIZE, SIZE, 3)
             packed = simplejpeg.decode_jpeg(beton.jpeg(number))
             assert np.abs(packed.astype(int) - pixels).mean() < 2.5  # quality 95
@@ -227,7 +228,7 @@ def test_a_checkpoint_carries_the_preparation_of_its_training_set(cropped, tiny_
         seen.append(preparation)
         return np.zeros((size, size, 3), np.uint8)
 
-    monkeypatch.setattr(predict, "prepare", spy)
+    monkeypatch.setattr(photographs, "prepare", spy)
     predict.main(PredictConfig(out / "best.safetensors", (tiny_betons.test_images,), csv=tmp_path / "grades.csv"))
     assert seen == [FUNDUS] * 20
 
@@ -235,8 +236,8 @@ def test_a_checkpoint_carries_the_preparation_of_its_training_set(cropped, tiny_
 def test_predict_rejects_a_black_photograph_where_its_model_wants_a_retina(tmp_path: Path) -> None:
     (tmp_path / "black.jpeg").write_bytes(BLACK)
     with pytest.raises(JpegError, match="no retina found"):
-        predict.prepare(tmp_path / "black.jpeg", 64, FUNDUS)
-    assert not predict.prepare(tmp_path / "black.jpeg", 64).any()
+        photographs.prepare(tmp_path / "black.jpeg", 64, FUNDUS)
+    assert not photographs.prepare(tmp_path / "black.jpeg", 64).any()
 
 
 @pytest.mark.parametrize("other", ["test", "val"])

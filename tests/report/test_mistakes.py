@@ -7,7 +7,8 @@ import pytest
 import simplejpeg
 import torch
 
-from fastretina import Beton, write_beton
+from fastretina import open_beton, write_beton
+from fastretina.beton.reader import Beton
 from fastretina.metrics.predictions import Predictions
 from fastretina.report.mistakes import SIDE, Mistake, confident_mistakes, mistakes_section, thumbnail
 
@@ -24,7 +25,7 @@ def answers(beton: Beton, wrong: dict[int, tuple[int, float]]) -> Predictions:
 
 
 def test_the_surest_mistakes_come_first_with_name_grades_and_their_own_picture(tiny_betons):
-    with Beton(tiny_betons.test) as beton:
+    with open_beton(tiny_betons.test) as beton:
         found = confident_mistakes(answers(beton, {3: (0, 0.5), 7: (4, 0.99), 11: (2, 0.7)}), beton, shown=2)
         names = [beton.names[7], beton.names[11]]
     assert [mistake.name for mistake in found] == names
@@ -43,12 +44,12 @@ def test_large_images_are_shrunken_and_keep_their_shape(tmp_path):
     (folder / "1_left.jpeg").write_bytes(simplejpeg.encode_jpeg(pixels))
     (folder / "labels.csv").write_text("image,level\n1_left,0\n")
     write_beton(tmp_path / "one.beton", images=folder, labels=folder / "labels.csv", size=600, workers=1)
-    with Beton(tmp_path / "one.beton") as beton:
+    with open_beton(tmp_path / "one.beton") as beton:
         assert simplejpeg.decode_jpeg(thumbnail(beton, 0)).shape == (SIDE, SIDE, 3)
 
 
 def test_a_model_without_mistakes_has_no_such_section(tiny_betons):
-    with Beton(tiny_betons.test) as beton:
+    with open_beton(tiny_betons.test) as beton:
         assert mistakes_section(confident_mistakes(answers(beton, {}), beton)) is None
 
 

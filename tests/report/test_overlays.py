@@ -20,6 +20,7 @@ from torch import nn
 from fastretina import predict
 from fastretina.errors import RunError, UsageError
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
+from fastretina.models import photographs
 from fastretina.models.checkpoint import Grader, save_grader
 from fastretina.models.gradcam import GradCam, Target
 from fastretina.models.heads import HEADS, HeadName
@@ -55,7 +56,7 @@ def test_maps_are_the_head_s_own_weighting_of_the_last_features(arch):
     hook.remove()
     expected = torch.einsum("bc,bchw->bhw", model.fc.weight.detach()[grades].double(), features[0].double()).relu() / 9
 
-    cam = GradCam(model)
+    cam = GradCam(model, "layer4")
     with torch.no_grad():
         outputs = cam(images)
         (heat,) = cam.heat(target_of("softmax", grades))
@@ -74,7 +75,7 @@ def test_other_heads_are_explained_by_their_own_evidence(head, evidence):
     images, grades = torch.randn(2, 3, 96, 96), torch.tensor([3, 0])
     features: list[torch.Tensor] = []
     model.layer4.register_forward_hook(lambda module, inputs, output: features.append(output.detach()))
-    cam = GradCam(model)
+    cam = GradCam(model, "layer4")
     cam(images)
     (heat,) = cam.heat(target_of(head, grades))
     weights = torch.tensor(evidence, dtype=torch.float32) @ model.fc.weight
@@ -84,7 +85,7 @@ def test_other_heads_are_explained_by_their_own_evidence(head, evidence):
 
 def test_nothing_is_recorded_before_the_explained_layer():
     model = build_model("resnet18")
-    cam = GradCam(model)
+    cam = GradCam(model, "layer4")
     seen = []
     model.layer3.register_forward_hook(lambda module, inputs, output: seen.append(output.requires_grad))
     model.avgpool.register_forward_hook(lambda module, inputs, output: seen.append(output.requires_grad))
@@ -96,7 +97,7 @@ def test_nothing_is_recorded_before_the_explained_layer():
 
 def test_under_autocast_the_maps_are_float32_and_nearly_the_same():
     torch.manual_seed(0)
-    cam = GradCam(build_model("resnet18"))
+    cam = GradCam(build_model("resnet18"), "layer4")
     images, target = torch.randn(2, 3, 96, 96), target_of("softmax", torch.tensor([1, 4]))
     view_outputs(cam, images, FLOAT32)
     (exact,) = cam.heat(target)
@@ -149,7 +150,7 @@ def spotter() -> Spotter:
 @pytest.mark.parametrize("views", [1, 8])
 def test_the_heat_lies_on_what_the_answer_rests_on(spotter, views):
     images, present, quadrants = patched(64, torch.Generator().manual_seed(2))
-    cam = GradCam(spotter)
+    cam = GradCam(spotter, "layer4")
     with torch.no_grad():
         answers = HEADS["softmax"](2).answer(view_outputs(cam, images, FLOAT32, views)).argmax(dim=1)
         maps = cam.heat(target_of("softmax", answers, 2))
@@ -323,7 +324,7 @@ def test_an_overlay_replaces_no_file(checkpoint, tiny_betons, tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_before_anything_is_graded(checkpoint, tiny_betons, tmp_path, monkeypatch):
-    monkeypatch.setattr(predict, "prepare", lambda *_: pytest.fail("an image was read"))
+    monkeypatch.setattr(photographs, "prepare", lambda *_: pytest.fail("an image was read"))
     (tmp_path / "file").write_text("in the way")
     for path in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/overlays")):
         with pytest.raises(RunError, match=f"--explain {path}: cannot be written"):
@@ -368,8 +369,8 @@ def test_twenty_thousand_images_are_graded_as_they_are_found(tmp_path, monkeypat
             return images.new_zeros(len(images), 5)
 
     grader = Grader("resnet18", 5, 2, IMAGENET_MEAN, IMAGENET_STD, 1, "float32", "qwk", "test")
-    monkeypatch.setattr(predict, "open_grader", lambda *_: (Same(), grader, torch.device("cpu"), FLOAT32))
-    monkeypatch.setattr(predict, "prepare", prepare)
+    monkeypatch.setattr("fastretina.models.checkpoint.open_grader", lambda *_: (Same(), grader, torch.device("cpu"), FLOAT32))
+    monkeypatch.setattr(photographs, "prepare", prepare)
     assert predict.main(PredictConfig(tmp_path, (photos,), csv=tmp_path / "g.csv", batch_size=32, workers=2)) == 0
     assert counts == {"prepared": 20_000, "graded": 20_000}
     assert most[0] <= 2 * 32 + 2 * 2

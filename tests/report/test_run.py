@@ -15,7 +15,7 @@ from PIL import Image
 from report_cases import batch, history, info
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from fastretina import Beton
+from fastretina import open_beton
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.metrics.assessment import Assessment
 from fastretina.metrics.predictions import Predictions, Scores
@@ -166,7 +166,7 @@ def test_undefined_metrics_are_null_in_json_and_a_dash_in_the_report():
 
 
 def test_with_the_test_set_at_hand_the_report_tells_intervals_screening_calibration_and_mistakes(tiny_betons):
-    with Beton(tiny_betons.test) as beton:
+    with open_beton(tiny_betons.test) as beton:
         progress = history(2)
         labels, ids = (torch.from_numpy(np.asarray(column).astype(np.int64)) for column in (beton.labels, beton.ids))
         logits = torch.randn(len(labels), 5, generator=torch.Generator().manual_seed(0))
@@ -191,7 +191,7 @@ def test_with_the_test_set_at_hand_the_report_tells_intervals_screening_calibrat
 
 
 def test_a_report_is_made_of_predictions_and_an_assessment_without_any_training(tiny_betons):
-    with Beton(tiny_betons.test) as beton:
+    with open_beton(tiny_betons.test) as beton:
         labels, ids = (torch.from_numpy(np.asarray(column).astype(np.int64)) for column in (beton.labels, beton.ids))
         logits = torch.randn(len(labels), 5, generator=torch.Generator().manual_seed(0))
         answers = Predictions(logits.log_softmax(1), labels, ids)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastretina import train
 from fastretina.models.resnet import build_model, freeze_backbone
+from fastretina.training import build
 from fastretina.training import compile as compiling
 from fastretina.training.compile import StepForward, choose_compile, training_flops
 from fastretina.training.config import TrainConfig
@@ -49,7 +49,7 @@ def test_auto_weighs_what_compiling_saves_against_what_it_costs(device, steps, b
 def test_auto_leaves_cuda_graphs_to_steps_of_one_micro_batch(accumulate, mode, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     settings = TrainConfig(compile="auto", batch_size=4 * accumulate, accumulate=accumulate)
-    choice = train._compile_choice(settings, build_model("resnet18"), World(device=CUDA), 10**6)
+    choice = build.compile_choice(settings, build_model("resnet18"), World(device=CUDA), 10**6)
     assert choice.mode == mode
     assert choice.note.startswith(mode)
 
@@ -122,7 +122,7 @@ def test_the_warm_up_takes_the_steps_that_the_mode_needs_each_without_old_gradie
     torch._dynamo.reset()
 
 
-def test_the_warm_up_of_a_frozen_trunk_compiles_the_step_that_follows_and_leaves_it_frozen():
+def test_the_warm_up_of_a_frozen_backbone_compiles_the_step_that_follows_and_leaves_it_frozen():
     torch._dynamo.reset()
     model = nn.Sequential(TwoConvolutions(), nn.Linear(5, 5))
     model.train()

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from fastretina import Loader, evaluate, train, write_beton
+from fastretina import Loader, evaluate, write_beton
 from fastretina.beton.reader import Beton
 from fastretina.errors import UsageError
 from fastretina.evaluate import EvaluateConfig
 from fastretina.grading import patients_in_both
 from fastretina.models.checkpoint import load_grader, read_grader
 from fastretina.models.precision import Precision
+from fastretina.report.pictures import RunPictures
 from fastretina.train import main
-from fastretina.training import loop
+from fastretina.training import build, loop
 from fastretina.training.config import TrainConfig, check
 from fastretina.training.distributed import World
 from fastretina.training.signals import StopAsked
@@ -28,7 +29,7 @@ STEPS = 5
 
 
 class Tiny(torch.nn.Sequential):
-    """A network that trains in milliseconds, with a trunk that normalises and a head."""
+    """A network that trains in milliseconds, with a backbone that normalises and a head."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__(
@@ -42,8 +43,8 @@ def small(monkeypatch: pytest.MonkeyPatch):
     """Small networks, and no pictures at the end."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(train, "build_model", lambda arch, outputs, weights: Tiny(outputs))
-    monkeypatch.setattr(train.RunPictures, "finish", lambda pictures: None)
+    monkeypatch.setattr(build, "build_model", lambda arch, outputs, weights: Tiny(outputs))
+    monkeypatch.setattr(RunPictures, "finish", lambda pictures: None)
     yield
     torch.set_num_threads(before)
 
@@ -86,13 +87,13 @@ def test_a_run_with_any_options_resumes_to_the_same_weights_bit_for_bit(tiny_bet
 
 def test_validation_images_are_taken_from_training_and_share_no_patient_with_it(tiny_betons, tmp_path, monkeypatch):
     seen = {}
-    real = train._loader
+    real = build.make_loader
 
-    def noted(config, name, beton, *rest):
+    def noted(config, name, beton, *rest, **options):
         seen[name] = beton
-        return real(config, name, beton, *rest)
+        return real(config, name, beton, *rest, **options)
 
-    monkeypatch.setattr(train, "_loader", noted)
+    monkeypatch.setattr(build, "make_loader", noted)
     settings = config(tiny_betons, tmp_path / "run", epochs=1, val_fraction=0.25)
     main(settings)
     found = metrics(settings)
@@ -105,7 +106,7 @@ def test_validation_images_are_taken_from_training_and_share_no_patient_with_it(
 
 @pytest.mark.parametrize("head", ["softmax", "regression"])
 def test_poisoned_test_labels_change_neither_the_model_nor_the_choice_nor_the_thresholds(tiny_betons, tmp_path, head):
-    """The same images with shuffled grades: all that training leaves, apart from the test figures, is the same."""
+    """The same images with shuffled grades: all that training leaves, apart from the test metrics, is the same."""
     rows = (tiny_betons.test_images / "labels.csv").read_text().splitlines()
     names = [row.split(",")[0] for row in rows[1:]]
     grades = np.random.default_rng(3).permutation([row.split(",")[1] for row in rows[1:]])
@@ -137,9 +138,9 @@ def test_thresholds_are_fitted_only_where_there_is_validation_data(tiny_betons, 
 
 
 @pytest.mark.parametrize("head", ["softmax", "regression", "ordinal"])
-def test_evaluation_of_the_checkpoint_gives_the_figures_of_the_run(tiny_betons, tmp_path, monkeypatch, head):
+def test_evaluation_of_the_checkpoint_gives_the_metrics_of_the_run(tiny_betons, tmp_path, monkeypatch, head):
     monkeypatch.undo()
-    monkeypatch.setattr(train.RunPictures, "finish", lambda pictures: None)
+    monkeypatch.setattr(RunPictures, "finish", lambda pictures: None)
     settings = config(tiny_betons, tmp_path / "run", head=head, epochs=2, val_fraction=0.3, lr=1e-3)
     main(settings)
     evaluate.main(EvaluateConfig(settings.out / "best.safetensors", tiny_betons.test, out=tmp_path / "again", workers=1))
@@ -166,7 +167,7 @@ def test_the_average_is_what_is_evaluated_and_kept(tiny_betons, tmp_path, monkey
     assert int(state["average"]["n_averaged"]) == STEPS
 
 
-def test_a_frozen_trunk_stays_as_it_is_and_then_learns(tiny_betons, tmp_path):
+def test_a_frozen_backbone_stays_as_it_is_and_then_learns(tiny_betons, tmp_path):
     settings = config(tiny_betons, tmp_path / "run", epochs=2, freeze_epochs=1, weights="given.pth")
     torch.manual_seed(settings.seed)
     start = Tiny(5).state_dict()
@@ -182,7 +183,7 @@ def test_a_frozen_trunk_stays_as_it_is_and_then_learns(tiny_betons, tmp_path):
 
 def test_gradients_are_clipped_to_the_norm(tiny_betons, tmp_path, monkeypatch):
     """Plain steps of size lr times the gradient cannot move the weights further than lr times the norm."""
-    monkeypatch.setattr(train, "build_optimizer", lambda model, *_: torch.optim.SGD(model.parameters(), lr=1.0))
+    monkeypatch.setattr(build, "build_optimizer", lambda model, *_: torch.optim.SGD(model.parameters(), lr=1.0))
     settings = config(tiny_betons, tmp_path / "run", epochs=1, clip_norm=1e-3, schedule="constant")
     torch.manual_seed(settings.seed)
     start = Tiny(5).state_dict()
@@ -323,7 +324,7 @@ def test_a_full_batch_is_what_the_loader_gives_each_rank(tiny_betons, tmp_path, 
     settings = config(tiny_betons, tmp_path / "run", batch_size=10)
     for rank in range(size):
         with Loader(tiny_betons.train, batch_size=10, resolution=16, workers=1, rank=rank, world_size=size) as loader:
-            assert {len(batch.ids) for batch in loader} == {train._full_batch(settings, World(rank, size))}
+            assert {len(batch.ids) for batch in loader} == {build.full_batch(settings, World(rank, size))}
 
 
 def test_a_selection_of_a_file_reads_the_same_samples_and_names_bad_ones_by_their_place_in_the_file(tiny_betons):
@@ -340,9 +341,9 @@ def test_a_selection_of_a_file_reads_the_same_samples_and_names_bad_ones_by_thei
         assert bytes(whole.jpeg(7)) == bytes(again.jpeg(1))
 
 
-def test_a_head_of_another_kind_takes_over_the_trunk_of_a_checkpoint(tiny_betons, tmp_path, monkeypatch):
+def test_a_head_of_another_kind_takes_over_the_backbone_of_a_checkpoint(tiny_betons, tmp_path, monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr(train.RunPictures, "finish", lambda pictures: None)
+    monkeypatch.setattr(RunPictures, "finish", lambda pictures: None)
     first = config(tiny_betons, tmp_path / "first", epochs=1, lr=1e-3)
     main(first)
     second = config(

@@ -18,7 +18,8 @@ import torch
 
 from fastretina import Loader, train
 from fastretina.errors import UsageError
-from fastretina.training import loop
+from fastretina.report.pictures import RunPictures
+from fastretina.training import build, loop
 from fastretina.training.config import TrainConfig, as_settings
 from fastretina.training.distributed import World
 from fastretina.training.state import load_state
@@ -93,8 +94,8 @@ def small(monkeypatch: pytest.MonkeyPatch):
     """The same small network for runs in this process."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(train, "build_model", lambda arch, outputs, weights: rank_run.Tiny(outputs))
-    monkeypatch.setattr(train.RunPictures, "finish", lambda pictures: None)
+    monkeypatch.setattr(build, "build_model", lambda arch, outputs, weights: rank_run.Tiny(outputs))
+    monkeypatch.setattr(RunPictures, "finish", lambda pictures: None)
     yield
     torch.set_num_threads(before)
 
@@ -138,7 +139,7 @@ def noted_steps(monkeypatch: pytest.MonkeyPatch) -> tuple[list[list[int]], list[
     return ids, losses
 
 
-def figures(run: Path) -> list[dict[str, str]]:
+def table(run: Path) -> list[dict[str, str]]:
     with (run / "results.csv").open(newline="") as file:
         return [{key: value for key, value in row.items() if key not in TIMINGS} for row in csv.DictReader(file)]
 
@@ -151,7 +152,7 @@ def test_any_number_of_ranks_takes_the_same_batches_and_has_the_same_losses(alon
         assert run.process.returncode == 0, run.errors
         assert run.steps[0] == ids
         assert run.steps[1] == pytest.approx(losses, rel=0, abs=1e-5)
-        for mine, theirs in zip(figures(folder), figures(run.out), strict=True):
+        for mine, theirs in zip(table(folder), table(run.out), strict=True):
             for key, value in mine.items():
                 assert float(theirs[key]) == pytest.approx(float(value), abs=1e-4), key
     assert any(not part["ids"] for part in four.notes[3])
@@ -201,7 +202,7 @@ def test_a_killed_rank_ends_all_within_60_s_and_the_restart_comes_to_the_weights
     first, second = (load_state(run.out / "last.pt") for run in (two, killed))
     for part in ("model", "average"):
         assert all(torch.equal(value, second[part][key]) for key, value in first[part].items())
-    assert figures(two.out) == figures(killed.out)
+    assert table(two.out) == table(killed.out)
 
 
 def test_sigterm_to_torchrun_saves_one_state_of_all_ranks_from_which_one_rank_goes_on(tiny_betons, root, small, monkeypatch, alone):
@@ -225,13 +226,13 @@ def test_sigterm_to_torchrun_saves_one_state_of_all_ranks_from_which_one_rank_go
     assert sum(map(sum, json.loads((settings.out / "metrics.json").read_text())["train"]["last"]["confusion"])) == 40
 
 
-def test_a_loss_that_one_rank_alone_finds_spoilt_ends_all_with_one_error_that_names_the_whole_batch(tiny_betons, root):
-    spoilt = Ranks(config(tiny_betons, root / "spoilt"), 2, fault="nan").wait()
-    assert spoilt.process.returncode == 1
-    assert len(spoilt.errors_shown) == 1
-    assert "the loss is nan in epoch 3 at step 9, sample ids" in spoilt.errors_shown[0]
-    assert spoilt.errors_shown[0].count(", ") >= BATCH
-    assert load_state(spoilt.out / "last.pt")["progress"]["epoch"] == 2
+def test_a_loss_that_one_rank_alone_finds_not_finite_ends_all_with_one_error_that_names_the_whole_batch(tiny_betons, root):
+    broken = Ranks(config(tiny_betons, root / "broken"), 2, fault="nan").wait()
+    assert broken.process.returncode == 1
+    assert len(broken.errors_shown) == 1
+    assert "the loss is nan in epoch 3 at step 9, sample ids" in broken.errors_shown[0]
+    assert broken.errors_shown[0].count(", ") >= BATCH
+    assert load_state(broken.out / "last.pt")["progress"]["epoch"] == 2
 
 
 def test_a_usage_error_is_shown_once_and_every_rank_exits_with_2(tiny_betons, root):
@@ -254,7 +255,7 @@ def test_accumulation_gives_the_losses_of_whole_batches(tiny_betons, tmp_path, s
         def __init__(self, outputs: int) -> None:
             super().__init__(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, outputs))
 
-    monkeypatch.setattr(train, "build_model", lambda arch, outputs, weights: Plain(outputs))
+    monkeypatch.setattr(build, "build_model", lambda arch, outputs, weights: Plain(outputs))
     whole = config(tiny_betons, tmp_path / "whole", epochs=3, head=head, class_weights="balanced", sync_batchnorm=False)
     ids, losses = noted_steps(monkeypatch)
     train.main(whole)
@@ -327,4 +328,4 @@ def test_the_learning_rate_is_scaled_by_the_global_batch_and_printed(tiny_betons
     output = capsys.readouterr().out
     assert "rate       0.000507813 = --lr 0.01 x 13 / 256" in output
     assert "step       13 images: 1 rank, in 3 micro-batches of 5" in output
-    assert float(figures(settings.out)[0]["lr"]) == pytest.approx(0.01 * 13 / 256, rel=1e-5)
+    assert float(table(settings.out)[0]["lr"]) == pytest.approx(0.01 * 13 / 256, rel=1e-5)

@@ -31,7 +31,7 @@ def test_only_weights_of_convolutions_and_linear_layers_decay():
     assert {group["lr"] for group in groups} == {0.1}
 
 
-def test_the_head_learns_at_the_full_rate_and_the_trunk_at_its_share():
+def test_the_head_learns_at_the_full_rate_and_the_backbone_at_its_share():
     model = build_model("resnet18")
     optimizer = build_optimizer(model, "adamw", 0.1, 0.05, backbone_lr=0.2)
     names = {id(parameter): name for name, parameter in model.named_parameters()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from contextlib import closing
 
 import pytest
 from report_cases import history
@@ -31,7 +32,7 @@ def read():
 @pytest.mark.parametrize("val", [False, True])
 def test_every_figure_of_results_csv_is_there_by_epoch(tmp_path, read, val):
     records = history(3, val).history
-    with Tracker(tmp_path, 1) as tracker:
+    with closing(Tracker(tmp_path, 1)) as tracker:
         for record in records:
             tracker.epoch(record)
     found = read(tmp_path)
@@ -49,14 +50,14 @@ def test_a_resumed_run_has_one_point_for_each_epoch(tmp_path, read):
     for record in records[:4]:
         first.epoch(record)
     del first  # never closed
-    with Tracker(tmp_path, 4) as second:
+    with closing(Tracker(tmp_path, 4)) as second:
         for record in records[3:]:
             second.epoch(record)
     assert all([step for step, _ in points] == [1, 2, 3, 4, 5] for points in read(tmp_path).values())
 
 
-def test_undefined_figures_are_left_out(tmp_path, read):
-    with Tracker(tmp_path, 1) as tracker:
+def test_undefined_metrics_are_left_out(tmp_path, read):
+    with closing(Tracker(tmp_path, 1)) as tracker:
         tracker.epoch(history(1, single=True).history[0])
     found = read(tmp_path)
     assert "qwk/test" not in found
@@ -65,7 +66,7 @@ def test_undefined_figures_are_left_out(tmp_path, read):
 
 def test_closing_leaves_no_thread(tmp_path, read):
     before = set(threading.enumerate())
-    with Tracker(tmp_path, 1) as tracker:
+    with closing(Tracker(tmp_path, 1)) as tracker:
         tracker.epoch(history(1).history[0])
     assert set(threading.enumerate()) == before
 

@@ -19,7 +19,6 @@ import sklearn.metrics as oracle
 import torch
 import tyro
 
-from fastretina import train
 from fastretina.errors import RunError, Terminated, UsageError
 from fastretina.metrics.predictions import Predictions
 from fastretina.models import heads
@@ -27,12 +26,14 @@ from fastretina.models.checkpoint import load_grader, read_grader
 from fastretina.models.heads import Softmax
 from fastretina.models.resnet import build_model
 from fastretina.train import main
-from fastretina.training import loop
+from fastretina.training import build, loop
 from fastretina.training.compile import StepForward
 from fastretina.training.config import TrainConfig
+from fastretina.training.data import decoding
 from fastretina.training.progress import Progress
+from fastretina.training.recorder import Recorder
 from fastretina.training.signals import Signals, StopAsked
-from fastretina.training.state import load_state
+from fastretina.training.state import load_state, save_state
 
 TIMINGS = {"images_per_second", "data_wait_seconds", "train_seconds", "epoch_seconds"}
 STEPS = 5  # an epoch: 40 images, 8 at a time
@@ -80,7 +81,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def test_a_run_leaves_exactly_the_files_promised(whole):
-    # What the state before the last needs, should the last be damaged; the older best only where the last epoch was the best.
+    # What the state before the last needs, should the last be corrupt; the older best only where the last epoch was the best.
     spare = {"last.prev.pt", "best.prev.safetensors"}
     assert (whole.out / "last.prev.pt").is_file()
     assert {entry.name for entry in whole.out.iterdir()} - spare == {
@@ -118,8 +119,8 @@ def test_the_best_epoch_is_that_of_the_highest_kappa(whole):
 
 
 @pytest.mark.parametrize("val", [False, True])
-def test_an_epoch_replaces_the_best_only_with_better_figures_on_the_data_of_the_choice(val):
-    """Right answers in 20, 90 and 50 % of the samples; with a validation set, the test figures rise all the way."""
+def test_an_epoch_replaces_the_best_only_with_better_metrics_on_the_data_of_the_choice(val):
+    """Right answers in 20, 90 and 50 % of the samples; with a validation set, the test metrics rise all the way."""
     labels = torch.arange(100) % 5
 
     def answers(share: float) -> Predictions:
@@ -173,11 +174,11 @@ def test_a_finished_run_says_so_and_is_left_alone(whole, capsys):
 
 def test_a_run_goes_on_in_the_number_format_that_it_began_in(whole, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
-    monkeypatch.setattr(train, "bf16_speedup", lambda model, images: 2.0)
+    monkeypatch.setattr(build, "bf16_speedup", lambda model, images: 2.0)
     settings = replace(whole, out=tmp_path / "run", amp=True, epochs=1)
     main(replace(settings, stop_after_steps=1))
     assert "bfloat16 (AVX512-BF16) is 2.0 times as fast" in capsys.readouterr().out
-    monkeypatch.setattr(train, "bf16_speedup", lambda model, images: 0.5)
+    monkeypatch.setattr(build, "bf16_speedup", lambda model, images: 0.5)
     main(settings)
     assert "bfloat16, as this run began" in capsys.readouterr().out
     assert json.loads((settings.out / "metrics.json").read_text())["amp_dtype"] == "bfloat16"
@@ -187,15 +188,15 @@ def test_a_run_goes_on_decoding_where_it_began_whatever_the_cores_of_the_machine
     gpu, model = SimpleNamespace(device=torch.device("cuda")), build_model("resnet18")
     settings = replace(whole, resolution=512)
     # 222 TFLOP/s, the fastest step hoped for, by 55.6 GFLOP an image.
-    assert train._decoding(settings, model, gpu, None) == {"demand": pytest.approx(222e12 / 55.6e9, rel=0.01)}
-    assert train._decoding(settings, model, gpu, {"decode": "cpu"}) == {"decode": "cpu"}
-    assert train._decoding(settings, model, gpu, {"decode": "gpu"}) == {"demand": float("inf")}
-    assert train._decoding(replace(settings, decode="gpu"), model, gpu, {"decode": "cpu"}) == {"decode": "gpu"}
+    assert decoding(settings, model, gpu, None) == {"demand": pytest.approx(222e12 / 55.6e9, rel=0.01)}
+    assert decoding(settings, model, gpu, {"decode": "cpu"}) == {"decode": "cpu"}
+    assert decoding(settings, model, gpu, {"decode": "gpu"}) == {"demand": float("inf")}
+    assert decoding(replace(settings, decode="gpu"), model, gpu, {"decode": "cpu"}) == {"decode": "gpu"}
     assert load_state(whole.out / "last.pt")["decode"] == "cpu"
 
 
 def test_a_compiled_run_trains_as_the_eager_one(whole, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "StepForward", partial(StepForward, backend="aot_eager"))  # which writes no code
+    monkeypatch.setattr(build, "StepForward", partial(StepForward, backend="aot_eager"))  # which writes no code
     settings = replace(whole, out=tmp_path / "run", compile="default")
     main(replace(settings, stop_after_steps=STEPS + 1))
     said = capsys.readouterr().out
@@ -260,15 +261,15 @@ def test_with_a_validation_set_the_choice_is_made_on_it(tiny_betons, tmp_path, c
 
 def test_the_second_phase_starts_from_the_best_weights_with_fresh_moments(tiny_betons, tmp_path, monkeypatch):
     seen = []
-    load = train.Recorder.load_best
+    load = Recorder.load_best
 
-    def noted(keeper):
-        load(keeper)
-        best = load_grader(keeper.run.best)[0].state_dict()
-        equal = all(torch.equal(value, best[key]) for key, value in keeper.training.model.state_dict().items())
-        seen.append((keeper.training.progress.epoch, equal))
+    def noted(recorder):
+        load(recorder)
+        best = load_grader(recorder.run.best)[0].state_dict()
+        equal = all(torch.equal(value, best[key]) for key, value in recorder.training.model.state_dict().items())
+        seen.append((recorder.training.progress.epoch, equal))
 
-    monkeypatch.setattr(train.Recorder, "load_best", noted)
+    monkeypatch.setattr(Recorder, "load_best", noted)
     settings = config(tiny_betons, tmp_path / "run", epochs=2, schedule="two-phase")
     main(settings)
     assert seen == [(1, True)]
@@ -282,12 +283,12 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_samples(tiny_betons
     before = (settings.out / "last.pt").read_bytes()
     steps = []
 
-    def spoilt(loss, logits, labels, total):
+    def not_finite(loss, logits, labels, total):
         steps.append(labels)
         value = torch.nn.functional.cross_entropy(logits, labels)
         return value * float("nan") if len(steps) == 2 else value
 
-    monkeypatch.setattr(heads.Loss, "__call__", spoilt)
+    monkeypatch.setattr(heads.Loss, "__call__", not_finite)
     with pytest.raises(RunError, match=rf"nan in epoch 2 at step {STEPS + 3}, sample ids \d+(, \d+){{7}}\."):
         main(settings)
     assert (settings.out / "last.pt").read_bytes() == before
@@ -348,13 +349,23 @@ def test_the_test_set_is_not_taken_for_a_validation_set(tiny_betons, tmp_path):
         main(config(tiny_betons, tmp_path / "run", val=tiny_betons.test))
 
 
-def test_the_bare_command_says_which_commands_make_the_data(tmp_path):
+def test_a_state_that_knows_a_setting_by_its_old_name_goes_on(tiny_betons, tmp_path):
+    settings = config(tiny_betons, tmp_path / "run", epochs=1, stop_after_steps=2, backbone_lr=0.5)
+    main(settings)
+    state = load_state(settings.out / "last.pt")
+    state["settings"]["trunk_lr"] = state["settings"].pop("backbone_lr")
+    save_state(settings.out / "last.pt", state)
+    main(replace(settings, stop_after_steps=None))
+    assert load_state(settings.out / "last.pt")["settings"]["backbone_lr"] == 0.5
+    assert load_state(settings.out / "last.pt")["progress"]["epoch"] == 1
+
+
+def test_the_bare_command_says_which_command_makes_the_data(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "fastretina.train", "--amp"], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2
-    assert "tools/write_beton.py" in done.stderr
-    assert "make demo" in done.stderr
+    assert "fastretina pack --root DIR --split train --out data/train.beton" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,180 @@
+"""A run's parts, built from its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastretina.grading import NUM_CLASSES
+from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
+from fastretina.loading.loader import Loader
+from fastretina.loading.sampler import rank_positions
+from fastretina.models.checkpoint import Grader
+from fastretina.models.heads import HEADS, Loss
+from fastretina.models.precision import Precision, bf16_speedup, choose_precision, device_name
+from fastretina.models.resnet import build_model
+from fastretina.packing.preprocessing import common_preparation
+from fastretina.system.cuda import training_bytes
+from fastretina.training.compile import CompileChoice, StepForward, choose_compile
+from fastretina.training.config import TrainConfig
+from fastretina.training.data import Growth, decoding, image_dtype, make_loader, open_data
+from fastretina.training.distributed import World
+from fastretina.training.loop import Training
+from fastretina.training.optim import ExponentialAverage, build_optimizer, build_schedule, second_phase_epoch
+from fastretina.training.profiler import StepProfiler
+from fastretina.training.progress import Progress
+from fastretina.training.run_folder import RunFolder
+from fastretina.training.run_info import DataInfo, RunInfo
+from fastretina.training.state import restore
+from fastretina.training.sync_batchnorm import synchronise_batchnorm
+
+
+class Run(NamedTuple):
+    """A run that may begin, or go on.
+
+    Attributes:
+        info: what is known of it before it begins. compiling: whether it will be compiled. grader: makes the metadata of the best
+            checkpoint from where the run stands.
+    """
+
+    training: Training
+    info: RunInfo
+    compiling: CompileChoice
+    grader: Callable[[Progress], Grader]
+
+
+def build_run(
+    config: TrainConfig,
+    settings: Mapping[str, Any],
+    folder: RunFolder,
+    world: World,
+    state: dict[str, Any] | None,
+    stack: ExitStack,
+) -> Run:
+    """Build all parts. To be called by all ranks.
+
+    Args:
+        settings: as config.json holds them. state: of last.pt, to go on from; None to begin. stack: closes what is opened here.
+    """
+    torch.manual_seed(config.seed)
+    torch.backends.cudnn.benchmark = True
+    head = HEADS[config.head](NUM_CLASSES)
+    # Made before the data is opened: weights that cannot be had should not cost a decoding of the data set.
+    model = build_model(config.arch, head.outputs, config.weights).to(world.device)
+    largest = -(-config.batch_size // world.size), 3, config.resolution, config.resolution  # of a rank's steps
+    began = None if state is None else state.get("precision")
+    precision = world.decided(
+        lambda: choose_precision(config.amp, world.device, config.amp_dtype, lambda: bf16_speedup(model, largest), began)
+    )
+    if config.sync_batchnorm and world.size > 1:
+        model = synchronise_batchnorm(model, world.device)
+    data = open_data(config, stack)
+    preparation = common_preparation(data)
+    described = {name: DataInfo.of(str(beton.path), beton.labels, beton.names, NUM_CLASSES) for name, beton in data.items()}
+    loss = Loss(head, described["train"].grades, config.class_weights, config.logit_adjustment, config.label_smoothing)
+
+    # Measured before any data is on the device, so that --resident auto leaves the model its room.
+    dtype = precision.dtype or torch.float32
+    gpu = world.device.type == "cuda"
+    reserve = training_bytes(model, largest, dtype, world.device, precision.autocast) if gpu else None
+    options = {"reserve": reserve, **decoding(config, model, world, state)}
+
+    def loader(name: str, resolution: int) -> Loader:
+        return make_loader(config, name, data[name], resolution, world, precision, **options)
+
+    growth = stack.enter_context(closing(Growth(config, lambda resolution: loader("train", resolution))))
+    evaluated = {name: stack.enter_context(loader(name, config.resolution)) for name in data if name != "train"}
+    begun = 0 if state is None else int(state["progress"]["epoch"])
+    steps = (config.epochs - begun) * len(growth(0))  # made here, by all ranks: they share what it keeps
+    compiling = world.decided(lambda: compile_choice(config, model, world, steps))
+    info = RunInfo(
+        settings=settings,
+        data=described,
+        device=f"{world.size} x {device_name(world.device)}" if world.size > 1 else device_name(world.device),
+        amp_dtype=precision.name,
+        precision_note=precision.note,
+        loader=growth(0).description,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        test_set=data["test"],
+        selection_metric=config.select_by,
+    )
+    optimizer = build_optimizer(model, config.optimizer, config.learning_rate, config.weight_decay, config.backbone_lr)
+    training = Training(
+        model=model,
+        wrap=_wrapper(config, world, precision, growth, compiling.mode),
+        head=head,
+        loss=loss.to(world.device),
+        average=ExponentialAverage(model, config.ema) if config.ema else None,
+        optimizer=optimizer,
+        schedule=build_schedule(optimizer, config.schedule, config.epochs, len(growth(0))),
+        scaler=precision.scaler(),
+        precision=precision,
+        world=world,
+        train_loader=growth,
+        full_batch=full_batch(config, world),
+        test_loader=evaluated["test"],
+        val_loader=evaluated.get("val"),
+        epochs=config.epochs,
+        patience=config.patience,
+        select_by=config.select_by,
+        second_phase=second_phase_epoch(config.schedule, config.epochs),
+        freeze_epochs=config.freeze_epochs,
+        clip_norm=config.clip_norm,
+        accumulate=config.accumulate,
+        stop_after=config.stop_after_steps,
+        profiler=StepProfiler(folder.path, config.profile if world.is_main else 0),
+        progress=Progress(),
+    )
+    if state is not None:
+        restore(training, state, folder.last)
+
+    def grader(progress: Progress) -> Grader:
+        shape = (config.arch, NUM_CLASSES, config.resolution, IMAGENET_MEAN, IMAGENET_STD)
+        choice = (precision.name, config.select_by, info.selected_on)
+        return Grader(*shape, progress.history[-1].epoch, *choice, config.head, progress.decision, preparation)
+
+    return Run(training, info, compiling, grader)
+
+
+def is_over(config: TrainConfig, state: dict[str, Any]) -> bool:
+    """Whether nothing is left to train of a run whose last.pt holds `state`."""
+    at = state["progress"]
+    progress = Progress(epoch=at["epoch"], batch=at["batch"], best_epoch=at["best_epoch"])
+    return progress.is_over(config.epochs, config.patience, second_phase_epoch(config.schedule, config.epochs))
+
+
+def full_batch(config: TrainConfig, world: World) -> int:
+    """The images that this rank has of every batch but the last; ranks may differ by one."""
+    return len(rank_positions(0, config.batch_size, config.batch_size, world.rank, world.size))
+
+
+def compile_choice(config: TrainConfig, model: nn.Module, world: World, steps: int) -> CompileChoice:
+    """See `choose_compile`. steps: those left in this run."""
+    images, parts = _micro_batch(config, world), config.accumulate
+    return choose_compile(config.compile, world.device, model, config.resolution, images, steps * parts, accumulate=parts)
+
+
+def _micro_batch(config: TrainConfig, world: World) -> int:
+    """The most images that one forward pass of a rank takes."""
+    return -(-config.batch_size // (world.size * config.accumulate))
+
+
+def _wrapper(
+    config: TrainConfig, world: World, precision: Precision, growth: Growth, compile_mode: str | None
+) -> Callable[[nn.Module], Callable[[Tensor], Tensor]]:
+    def wrap(model: nn.Module) -> Callable[[Tensor], Tensor]:
+        forward = world.wrap(model)
+        if compile_mode is None:
+            return forward
+        compiled = StepForward(forward, compile_mode, _micro_batch(config, world))
+        shape = _micro_batch(config, world), 3, growth.side, growth.side
+        seconds = compiled.warm_up(shape, image_dtype(world, precision), world.device, precision.autocast)
+        if world.is_main:
+            print(f"compiled in {seconds:.0f} s, which no epoch's time holds", flush=True)
+        return compiled
+
+    return wrap
