@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from scaling_model import Cluster, ImageCosts, all_reduce_seconds, epoch_hours_and_price, predict
+from scaling import Cluster, ImageCosts, all_reduce_seconds, epoch_hours_and_price, predict
 
 COSTS = ImageCosts(bytes=50_000, decode_cpu_s=1e-3, step_s=1 / 1000)
 HOSTS = Cluster(ranks_per_host=8, cores=64, storage_bytes_s=2e9, link_bytes_s=10e9, latency_s=1e-5, hour_price=2.0)
