@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from measure import FULL_TRAIN_SET, brief, cpu_seconds, roof, save, summary, timed
 from torch import Tensor
+from training_step import DeviceLoader
 
 from fastretina.beton.reader import Beton
 from fastretina.cli import run
@@ -184,17 +185,12 @@ def all_shares(device: torch.device, beton: Beton, batch: int) -> dict[str, Call
 
 def fill(device: torch.device, config: DeviceBenchmark, keep: Keep) -> dict[str, Any]:
     """Seconds until the whole file is resident, by who decodes; and what that is for 28,100 images."""
-    from fastretina.loading.loader import Loader
-
-    class Resident(Loader):
-        _makes_on_device = True
-
     results: dict[str, Any] = {}
     for where in ("cpu", "gpu"):
         seconds = []
         try:
             for _ in range(max(2, min(config.rounds, 5)) + 1):
-                loader = Resident(
+                loader = DeviceLoader(
                     config.data, config.batch_size, resolution=config.resolution, device=device, decode=where, resident="on"
                 )
                 with loader:
