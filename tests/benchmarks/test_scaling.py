@@ -24,17 +24,17 @@ def test_one_gpu_is_as_fast_as_its_steps_and_exchanges_nothing():
 
 
 @pytest.mark.parametrize(
-    ("change", "bottleneck", "rate"),
+    ("change", "bottleneck", "throughput"),
     [
         ({"storage_bytes_s": 100e6}, "storage", 2 * 100e6 / 50_000),
         ({"cores": 4.0}, "cpu", 2 * 4 / 1e-3),
         ({"link_bytes_s": 1e9, "latency_s": 0.0}, "all-reduce", 16 * 32 / (32e-3 / 3 + 2 * 15 / 16 * 0.1)),
     ],
 )
-def test_the_scarcest_resource_bounds_two_hosts(change, bottleneck, rate):
+def test_the_scarcest_resource_bounds_two_hosts(change, bottleneck, throughput):
     found = predict(COSTS, replace(HOSTS, **change), ranks=16, rank_batch=32, gradient_bytes=GRADIENTS)
     assert found.bottleneck == bottleneck
-    assert found.images_per_second == pytest.approx(rate)
+    assert found.images_per_second == pytest.approx(throughput)
 
 
 def test_all_reduce_by_ring_among_few_and_by_tree_where_latency_counts():
