@@ -3,7 +3,7 @@
     python benchmarks/device.py --data train.beton --json out.json [--only roof kernel]
 
 Medians with intervals (see measure.summary) of synchronised repeats after untimed ones. --device cpu runs all of it on a CPU
-(with TRITON_INTERPRET=1), to see that it works: its figures say nothing.
+(with TRITON_INTERPRET=1), to see that it works: its numbers say nothing.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from measure import FULL_TRAIN_SET, brief, save, summary
-from roof import roof, timed
-from sides import cpu_seconds
+from measure import FULL_TRAIN_SET, brief, cpu_seconds, roof, save, summary, timed
 from torch import Tensor
+from training_step import DeviceLoader
 
 from fastretina.beton.reader import Beton
 from fastretina.cli import run
@@ -78,7 +77,7 @@ def kernel(device: torch.device, config: DeviceBenchmark, copy_gb_per_second: fl
     quarter = affine_matrices(side, sizes, sizes, np.full(count, np.pi / 2), one, one, one, np.zeros((2, count)))
     cases = [
         (name, draw(augment, side, sizes, sizes, 0, 0, np.arange(count)), augment.brightness > 0)
-        for name, augment in (("turn and flip", Augment()), ("all", Augment.full()), ("none", Augment.none()))
+        for name, augment in (("rotate and flip", Augment()), ("all", Augment.full()), ("none", Augment.none()))
     ]
     # A row's source is a column then: the most cache lines that a row can lie across.
     cases.append(("a quarter turn", WarpParameters(quarter, cases[0][1].colour), False))
@@ -132,7 +131,7 @@ def torchvision(device: torch.device) -> Decode:
 def decoders(config: DeviceBenchmark, beton: Beton, contestants: dict[str, Callable[[], Decode]], keep: Keep) -> dict[str, Any]:
     """Every device decoder alone: images/s, CPU cores busy, and how near its pixels are to the CPU's."""
     device, size = choose_device(config.device), min(config.batch_size, len(beton))
-    # Full batches only, so that a rate is one of the batch size named.
+    # Full batches only, so that a throughput is one of the batch size named.
     batches = [range(first, first + size) for first in range(0, min(len(beton), 8 * size) - size + 1, size)]
     results: dict[str, Any] = {}
     for name, contestant in contestants.items():
@@ -186,17 +185,12 @@ def all_shares(device: torch.device, beton: Beton, batch: int) -> dict[str, Call
 
 def fill(device: torch.device, config: DeviceBenchmark, keep: Keep) -> dict[str, Any]:
     """Seconds until the whole file is resident, by who decodes; and what that is for 28,100 images."""
-    from fastretina.loading.loader import Loader
-
-    class Resident(Loader):
-        _makes_on_device = True
-
     results: dict[str, Any] = {}
     for where in ("cpu", "gpu"):
         seconds = []
         try:
             for _ in range(max(2, min(config.rounds, 5)) + 1):
-                loader = Resident(
+                loader = DeviceLoader(
                     config.data, config.batch_size, resolution=config.resolution, device=device, decode=where, resident="on"
                 )
                 with loader:

@@ -15,7 +15,7 @@
 #        tests       pytest -m gpu, one process for each file that has such tests but test_gpu_training, which takes longest
 #        training    that one
 #        loader      the loader alone, beside FFCV and DALI where they are installed     (resident: from resident memory)
-#        timeline    a profile of streaming with decoding on the CPU and on the GPU
+#        timeline    a profile of fastretina.train, streaming, with decoding on the CPU and on the GPU
 #        run         fastretina.train for two epochs on $DATA
 #
 # A step that fails or runs out of time does not stop the others. Each leaves $OUT/STEP.json where it measures, all of them one
@@ -213,11 +213,15 @@ for name in "$@"; do
     loader) throughput loader 130 ;;
     resident) throughput resident 60 ;;
     timeline)
+      runs="$(mktemp -d)"  # its table is in the log
       for decode in cpu $([ "$DEVICE" = cpu ] || echo gpu); do
-        step "timeline-$decode" 40 "$PYTHON" benchmarks/timeline.py --device "$DEVICE" --data "$DATA" --decode "$decode" \
-          --out "$OUT/timeline-$decode" --batch-size "$(sizes 128)" --resolution "$SIZE"
-        rm -f "$OUT/timeline-$decode/profile.txt"  # it is in the log
-      done ;;
+        step "timeline-$decode" 40 "$PYTHON" -m fastretina.train --train "$DATA" --test "$DATA" --amp --batch-size "$(sizes 128)" \
+          --resolution "$SIZE" --device "$DEVICE" --decode "$decode" --resident off $([ "$DEVICE" = cpu ] || echo --compile default) \
+          --profile 5 --stop-after-steps 16 --out "$runs/timeline-$decode"
+        [ ! -e "$runs/timeline-$decode/profile.json.gz" ] ||
+          cp "$runs/timeline-$decode/profile.json.gz" "$OUT/timeline-$decode.json.gz"
+      done
+      rm -rf "$runs" ;;
     run)
       runs="$(mktemp -d)"  # its checkpoints are hundreds of megabytes; what it says is in the log
       step run 120 "$PYTHON" -m fastretina.train --train "$DATA" --test "$DATA" --amp --epochs 2 --batch-size "$(sizes 128)" \

@@ -10,7 +10,7 @@ there is a number; a line is printed after the JSON holds what it says; the same
 raises is left out; for one that hangs a watchdog ends the process with 4, and the next call leaves it out. Several batch sizes,
 modes of torch.compile and memory formats: the first of each together, then every other one in the first's place.
 
---device cpu rehearses it (with TRITON_INTERPRET=1, --modes off and --decoder nvimgcodec); its figures say nothing.
+--device cpu rehearses it (with TRITON_INTERPRET=1, --modes off and --decoder nvimgcodec); its numbers say nothing.
 """
 
 from __future__ import annotations
@@ -25,11 +25,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from headline_sides import LOADERS, Source, clones_of, one_round, open_loader, random_images
-from journal import FATAL, Journal, OutOfBudget
-from measure import brief, summary
-from roof import roof
-from training_step import TrainingStep
+from measure import FATAL, Journal, OutOfBudget, brief, roof, summary
+from training_step import LOADERS, Source, TrainingStep, clones_of, one_round, open_loader, random_images
 
 from fastretina.cli import run
 from fastretina.models.precision import choose_device
@@ -256,9 +253,9 @@ def conclude(records: dict[str, list[dict[str, Any]]], result: dict[str, Any]) -
     found: dict[str, Any] = {"per_second": {}, "tflops": {}, "share_of_matmul_roof": {}, "ratios": {}}
     clones = {(record["round"], record["process"]): record["per_second"] for record in records.get("clone", [])}
     for side, rounds in records.items():
-        found["per_second"][side] = rates = summary([record["per_second"] for record in rounds])
+        found["per_second"][side] = throughput = summary([record["per_second"] for record in rounds])
         if "gflop_per_image" in result:
-            found["tflops"][side] = tflops = rates["median"] * result["gflop_per_image"] / 1e3
+            found["tflops"][side] = tflops = throughput["median"] * result["gflop_per_image"] / 1e3
             if "roof" in result:
                 found["share_of_matmul_roof"][side] = tflops / result["roof"]["matmul_tflops"]["median"]
         keys = [(record["round"], record["process"]) for record in rounds]

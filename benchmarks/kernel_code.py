@@ -67,12 +67,12 @@ def counted(code: bytes) -> dict[str, Any]:
             subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
             for option in ("-sass", "-res-usage")
         )
-    found = [(int(place, 16), name, rest) for place, name, rest in _INSTRUCTION.findall(text)]
-    places = {place: number for number, (place, _, _) in enumerate(found)}
+    found = [(int(address, 16), name, rest) for address, name, rest in _INSTRUCTION.findall(text)]
+    numbers = {address: number for number, (address, _, _) in enumerate(found)}
     loops = [
-        (places[int(match[1], 16)], number)
-        for number, (place, name, rest) in enumerate(found)
-        if name == "BRA" and (match := re.search(r"0x([0-9a-f]+)", rest)) and int(match[1], 16) < place
+        (numbers[int(match[1], 16)], number)
+        for number, (address, name, rest) in enumerate(found)
+        if name == "BRA" and (match := re.search(r"0x([0-9a-f]+)", rest)) and int(match[1], 16) < address
     ]
     (start, end), *others = loops
     if others:

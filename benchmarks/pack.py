@@ -1,8 +1,8 @@
 """Packing 512 x 512 JPEGs into a .beton: fastretina beside FFCV's DatasetWriter, interleaved in one run.
 
 Both read the same files from page cache with the same number of workers. FFCV decodes and re-encodes (quality 90);
-fastretina keeps the bytes, and also checks headers, computes checksums, fsyncs and verifies its tables. Rates are images
-over the whole call, with the start of worker processes on FFCV's side, as a user has it. See --help.
+fastretina keeps the bytes, and also checks headers, computes checksums, fsyncs and verifies its tables. Throughput is images
+by the time of the whole call, with the start of worker processes on FFCV's side, as a user has it. See --help.
 """
 
 from __future__ import annotations
@@ -17,25 +17,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from measure import interleave, save, summary
+from photographs import sample, views
 from PIL import Image
 
 from fastretina.cli import run
 from fastretina.errors import RunError
 from fastretina.packing.pack import write_beton
 
-PHOTO = Path(__file__).parent.parent / "fastretina" / "sample" / "retina_cc0.jpg"
-
 
 @dataclass(frozen=True)
 class PackBenchmark:
-    """Packing rate of fastretina and of stock FFCV on the same images."""
+    """Packing throughput of fastretina and of stock FFCV on the same images."""
 
     count: int = 2000
     """Images."""
     images: Path | None = None
-    """A folder of 512 x 512 JPEGs to take them from; default: made from the photograph in the package."""
+    """A folder of JPEGs of --size to take them from; default: made from the photograph in the package."""
     workers: int = 2
     """Workers of either side."""
     rounds: int = 5
@@ -47,20 +45,11 @@ class PackBenchmark:
 
 
 def make_images(folder: Path, count: int, size: int) -> list[Path]:
-    """`count` different JPEGs of some 43 KB (at 512 pixels), cut and turned out of one real photograph."""
-    photo = Image.open(PHOTO).convert("RGB")
-    random = np.random.default_rng(0)
-    paths = []
-    # One rotation for eight images, each with a crop of its own: no two files are the same.
-    for i in range(count):
-        if i % 8 == 0:
-            turned = photo.rotate(float(random.uniform(0, 360)), resample=Image.Resampling.BILINEAR)
-        side = int(random.uniform(1150, 1350))
-        left, top = (int(random.uniform(0, photo.width - side)) for _ in range(2))
-        view = turned.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side), reducing_gap=2.0)
-        path = folder / f"{i // 2}_{'left' if i % 2 else 'right'}.jpeg"
-        view.save(path, "JPEG", quality=int(random.integers(90, 93)), subsampling="4:2:0")
-        paths.append(path)
+    """`count` different JPEGs of some 43 KB (at 512 px), as photographs.py makes them."""
+    pictures = views(size, seed=0)
+    paths = [folder / f"{number // 2}_{'left' if number % 2 else 'right'}.jpeg" for number in range(count)]
+    for number, path in enumerate(paths):
+        path.write_bytes(sample(number, 0, pictures))
     return paths
 
 
@@ -79,7 +68,7 @@ class PillowDataset:
 
 
 def main(config: PackBenchmark) -> None:
-    """Packing rate of fastretina and of stock FFCV (DatasetWriter, write_mode jpg) on the same images."""
+    """Packing throughput of fastretina and of stock FFCV (DatasetWriter, write_mode jpg) on the same images."""
     try:
         from ffcv.fields import IntField, RGBImageField
         from ffcv.writer import DatasetWriter
@@ -112,7 +101,7 @@ def main(config: PackBenchmark) -> None:
                 DatasetWriter(str(out), fields, num_workers=config.workers).from_indexed_dataset(PillowDataset(paths))
             return len(paths) / (time.perf_counter() - started)
 
-        rates = interleave({"fastretina": ours, "ffcv": ffcv}, config.rounds)
+        found = interleave({"fastretina": ours, "ffcv": ffcv}, config.rounds)
     result: dict[str, Any] = {
         "benchmark": "pack",
         "command": " ".join(["python", *sys.argv]),
@@ -120,10 +109,9 @@ def main(config: PackBenchmark) -> None:
         "mean_kb": round(mean_kb, 1),
         "workers": config.workers,
         "unit": "images/s",
-        "fastretina": summary(rates["fastretina"]),
-        "ffcv": summary(rates["ffcv"]),
-        "ratio": summary([a / b for a, b in zip(rates["fastretina"], rates["ffcv"], strict=True)]),
-        "rounds": rates,
+        **{side: summary(throughput) for side, throughput in found.items()},
+        "ratio": summary([a / b for a, b in zip(found["fastretina"], found["ffcv"], strict=True)]),
+        "rounds": found,
     }
     for side in ("fastretina", "ffcv", "ratio"):
         one = result[side]

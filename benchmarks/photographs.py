@@ -2,8 +2,9 @@
 
     python benchmarks/photographs.py --out /tmp/train.beton
 
-One real photograph in many turns and zooms; each sample is one of these with a brightness and a block of noise of its own, encoded
-anew: no cache, and no decoder's luck, sees the same bytes twice. Labels have the real grades' proportions. Nothing can be learnt.
+One real photograph in many rotations and zooms; each sample is one of these with a brightness and a block of noise of its own,
+encoded anew: no cache, and no decoder's luck, sees the same bytes twice. Labels have the real grades' proportions. Nothing can be
+learnt.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class PhotographSet:
 
 
 def views(size: int, seed: int) -> list[NDArray[np.uint8]]:
-    """The photograph in 64 turns and zooms, (size, size, 3) each."""
+    """The photograph in 64 rotations and zooms, (size, size, 3) uint8 RGB each."""
     photograph = simplejpeg.decode_jpeg(resources.files("fastretina.sample").joinpath("retina_cc0.jpg").read_bytes())
     side, rng = photograph.shape[0], np.random.default_rng(seed)
     found = []

@@ -1,13 +1,14 @@
-"""What the recipe is worth: rotation, every option, and a collapse with its cure, on sample data sets with fixed seeds.
+"""What the recipe is worth, and where its models look: experiments on sample data sets, with fixed seeds.
 
     python benchmarks/quality.py --json out.json
     python benchmarks/quality.py --only collapse
 
-Three experiments. `rotation`: 300 photographs seen 24 times, with and without it, tested on eyes turned by any angle. `options`:
-each schedule, head and remedy for imbalance in turn. `collapse`: the hard sample, the recipe that answers one grade for all, and
-one that does not. The epoch is chosen on validation images that share no patient with training; figures are of the test set. All
-in float32; on another CPU models still differ, by what rounding makes of it, and their QWK by up to a tenth. A second call goes on
-where the first one stopped: in all it trains on some 200,000 images of 96 to 224 px.
+`rotation`: 300 photographs seen 24 times, with and without it, tested on eyes rotated by any angle. `options`: each schedule, head
+and remedy for imbalance in turn. `collapse`: the hard sample, the recipe that answers one grade for all, and one that does not.
+`heat`: how much denser that of Grad-CAM is on lesions, which a sample data set knows, than on all of the retina. The epoch is
+chosen on validation images that share no patient with training; metrics are of the test set. All in float32; on another CPU
+models still differ, by what rounding makes of it, and their QWK by up to a tenth. A second call goes on where the first one
+stopped: in all it trains on some 200,000 images of 96 to 256 px.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
+import torch
 from measure import save
+from numpy.typing import NDArray
 
 from fastretina import train
 from fastretina.cli import run
@@ -31,16 +36,27 @@ from fastretina.loading.augment import Augment
 from fastretina.loading.loader import Loader
 from fastretina.metrics.bootstrap import LEVEL, RESAMPLES, draws, patient_groups
 from fastretina.metrics.table import Floats, qwk
-from fastretina.models.checkpoint import open_grader
+from fastretina.models.backbones import BACKBONES
+from fastretina.models.checkpoint import load_grader, open_grader
+from fastretina.models.gradcam import GradCam
 from fastretina.models.inference import run_model
+from fastretina.models.photographs import prepare
+from fastretina.sample.camera import CameraSettings, Eye, render
+from fastretina.sample.dataset import STAMP, plan_eyes
+from fastretina.sample.lesions import LesionSettings
 from fastretina.training.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 SEEDS = (0, 1, 2)
-TURNED = Augment(flip_horizontal=0.0, flip_vertical=0.0)  # any angle, drawn by the sample's id
+ROTATED = Augment(flip_horizontal=0.0, flip_vertical=0.0)  # any angle, drawn by the sample's id
 
 # Arguments of tools/make_sample.py by name of the sample.
-SAMPLES: dict[str, list[str]] = {"easy": [], "few": ["--train", "300"], "hard": ["--hard"]}
+SAMPLES: dict[str, list[str]] = {
+    "easy": [],
+    "few": ["--train", "300"],
+    "hard": ["--hard"],
+    "small": ["--train", "600", "--test", "100"],
+}
 # As `make demo` trains, but choosing on validation images.
 EASY = TrainConfig(
     epochs=7, resolution=96, lr=2e-3, schedule="onecycle", val_fraction=0.15, train=Path("easy-train.beton"),
@@ -65,27 +81,31 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "the old recipe": {"augment": "off", "schedule": "constant", "lr": 1e-3},
 }
 HARD = replace(EASY, train=Path("hard-train.beton"), test=Path("hard-test.beton"))
-# What the four models of the report had in common: no augmentation, a constant rate.
+# What the four models of the report had in common: no augmentation, a constant learning rate.
 OLD = replace(HARD, resolution=224, lr=1e-3, schedule="constant", augment="off", class_weights="sqrt")
 # The cure: learn what lesions are where they are plain, then first the head anew, then all of it with care.
 PLAIN = replace(EASY, resolution=128, head="regression")
 CURE = replace(HARD, resolution=128, head="regression", epochs=5, lr=3e-3, schedule="cosine", freeze_epochs=1, backbone_lr=0.1)
 CURED_SEEDS = (0, 1)
+COARSE = replace(EASY, train=Path("small-train.beton"), test=Path("small-test.beton"), epochs=5)
+FINE = replace(COARSE, resolution=256, epochs=3)
+VISIBLE = 12  # grey levels by which a lesion differs from the same eye's photograph without disease
+DARK = 20  # grey levels, below which there is no retina
 
 
 @dataclass(frozen=True)
 class QualityBenchmark:
-    """Rotation, every option of the recipe, a collapse and its cure."""
+    """Rotation, every option of the recipe, a collapse and its cure, the heat of Grad-CAM."""
 
     out: Path = Path("runs/quality")  # data and run folders
     json: Path | None = None  # write the results here
-    only: Literal["rotation", "options", "collapse"] | None = None
+    only: Literal["rotation", "options", "collapse", "heat"] | None = None
 
 
 def main(config: QualityBenchmark) -> None:
-    """Rotation, every option of the recipe, a collapse and its cure."""
+    """Rotation, every option of the recipe, a collapse and its cure, the heat of Grad-CAM."""
     results: dict[str, Any] = {}
-    for name, experiment in (("rotation", rotation), ("options", options), ("collapse", collapse)):
+    for name, experiment in (("rotation", rotation), ("options", options), ("collapse", collapse), ("heat", heat)):
         if config.only in (None, name):
             started = time.perf_counter()
             results[name] = {**experiment(config.out), "seconds": time.perf_counter() - started}
@@ -94,15 +114,15 @@ def main(config: QualityBenchmark) -> None:
 
 
 def rotation(out: Path) -> dict[str, Any]:
-    """QWK on turned eyes of models trained with rotation and flips, with flips alone and without either, by seed; and the interval
-    of the mean difference, patients drawn whole."""
+    """QWK on rotated eyes of models trained with rotation and flips, with flips alone and without either, by seed; and the interval
+    of the mean difference, by cluster bootstrap by patient."""
     make_data(out, "few")
     found: dict[str, list[Path]] = {}
     for augment in ("on", "flips", "off"):
         found[augment] = [trained(out, f"rotation-{augment}-{seed}", replace(FEW, augment=augment, seed=seed)) for seed in SEEDS]
-    answers = {name: [turned_answers(out / FEW.test, folder) for folder in folders] for name, folders in found.items()}
+    answers = {name: [rotated_answers(out / FEW.test, folder) for folder in folders] for name, folders in found.items()}
     kappas = {name: [float(qwk(matrices.sum(axis=0, keepdims=True))[0]) for matrices in runs] for name, runs in answers.items()}
-    report: dict[str, Any] = {"qwk_on_turned_eyes": kappas, "resamples": RESAMPLES, "level": LEVEL}
+    report: dict[str, Any] = {"qwk_on_rotated_eyes": kappas, "resamples": RESAMPLES, "level": LEVEL}
     for other in ("flips", "off"):
         low, high = difference_interval(answers["on"], answers[other])
         mean = statistics.mean(kappas["on"]) - statistics.mean(kappas[other])
@@ -110,11 +130,11 @@ def rotation(out: Path) -> dict[str, Any]:
     return report
 
 
-def turned_answers(data: Path, folder: Path) -> Floats:
-    """(patients, C, C) confusion matrices of the best checkpoint on the test set, each eye turned by an angle of its own."""
+def rotated_answers(data: Path, folder: Path) -> Floats:
+    """(patients, C, C) confusion matrices of the best checkpoint on the test set, each eye rotated by an angle of its own."""
     model, grader, device, precision = open_grader(folder / "best.safetensors", "auto", "auto")
-    with Loader(data, 32, train=False, resolution=grader.resolution, device=device, augment=TURNED) as loader:
-        answers = run_model(model, loader, precision, "turned").answers(grader.grading, grader.decision)
+    with Loader(data, 32, train=False, resolution=grader.resolution, device=device, augment=ROTATED) as loader:
+        answers = run_model(model, loader, precision, "rotated").answers(grader.grading, grader.decision)
         groups = patient_groups(loader.dataset.names)
     classes, people = grader.num_classes, int(groups.max()) + 1
     cells = groups * classes**2 + answers.labels.numpy() * classes + answers.predicted.numpy()
@@ -135,9 +155,9 @@ def difference_interval(one: Sequence[Floats], other: Sequence[Floats]) -> tuple
 
 
 def options(out: Path) -> dict[str, Any]:
-    """Test figures of one run with each option, at the demo's budget."""
+    """Test metrics of one run with each option, at the demo's budget."""
     make_data(out, "easy")
-    return {"runs": {name: figures(trained(out, f"option-{name}", replace(EASY, **changes))) for name, changes in OPTIONS.items()}}
+    return {"runs": {name: metrics(trained(out, f"option-{name}", replace(EASY, **changes))) for name, changes in OPTIONS.items()}}
 
 
 def collapse(out: Path) -> dict[str, Any]:
@@ -148,10 +168,44 @@ def collapse(out: Path) -> dict[str, Any]:
     for seed in CURED_SEEDS:
         plain = trained(out, f"hard-plain-{seed}", replace(PLAIN, seed=seed))
         weights = str(plain / "best.safetensors")
-        cured = figures(trained(out, f"hard-cure-{seed}", replace(CURE, seed=seed, weights=weights)))
-        found["cure"].append(cured | {"seconds": cured["seconds"] + figures(plain)["seconds"]})
-        found["old"].append(figures(trained(out, f"hard-old-{seed}", replace(OLD, seed=seed))))
+        cured = metrics(trained(out, f"hard-cure-{seed}", replace(CURE, seed=seed, weights=weights)))
+        found["cure"].append(cured | {"seconds": cured["seconds"] + metrics(plain)["seconds"]})
+        found["old"].append(metrics(trained(out, f"hard-old-{seed}", replace(OLD, seed=seed))))
     return found
+
+
+def heat(out: Path) -> dict[str, Any]:
+    """By the map's side in cells: the heat's mean on lesions by its mean on all of the retina, over the diseased test eyes."""
+    make_data(out, "small")
+    stamp = json.loads((out / "small" / STAMP).read_text())
+    eyes = [eye for eye in plan_eyes(stamp["train"], stamp["test"], stamp["seed"])["test"] if eye.grade > 0]
+    coarse = trained(out, "heat-coarse", COARSE)
+    fine = trained(out, "heat-fine", replace(FINE, weights=str(coarse / "best.safetensors")))
+    found = {}
+    for folder in (coarse, fine):
+        model, grader = load_grader(folder / "best.safetensors")
+        cam = GradCam(model, BACKBONES[grader.arch].gradcam)
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (grader.mean, grader.std))
+        ratios = []
+        for eye in eyes:
+            pixels = prepare(out / "small" / "data" / f"{eye.name}.jpeg", grader.resolution)
+            outputs = cam(((torch.tensor(pixels).permute(2, 0, 1) / 255.0 - mean) / std)[None])
+            grades = grader.grading.log_probabilities(outputs, grader.decision).argmax(dim=1)
+            (cells,) = cam.heat(partial(grader.grading.target, grades=grades))
+            lesions, retina = lesions_and_retina(eye)
+            smooth = cv2.resize(cells[0].numpy(), lesions.shape, interpolation=cv2.INTER_LINEAR)
+            if smooth[retina].any() and lesions.any():
+                ratios.append(float(smooth[lesions].mean() / smooth[retina].mean()))
+        quartiles = np.percentile(ratios, [25, 50, 75]).tolist()
+        heat_on_lesions = {"eyes": len(ratios), "mean": statistics.mean(ratios), "quartiles": quartiles}
+        found[f"{cells.shape[1]} cells a side"] = heat_on_lesions | metrics(folder)
+    return found
+
+
+def lesions_and_retina(eye: Eye) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Two (512, 512) masks."""
+    ill, well = (render(each, LesionSettings(), CameraSettings()).astype(np.int16) for each in (eye, replace(eye, grade=0)))
+    return np.abs(ill - well).max(axis=2) > VISIBLE, ill.max(axis=2) > DARK
 
 
 def make_data(out: Path, kind: str) -> None:
@@ -178,20 +232,20 @@ def trained(out: Path, name: str, config: TrainConfig) -> Path:
     return folder
 
 
-def figures(folder: Path) -> dict[str, Any]:
+def metrics(folder: Path) -> dict[str, Any]:
     """What a finished run's folder says of its test set, at the best epoch and at the last, and of its cost."""
-    metrics = json.loads((folder / "metrics.json").read_text())
+    found = json.loads((folder / "metrics.json").read_text())
     return {
-        **outcome(metrics["best"]),
-        "best_epoch": metrics["best_epoch"],
-        "last_epoch": outcome(metrics["last"]),
-        "seconds": sum(metrics["epoch_seconds"]),
-        "images_per_second": statistics.median(metrics["images_per_second"]),
+        **outcome(found["best"]),
+        "best_epoch": found["best_epoch"],
+        "last_epoch": outcome(found["last"]),
+        "seconds": sum(found["epoch_seconds"]),
+        "images_per_second": statistics.median(found["images_per_second"]),
     }
 
 
 def outcome(epoch: dict[str, Any]) -> dict[str, Any]:
-    """An epoch's figures of the test set, as metrics.json has them."""
+    """An epoch's metrics of the test set, as metrics.json has them."""
     return {
         "test_qwk": epoch["qwk"],
         "test_accuracy": epoch["accuracy"],

@@ -23,8 +23,8 @@ from typing import Any
 
 import psutil
 import torch
-from measure import Utilisation
-from sides import IMPORTS, SIDES, Epoch, Task, cpu_seconds, private_mb
+from measure import Utilisation, cpu_seconds, private_mb
+from sides import IMPORTS, SIDES, Epoch, Task
 
 _MARK = "\x1e"  # starts our lines; whatever a peer prints is passed over
 

@@ -10,10 +10,10 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from measure import private_bytes
 
 if TYPE_CHECKING:
     from training_step import TrainingStep
@@ -34,7 +34,6 @@ class Task:
     batch_size: int
     workers: int
     device: str = "cpu"
-    arch: str = "resnet18"  # what the training sides train
     scratch: str = ""  # a folder for files that a side needs; the parent removes it
 
 
@@ -62,22 +61,6 @@ def fastretina(task: Task, **changes: Any) -> Epoch:
     }
     loader = Loader(task.data, **(settings | changes))
     return lambda: (len(batch.ids) for batch in loader)
-
-
-def fastretina_without_checksum(task: Task) -> Epoch:
-    return fastretina(task, verify=False)
-
-
-def fastretina_resident(task: Task) -> Epoch:
-    return fastretina(task, resident="on")
-
-
-def fastretina_cpu_decode(task: Task) -> Epoch:
-    return fastretina(task, decode="cpu")
-
-
-def fastretina_gpu_decode(task: Task) -> Epoch:
-    return fastretina(task, decode="gpu")
 
 
 def ffcv(task: Task) -> Epoch:
@@ -211,12 +194,12 @@ def dali(task: Task) -> Epoch:
 
     beton = Beton(task.data)
     rng = np.random.default_rng(0)
-    order = rng.permutation(len(beton))
+    shuffled = rng.permutation(len(beton))
 
     def sample(info: Any) -> tuple[Any, Any]:
         if info.idx_in_epoch >= len(beton):
             raise StopIteration
-        index = int(order[info.idx_in_epoch])
+        index = int(shuffled[info.idx_in_epoch])
         return np.frombuffer(beton.jpeg(index), np.uint8), np.array([beton.labels[index]])
 
     cuda = task.device == "cuda"
@@ -230,8 +213,7 @@ def dali(task: Task) -> Epoch:
         if task.work == "augment":
             angle = fn.random.uniform(range=(-180.0, 180.0))
             images = fn.rotate(images, angle=angle, keep_size=True, fill_value=0, interp_type=types.INTERP_LINEAR)
-            mirror, flip = fn.random.coin_flip(), fn.random.coin_flip()
-            images = fn.flip(images, horizontal=mirror, vertical=flip)
+            images = fn.flip(images, horizontal=fn.random.coin_flip(), vertical=fn.random.coin_flip())
             images = fn.crop_mirror_normalize(images, dtype=types.FLOAT, output_layout="HWC", mean=MEAN_255, std=STD_255)
         return images, labels
 
@@ -242,44 +224,39 @@ def dali(task: Task) -> Epoch:
 
 
 class Training:
-    """Training steps on one loader; on a GPU they are compiled.
+    """Training steps on one loader, on a CPU: on a GPU they are headline.py's.
 
-    `extra` holds what the last epoch found: seconds that it waited for data, seconds of compilation before it.
+    `extra` holds the step's FLOPs for an image, and the seconds that the last epoch waited for data.
     """
+
+    steps = 16  # of an epoch
 
     def __init__(self, task: Task, batches: Callable[[TrainingStep], Iterator[tuple[Any, Any]]]) -> None:
         """batches: without end, for this step."""
         import torch
         from training_step import TrainingStep
 
-        cuda = task.device == "cuda"
-        device = torch.device(task.device)
-        self.step = TrainingStep(task.arch, task.batch_size, task.resolution, device, "default" if cuda else None)
-        # Of the size of the GPU's 28,100 images divided by seven, and enough of a CPU's.
-        self.steps = max(1, 4000 // task.batch_size) if cuda else 16
-        self.extra = {"flops": float(self.step.flops()), "compile": self.step.warm_up()}
+        self.step = TrainingStep("resnet18", task.batch_size, task.resolution, torch.device(task.device), None)
+        self.extra = {"flops": float(self.step.flops())}
+        self.step.warm_up()
         self.batches = batches(self.step)
 
     def __call__(self) -> Iterator[int]:
-        from fastretina.system.tracing import span
-
         wait = 0.0
         for _ in range(self.steps):
             asked = time.perf_counter()
-            with span("wait"):
-                images, labels = next(self.batches)
+            images, labels = next(self.batches)
             wait += time.perf_counter() - asked
             self.step(images, labels)
             self.extra["wait"] = wait
             yield len(labels)
 
 
-def train_fastretina(task: Task, **changes: Any) -> Epoch:
+def train_fastretina(task: Task) -> Epoch:
     """Training from the streaming loader, rotation and flips on."""
     from fastretina.loading.loader import Loader
 
-    settings: dict[str, Any] = {"dtype": element_type(task), "workers": task.workers}
-    loader = Loader(task.data, task.batch_size, resolution=task.resolution, device=task.device, **(settings | changes))
+    loader = Loader(task.data, task.batch_size, resolution=task.resolution, workers=task.workers)
     return Training(task, lambda step: ((batch.images, batch.labels) for _ in itertools.count() for batch in loader))
 
 
@@ -304,10 +281,15 @@ def ffcv_on_device(task: Task) -> Epoch:
 
 
 SIDES: dict[str, Callable[[Task], Epoch]] = {
+    "fastretina_without_checksum": partial(fastretina, verify=False),
+    "fastretina_resident": partial(fastretina, resident="on"),
+    "fastretina_cpu_decode": partial(fastretina, decode="cpu"),
+    "fastretina_gpu_decode": partial(fastretina, decode="gpu"),
+} | {
     side.__name__: side
     for side in (
-        fastretina, fastretina_without_checksum, fastretina_resident, fastretina_cpu_decode, fastretina_gpu_decode, ffcv,
-        ffcv_with_our_warp, ffcv_on_device, pillow, torchvision, webdataset, dali, train_fastretina, train_synthetic,
+        fastretina, ffcv, ffcv_with_our_warp, ffcv_on_device, pillow, torchvision, webdataset, dali, train_fastretina,
+        train_synthetic,
     )
 }  # fmt: skip
 
@@ -321,19 +303,3 @@ IMPORTS = {
     "webdataset": "webdataset",
     "dali": "nvidia.dali.plugin.pytorch",
 }
-
-
-def cpu_seconds() -> float:
-    """CPU time in s of this process and its living children."""
-    import psutil
-
-    me = psutil.Process()
-    return time.process_time() + sum(sum(child.cpu_times()[:2]) for child in me.children(recursive=True))
-
-
-def private_mb() -> float:
-    """Private memory in MB of this process and its children: mapped files and shared memory are not counted."""
-    import psutil
-
-    me = psutil.Process()
-    return sum(private_bytes(process.pid) for process in [me, *me.children(recursive=True)]) / 1e6

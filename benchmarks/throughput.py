@@ -3,9 +3,9 @@
     python benchmarks/throughput.py --data data/train.beton --json out.json --chart out.png
 
 Each round lets every side run one epoch, in alternating order; an untimed epoch comes first. (On a GPU, --device cuda, sides run
-one after the other, for want of memory, and there is no busy neighbour there; training is benchmarks/headline.py's.) Rates are
-medians over the rounds with an interval (see measure.summary), per second of wall time and per second of CPU time; ratios are taken
-within rounds, so that a busy neighbour, who slows both, does not enter them.
+one after the other, for want of memory, and there is no busy neighbour there; training is benchmarks/headline.py's.) Throughput is
+a median over the rounds with an interval (see measure.summary), per second of wall time and per second of CPU time; ratios are
+taken within rounds, so that a busy neighbour, who slows both, does not enter them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from chart import draw_chart
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 from measure import FULL_TRAIN_SET, brief, hardware, interleave, save, summary
 from side_process import SideProcess
 from sides import IMPORTS, Task
@@ -31,6 +33,7 @@ from fastretina.cli import run
 from fastretina.errors import RunError, UsageError
 from fastretina.models.precision import choose_device
 
+OURS, PEERS = "#0072b2", "#9a9a9a"  # blue and grey: told apart by everyone, and in print
 OLD_EPOCH = 2088.0  # seconds that one epoch of it took with a Pillow __getitem__
 
 Group = Literal["loader", "train", "pack", "resident"]
@@ -46,7 +49,6 @@ class Comparison:
     resolution: int  # px
     sides: tuple[str, ...]
     batch_size: int = 64
-    arch: str = "resnet18"
 
 
 COMPARISONS = (
@@ -92,7 +94,7 @@ class ThroughputBenchmark:
     rounds: int = 5
     """Timed rounds, after an untimed one."""
     arch: Literal["resnet18", "resnet50"] | None = None
-    """Train this model only; default: all."""
+    """Train this model only (on a CPU there is but resnet18); default: all."""
     workers: int = 0
     """Threads or processes of every side; 0: one for each core."""
     cold_starts: int = 5
@@ -124,8 +126,7 @@ def compare(
     alone: one side after the other. keep: is given what there is after every epoch.
     """
     task = Task(
-        str(config.data), comparison.work, comparison.resolution, comparison.batch_size, workers, config.device, comparison.arch,
-        scratch,
+        str(config.data), comparison.work, comparison.resolution, comparison.batch_size, workers, config.device, scratch
     )  # fmt: skip
     processes: dict[str, SideProcess] = {}
     failed: dict[str, str] = {}
@@ -206,7 +207,7 @@ def digest(rounds: list[dict[str, Any]], ready: dict[str, Any], gap: float | Non
     if "wait" in rounds[0]:
         result["wait_share"] = summary([r["wait"] / r["wall"] for r in rounds])
         result["gflop_per_image"] = rounds[0]["flops"] / 1e9
-        result["tflops"] = summary([rate * rounds[0]["flops"] / 1e12 for rate in wall])
+        result["tflops"] = summary([per_second * rounds[0]["flops"] / 1e12 for per_second in wall])
     if "device_memory_gb" in rounds[0]:
         result["device_memory_gb"] = max(r["device_memory_gb"] for r in rounds)
         asked = [r["gpu_utilisation"] for r in rounds if r["gpu_utilisation"] is not None]
@@ -252,10 +253,10 @@ def table(comparison: dict[str, Any]) -> str:
     head = f"{comparison['name']} ({px} px, batch {batch})"
     lines = [f"\n{head:<42}{'img/s':>8}  {'interval':>15}{'img/CPU-s':>11}{'28,100 in':>11}{'memory':>10}{'ratio':>8}"]
     for side, result in comparison["sides"].items():
-        rate, cpu = result["per_second"], result["per_cpu_second"]
+        wall, cpu = result["per_second"], result["per_cpu_second"]
         ratio = next((r["per_second"]["median"] for key, r in comparison["ratios"].items() if key.endswith(f"/ {side}")), None)
         lines.append(
-            f"  {side:<40}{rate['median']:8,.0f}  {rate['low']:7,.0f}-{rate['high']:7,.0f}{cpu['median']:11,.0f}"
+            f"  {side:<40}{wall['median']:8,.0f}  {wall['low']:7,.0f}-{wall['high']:7,.0f}{cpu['median']:11,.0f}"
             f"{result['full_epoch_s']:9,.1f} s{result['private_mb']:7,.0f} MB" + (f"{ratio:7.2f}x" if ratio else "")
         )
         details = [f"{result['cpu_cores']['median']:.1f} CPU cores"]
@@ -271,6 +272,36 @@ def table(comparison: dict[str, Any]) -> str:
             details.append(f"{result['tflops']['median']:.2f} TFLOP/s")
         lines.append(f"  {'':<4}{', '.join(details)}")
     return "\n".join([*lines, *(f"  {side:<40}failed: {reason.splitlines()[-1]}" for side, reason in comparison["failed"].items())])
+
+
+def draw_chart(result: dict[str, Any], path: Path) -> None:
+    """One panel for each comparison, one bar for each side: images per second, median and interval. Writes a PNG."""
+    comparisons = result["comparisons"]
+    bars = [len(c["sides"]) for c in comparisons]
+    figure = Figure(figsize=(9, 0.9 * len(bars) + 0.42 * sum(bars) + 0.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(bars), 1, squeeze=False, height_ratios=[n + 0.6 for n in bars])[:, 0]
+    for axis, comparison in zip(axes, comparisons, strict=True):
+        sides = sorted(comparison["sides"].items(), key=lambda item: item[1]["per_second"]["median"])
+        names = [name.replace("_", " ") for name, _ in sides]
+        if "augment" in comparison["name"]:
+            names = [f"{name} (no rotation)" if name == "ffcv" else name for name in names]
+        found = [side["per_second"] for _, side in sides]
+        medians = [each["median"] for each in found]
+        spread = [[each["median"] - each["low"] for each in found], [each["high"] - each["median"] for each in found]]
+        colours = [OURS if "fastretina" in name else PEERS for name in names]
+        axis.barh(names, medians, xerr=spread, color=colours, error_kw={"capsize": 3, "lw": 1})
+        for row, each in enumerate(found):
+            axis.text(each["high"], row, f"  {each['median']:,.0f}", va="center", fontsize=9)
+        axis.set_title(f"{comparison['name']} ({comparison['resolution']} px)", loc="left", fontsize=10)
+        axis.set_xlim(0, max(each["high"] for each in found) * 1.14)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=9)
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes[-1].set_xlabel("images per second (median and interval; more is better)")
+    hard = result["hardware"]
+    figure.suptitle(f"{hard['cpu']}, {hard['cores']} cores, {result['workers']} workers a side", fontsize=10)
+    figure.savefig(path, dpi=120)
 
 
 def main(config: ThroughputBenchmark) -> None:
@@ -289,7 +320,7 @@ def main(config: ThroughputBenchmark) -> None:
         result["data"] = {"samples": len(beton), "mean_kb": round(sum(sizes) / len(sizes) / 1e3, 1)}
         print(f"{config.data}: {len(beton):,} images, {result['data']['mean_kb']} KB each")
     for comparison in CUDA_COMPARISONS if cuda else COMPARISONS:
-        if config.only in (None, comparison.group) and (comparison.work != "train" or config.arch in (None, comparison.arch)):
+        if config.only in (None, comparison.group) and (comparison.group != "train" or config.arch in (None, "resnet18")):
 
             def keep(found: dict[str, Any], before: tuple[Any, ...] = tuple(result["comparisons"])) -> None:
                 result["comparisons"] = [*before, found]
@@ -302,8 +333,8 @@ def main(config: ThroughputBenchmark) -> None:
         for arch in [config.arch] if config.arch else HEADLINES:
             result.setdefault("headline", {})[arch] = found = headline(config, arch)
             save(config.json, result)
-            rates = {name: brief(case["per_second"]) for name, case in found["cases"].items() if case["sides"]}
-            print(f"\ntraining {arch}, images/s: {json.dumps(rates, indent=2)}", flush=True)
+            medians = {name: brief(case["per_second"]) for name, case in found["cases"].items() if case["sides"]}
+            print(f"\ntraining {arch}, images/s: {json.dumps(medians, indent=2)}", flush=True)
     if config.only in (None, "loader") and not cuda:
         result["cold_first_batch_s"] = cold_starts(config, workers)
         save(config.json, result)

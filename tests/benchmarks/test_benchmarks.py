@@ -1,7 +1,8 @@
-"""The benchmarks for a GPU on a CPU and tiny, so that they work on the day there is one. Their figures mean nothing here."""
+"""The benchmarks for a GPU on a CPU and tiny, so that they work on the day there is one. Their numbers mean nothing here."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -41,6 +42,20 @@ def test_photographs_are_whole_files_of_which_no_two_are_alike(tmp_path):
         beton.verify(n)
     assert beton.labels.min() >= 0
     assert beton.labels.max() <= 4
+
+
+def test_every_piece_of_the_engine_benchmark_runs(tmp_path):
+    pieces = ("errors", "memory", "opening", "shards", "remote", "processes")
+    data, out = write_blocks(tmp_path / "blocks.beton", 40, 64), tmp_path / "engine.json"
+    small = ("--samples", 2000, "--rounds", 1, "--batches", 2, "--seconds", 0.05)
+    run("engine.py", "--only", *pieces, *small, "--data", data, "--json", out)
+    result = json.loads(out.read_text())
+    assert result["errors"]["seconds_until_an_error_arrives"]["errors"] == 20
+    assert set(result["memory"]["private_mb"]) == {"4000", "40000"}
+    assert result["opening"]["samples"] == 2000
+    assert set(result["shards"]["seconds_to_open"]) == {"warm", "cold"}
+    assert result["remote"]["ratio"]["n"] == 1
+    assert "together" in result["processes"]["decode"]["images_per_second"]
 
 
 def test_every_piece_of_the_device_benchmark_runs(tmp_path):
@@ -170,16 +185,6 @@ def test_utilisation_says_why_there_is_none():
     assert busy.why == "cpu is no CUDA device"
 
 
-def test_a_timeline_of_training_steps_is_left_in_its_folder(tmp_path):
-    data = write_blocks(tmp_path / "blocks.beton", 8, 32)
-    sizes = ("--batch-size", 4, "--resolution", 32, "--steps", 2)
-    text = run("timeline.py", "--device", "cpu", "--data", data, "--decode", "cpu", "--out", tmp_path / "t", *sizes)
-    assert text.startswith("2 steps, ")
-    for name in ("wait", "forward", "backward", "optimizer"):
-        assert f"ms  {name}\n" in text
-    assert (tmp_path / "t" / "profile.json.gz").stat().st_size > 1000
-
-
 def session(tmp_path: Path, *steps: str, **changes: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
         "OUT": str(tmp_path / "out"), "DATA": str(tmp_path / "absent" / "d.beton"), "PYTHON": sys.executable, "DEVICE": "cpu",
@@ -191,6 +196,15 @@ def session(tmp_path: Path, *steps: str, **changes: str) -> subprocess.Completed
 
 def exits(tmp_path: Path) -> dict[str, int | str]:
     return {name: step["exit"] for name, step in json.loads((tmp_path / "out" / "session.json").read_text()).items()}
+
+
+def test_a_timeline_of_training_is_left_compressed_and_its_table_is_in_the_log(tmp_path):
+    data = write_blocks(tmp_path / "blocks.beton", 32, 32)
+    assert session(tmp_path, "timeline", DATA=str(data), SIZE="32").returncode == 0
+    assert exits(tmp_path) == {"timeline-cpu": 0}
+    trace = gzip.decompress((tmp_path / "out" / "timeline-cpu.json.gz").read_bytes())
+    assert {event["name"] for event in json.loads(trace)["traceEvents"]} >= {"wait", "forward", "backward", "optimizer"}
+    assert "5 steps; of each, on the host" in (tmp_path / "out" / "session.log").read_text()
 
 
 def stand_in(tmp_path: Path, does: str) -> str:
@@ -216,7 +230,7 @@ def test_the_gpu_session_goes_on_after_a_step_that_fails_and_says_how_each_ended
 def test_a_gpu_session_says_how_a_step_ended_as_soon_as_it_has(tmp_path):
     python = stand_in(tmp_path, 'case "$*" in *timeline*) exit 3;; esac')
     assert session(tmp_path, "timeline", "run", PYTHON=python).returncode == 0
-    first, second = (tmp_path / "trace").read_text().split("-m -m fastretina.train")
+    _, first, second = (tmp_path / "trace").read_text().split("-m -m fastretina.train")
     assert '"timeline-cpu": {"exit": "under way"' in first
     assert '"timeline-cpu": {"exit": 3' in second
     assert '"run": {"exit": "under way"' in second

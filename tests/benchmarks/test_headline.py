@@ -1,4 +1,4 @@
-"""benchmarks/headline.py on a CPU and tiny: what it measured survives whatever ends it. Its figures mean nothing here."""
+"""benchmarks/headline.py on a CPU and tiny: what it measured survives whatever ends it. Its numbers mean nothing here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TINY = ("--device", "cpu", "--batch-size", 2, "--resolution", 16, "--steps", 1, 
 # Makes one side fail as it is opened, and another hang in its first step.
 DRIVER = """
 import itertools, threading
-import headline, headline_sides
+import headline, training_step
 
 opened = headline.open_loader
 
@@ -32,7 +32,7 @@ def open_loader(side, *settings):
     source = opened(side, *settings)
     if side != "gpu-decode":
         return source
-    return headline_sides.Source(map(lambda _: threading.Event().wait(), itertools.count()), "waits for ever", source.close)
+    return training_step.Source(map(lambda _: threading.Event().wait(), itertools.count()), "waits for ever", source.close)
 
 headline.open_loader = open_loader
 headline.run(headline.Headline, headline.main)
@@ -173,7 +173,7 @@ def test_batch_sizes_modes_and_formats_vary_one_at_a_time(tmp_path):
 
 def test_the_model_comes_before_what_is_resident(tmp_path, monkeypatch):
     """A step that finds no memory beside the resident data set runs again without it."""
-    from headline_sides import Source
+    from training_step import Source
 
     closed: list[str] = []
 
@@ -197,7 +197,7 @@ def test_the_model_comes_before_what_is_resident(tmp_path, monkeypatch):
 
 
 def test_what_two_processes_died_in_is_not_tried_again(tmp_path):
-    from journal import Journal
+    from measure import Journal
 
     failed: dict[str, str] = {}
     for expected in (3, 3, None):  # each a process of its own, the first two of which die without a word
@@ -211,7 +211,7 @@ def test_what_two_processes_died_in_is_not_tried_again(tmp_path):
 
 
 def test_a_result_of_other_settings_is_not_gone_on_with(tmp_path):
-    from journal import Journal
+    from measure import Journal
 
     for settings, processes in (({"a": 1}, 1), ({"a": 1}, 2), ({"a": 2}, 1)):
         journal = Journal(tmp_path / "j.json", "test", settings, budget=100, grace=10)
@@ -222,11 +222,11 @@ def test_a_result_of_other_settings_is_not_gone_on_with(tmp_path):
 @pytest.mark.parametrize(("seconds", "steps"), [(100, 31), (30, None)])
 def test_a_round_that_its_deadline_ends_counts_where_it_has_enough_steps(monkeypatch, seconds, steps):
     """The clock is looked at three times in a step."""
-    import headline_sides
+    import training_step
 
     clock = itertools.count()
-    monkeypatch.setattr(headline_sides, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    source = headline_sides.Source(itertools.repeat((torch.zeros(1), torch.zeros(4))), "")
+    monkeypatch.setattr(training_step, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    source = training_step.Source(itertools.repeat((torch.zeros(1), torch.zeros(4))), "")
     taken: list[None] = []
 
     class Step:
@@ -238,9 +238,9 @@ def test_a_round_that_its_deadline_ends_counts_where_it_has_enough_steps(monkeyp
 
     if steps is None:
         with pytest.raises(RuntimeError, match="timed steps in"):
-            headline_sides.one_round(Step(), source, 2, 50, seconds)
+            training_step.one_round(Step(), source, 2, 50, seconds)
         return
-    record = headline_sides.one_round(Step(), source, 2, 50, seconds)
+    record = training_step.one_round(Step(), source, 2, 50, seconds)
     assert record["steps"] == len(taken) - 2 == steps
     assert record["partial"] is True
     assert record["per_second"] == 4 * steps / record["seconds"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from scaling_model import Cluster, ImageCosts, all_reduce_seconds, epoch_hours_and_price, predict
+from scaling import Cluster, ImageCosts, all_reduce_seconds, epoch_hours_and_price, predict
 
 COSTS = ImageCosts(bytes=50_000, decode_cpu_s=1e-3, step_s=1 / 1000)
 HOSTS = Cluster(ranks_per_host=8, cores=64, storage_bytes_s=2e9, link_bytes_s=10e9, latency_s=1e-5, hour_price=2.0)
@@ -24,17 +24,17 @@ def test_one_gpu_is_as_fast_as_its_steps_and_exchanges_nothing():
 
 
 @pytest.mark.parametrize(
-    ("change", "bottleneck", "rate"),
+    ("change", "bottleneck", "throughput"),
     [
         ({"storage_bytes_s": 100e6}, "storage", 2 * 100e6 / 50_000),
         ({"cores": 4.0}, "cpu", 2 * 4 / 1e-3),
         ({"link_bytes_s": 1e9, "latency_s": 0.0}, "all-reduce", 16 * 32 / (32e-3 / 3 + 2 * 15 / 16 * 0.1)),
     ],
 )
-def test_the_scarcest_resource_bounds_two_hosts(change, bottleneck, rate):
+def test_the_scarcest_resource_bounds_two_hosts(change, bottleneck, throughput):
     found = predict(COSTS, replace(HOSTS, **change), ranks=16, rank_batch=32, gradient_bytes=GRADIENTS)
     assert found.bottleneck == bottleneck
-    assert found.images_per_second == pytest.approx(rate)
+    assert found.images_per_second == pytest.approx(throughput)
 
 
 def test_all_reduce_by_ring_among_few_and_by_tree_where_latency_counts():
