@@ -40,8 +40,6 @@ class EvaluateConfig:
 def main(config: EvaluateConfig) -> int:
     """Grade a .beton file with a trained model and compare with its grades."""
     # What imports torch, scipy and matplotlib comes now: --help is there before them.
-    import numpy as np
-
     from fastretina.loading.loader import Loader
     from fastretina.metrics.assessment import Assessment
     from fastretina.metrics.fusion import check_weight, fuse_eyes
@@ -114,8 +112,7 @@ def main(config: EvaluateConfig) -> int:
             "versions": versions(),
         }
         write_json(config.out / "metrics.json", {**about, **scores.metrics.as_dict(), **assessment.as_dict(), **machine})
-        probabilities = answers.log_probabilities.exp().numpy().astype(np.float32)
-        write_predictions(config.out / "predictions.csv", answers.ids.numpy(), names, answers.labels.numpy(), probabilities)
+        write_predictions(config.out / "predictions.csv", answers, names)
         write_bytes(config.out / "confusion.png", plots.confusion(scores.metrics.confusion, f"{config.data.name}, {grader.arch}"))
         print(f"written to {config.out}: metrics.json, predictions.csv, confusion.png")
     return 0

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -74,15 +72,10 @@ class Scores:
         return (-math.inf if value is None else value, -math.inf if accuracy is None else accuracy)
 
 
-def write_predictions(
-    path: Path,
-    ids: npt.NDArray[np.int64],
-    names: Sequence[str],
-    grades: npt.NDArray[np.int64],
-    probabilities: npt.NDArray[np.float32],
-) -> None:
-    """Write predictions.csv: id, name, grade, predicted, p0, p1, ... of (N,) ids, names and true grades, (N, C) probabilities."""
+def write_predictions(path: Path, answers: Predictions, names: Sequence[str]) -> None:
+    """Write predictions.csv: id, name, grade, predicted, p0, p1, ... of answers for N images with these names."""
+    probabilities = answers.log_probabilities.exp()
     header = ["id", "name", "grade", "predicted", *(f"p{grade}" for grade in range(probabilities.shape[1]))]
-    predicted = probabilities.argmax(axis=1)
-    rows = zip(ids.tolist(), names, grades.tolist(), predicted.tolist(), probabilities.tolist(), strict=True)
-    write_csv(path, header, ([*row[:4], *row[4]] for row in rows))
+    columns = (answers.ids, answers.labels, answers.predicted, probabilities)
+    rows = zip(names, *(column.tolist() for column in columns), strict=True)
+    write_csv(path, header, ([number, name, grade, best, *row] for name, number, grade, best, row in rows))

@@ -18,8 +18,7 @@ Ints = npt.NDArray[np.int64]
 
 def accuracy(matrices: Floats) -> Floats:
     """Shares of images with the right grade."""
-    shares: Floats = np.trace(matrices, axis1=1, axis2=2) / matrices.sum(axis=(1, 2))
-    return shares
+    return ratio(np.trace(matrices, axis1=1, axis2=2), matrices.sum(axis=(1, 2)))
 
 
 def balanced_accuracy(matrices: Floats) -> Floats:

@@ -10,21 +10,9 @@ from typing import Any
 
 from fastretina.grading import REFERABLE, grade_title
 from fastretina.metrics.table import AUROC
-from fastretina.report import plots
+from fastretina.report import plots, sections
 from fastretina.report.compared import ComparedRun
 from fastretina.report.page import Link, Section, bounds, duration, image, note, number, page, pair, percent, remark, table
-from fastretina.report.sections import (
-    CONFUSION_REMARK,
-    METRIC_COLUMNS,
-    TRAIN_REMARK,
-    confusion_table,
-    data_section,
-    meanings,
-    metric_cells,
-    purpose,
-    settings_section,
-    subtitle,
-)
 from fastretina.system.files import write_bytes, write_csv, write_json
 from fastretina.training.run_folder import RunFolder
 from fastretina.training.run_info import SET_TITLES, selection_note, versions
@@ -77,16 +65,16 @@ def comparison_html(runs: Sequence[ComparedRun], settings: Mapping[str, Any]) ->
     collapsed = [run.name for run in runs if run.collapsed]
     title = f"{len(runs)} run{'s' if len(runs) > 1 else ''} compared at {settings['resolution']} px"
     head = [
-        subtitle(first["device"], first["amp_dtype"]),
+        sections.subtitle(first["device"], first["amp_dtype"]),
         note(selection_note(first["selection_metric"], first["selected_on"]), good=first["selected_on"] == "val"),
         note(CHOICE_NOTE) if len(runs) > 1 else "",
         note(f"One and the same grade for every test image: {', '.join(collapsed)}.") if collapsed else "",
     ]
-    sections = [
+    built = [
         _results(runs),
-        purpose(),
-        meanings(),
-        data_section(first["data"]),
+        sections.purpose(),
+        sections.meanings(),
+        sections.data_section(first["data"]),
         _curves(runs),
         _confusions(runs),
         _recalls(runs),
@@ -96,8 +84,8 @@ def comparison_html(runs: Sequence[ComparedRun], settings: Mapping[str, Any]) ->
             "Last epochs",
             [
                 table(
-                    ["run", *METRIC_COLUMNS],
-                    [[_link(run), *metric_cells(run.test("last").values)] for run in runs],
+                    ["run", *sections.METRIC_COLUMNS],
+                    [[_link(run), *sections.metric_cells(run.test("last").values)] for run in runs],
                     "Test set, last epochs",
                 )
             ],
@@ -113,9 +101,9 @@ def comparison_html(runs: Sequence[ComparedRun], settings: Mapping[str, Any]) ->
                 )
             ],
         ),
-        settings_section(settings),
+        sections.settings_section(settings),
     ]
-    return page(title, head, sections)
+    return page(title, head, built)
 
 
 def _link(run: ComparedRun) -> Link:
@@ -126,8 +114,8 @@ def _results(runs: Sequence[ComparedRun]) -> Section:
     rows = []
     for run in runs:
         epoch = f"{run.metrics['best_epoch']} of {len(run.metrics['epoch_seconds'])}"
-        rows.append([_link(run), epoch, *metric_cells(run.test("best").values), bounds(*run.bounds)])
-    columns = ["run", "best epoch", *METRIC_COLUMNS, "95 % interval of QWK"]
+        rows.append([_link(run), epoch, *sections.metric_cells(run.test("best").values), bounds(*run.bounds)])
+    columns = ["run", "best epoch", *sections.METRIC_COLUMNS, "95 % interval of QWK"]
     return Section(
         "Results",
         [
@@ -159,15 +147,15 @@ def _curves(runs: Sequence[ComparedRun]) -> Section:
         ends = "; ".join(f"{run.name} from {percent(run.accuracy[name][0])} to {percent(run.accuracy[name][-1])}" for run in runs)
         return image(plots.accuracies(pictures, majority, [name]), f"Accuracy by epoch, {SET_TITLES[name]} set: {ends}")
 
-    return Section("Accuracy by epoch", [pair([shown("train"), shown("test")]), remark(TRAIN_REMARK)])
+    return Section("Accuracy by epoch", [pair([shown("train"), shown("test")]), remark(sections.TRAIN_REMARK)])
 
 
 def _confusions(runs: Sequence[ComparedRun]) -> Section:
     matrices = [
-        confusion_table(run.metrics["best"]["confusion"], f"{run.name}, test set, epoch {run.metrics['best_epoch']}")
+        sections.confusion_table(run.metrics["best"]["confusion"], f"{run.name}, test set, epoch {run.metrics['best_epoch']}")
         for run in runs
     ]
-    return Section("Confusion matrices", [pair(matrices), remark(CONFUSION_REMARK)])
+    return Section("Confusion matrices", [pair(matrices), remark(sections.CONFUSION_REMARK)])
 
 
 def _recalls(runs: Sequence[ComparedRun]) -> Section:

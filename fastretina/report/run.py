@@ -11,23 +11,10 @@ from fastretina.metrics.assessment import Assessment
 from fastretina.metrics.predictions import Predictions, Scores
 from fastretina.metrics.table import METRICS
 from fastretina.models.heads import HEADS, Decision
-from fastretina.report import plots
+from fastretina.report import plots, sections
 from fastretina.report.assessment import calibration, intervals, screening
-from fastretina.report.mistakes import Mistake, confident_mistakes, mistakes_section
+from fastretina.report.mistakes import confident_mistakes, mistakes_section
 from fastretina.report.page import Section, bounds, cards, image, note, number, page, pair, percent, remark, shown, table, titled
-from fastretina.report.sections import (
-    CONFUSION_REMARK,
-    METRIC_COLUMNS,
-    TRAIN_REMARK,
-    class_table,
-    confusion_table,
-    data_section,
-    meanings,
-    metric_cells,
-    purpose,
-    settings_section,
-    subtitle,
-)
 from fastretina.training.progress import EpochRecord, Progress
 from fastretina.training.run_info import SET_TITLES, RunInfo
 from fastretina.training.summary import assess_best
@@ -42,7 +29,7 @@ class Results:
     Attributes:
         title: of the page. info: settings, data sets and machine; `test` must be among the data sets.
         scores: by data set, `test` at least: the model's own, of a run those of its best epoch.
-        assessment, mistakes: of its answers on the test set.
+        answers, assessment: for and of the test set; some mistakes among them are shown, where `info` has its file at hand.
         history, best_epoch: of the run that trained it, and the epoch (from 1) whose model it is.
         decision: what its head was fitted to, if anything. batch: batch.png.
     """
@@ -50,23 +37,17 @@ class Results:
     title: str
     info: RunInfo
     scores: Mapping[str, Scores]
+    answers: Predictions | None = None
     assessment: Assessment | None = None
-    mistakes: Sequence[Mistake] = ()
     history: Sequence[EpochRecord] = ()
     best_epoch: int | None = None
     decision: Decision | None = None
     batch: bytes | None = None
 
     @classmethod
-    def of(cls, title: str, info: RunInfo, answers: Predictions, assessment: Assessment) -> Self:
-        """Of a model's answers for the data set `test` of `info`, whatever trained it; with pictures where its file is at hand."""
-        mistakes = [] if info.test_set is None else confident_mistakes(answers, info.test_set)
-        return cls(title, info, {"test": Scores.of(answers)}, assessment, mistakes)
-
-    @classmethod
     def of_run(cls, info: RunInfo, progress: Progress, batch: bytes | None = None) -> Self:
         """Of a training run; at least one epoch must be done."""
-        best, history, answers = progress.best, progress.history, progress.best_test
+        best, history = progress.best, progress.history
         assert best is not None  # an epoch is done, so that one is the best
         title = (
             f"{info.settings['arch']} at {info.settings['resolution']} px, {len(history)} epoch{'s' if len(history) > 1 else ''}"
@@ -76,8 +57,8 @@ class Results:
             title=title,
             info=info,
             scores={name: scores for name, scores in sets.items() if scores is not None},
+            answers=progress.best_test,
             assessment=assess_best(info, progress),
-            mistakes=[] if answers is None or info.test_set is None else confident_mistakes(answers, info.test_set),
             history=history,
             best_epoch=best.epoch,
             decision=progress.decision,
@@ -93,7 +74,7 @@ def report_html(results: Results) -> str:
     """One self-contained page, no network needed: those of SECTIONS that have something to tell."""
     info = results.info
     head = [
-        subtitle(info.device, info.amp_dtype),
+        sections.subtitle(info.device, info.amp_dtype),
         cards(_cards(results)),
         note(info.selection_note, good=info.selected_on == "val") if results.history else "",
     ]
@@ -133,7 +114,7 @@ def _curves(results: Results) -> Section | None:
     panels = [
         image(plots.curves(history, best_epoch, majority, objective, [name]), _curve_text(history, name)) for name in plots.PANELS
     ]
-    return Section("By epoch", [pair(panels), remark(TRAIN_REMARK)])
+    return Section("By epoch", [pair(panels), remark(sections.TRAIN_REMARK)])
 
 
 def _curve_text(history: Sequence[EpochRecord], panel: str) -> str:
@@ -147,15 +128,23 @@ def _curve_text(history: Sequence[EpochRecord], panel: str) -> str:
 
 
 def _confusions(results: Results) -> Section:
-    matrices = [confusion_table(scores.metrics.confusion, results.set_title(name)) for name, scores in results.scores.items()]
-    return Section("Confusion matrices", [pair(matrices), remark(CONFUSION_REMARK)])
+    matrices = [
+        sections.confusion_table(scores.metrics.confusion, results.set_title(name)) for name, scores in results.scores.items()
+    ]
+    return Section("Confusion matrices", [pair(matrices), remark(sections.CONFUSION_REMARK)])
 
 
 def _grades(results: Results) -> Section:
     shown_sets = [name for name in ("test", "train") if name in results.scores]
     return Section(
-        "By grade", [pair(class_table(results.scores[name].metrics.confusion, results.set_title(name)) for name in shown_sets)]
+        "By grade",
+        [pair(sections.class_table(results.scores[name].metrics.confusion, results.set_title(name)) for name in shown_sets)],
     )
+
+
+def _mistakes(results: Results) -> Section | None:
+    answers, beton = results.answers, results.info.test_set
+    return None if answers is None or beton is None else mistakes_section(confident_mistakes(answers, beton))
 
 
 def _best_and_last(results: Results) -> Section | None:
@@ -166,8 +155,10 @@ def _best_and_last(results: Results) -> Section | None:
         for name, scores in (("test", record.test), ("val", record.val), ("train", record.train)):
             if scores is not None:
                 values = scores.values
-                rows.append([f"{which} ({record.epoch}), {SET_TITLES[name]}", number(values["loss"]), *metric_cells(values)])
-    return Section("Best and last epoch", [table(["epoch, set", "loss", *METRIC_COLUMNS], rows, "All metrics")])
+                rows.append(
+                    [f"{which} ({record.epoch}), {SET_TITLES[name]}", number(values["loss"]), *sections.metric_cells(values)]
+                )
+    return Section("Best and last epoch", [table(["epoch, set", "loss", *sections.METRIC_COLUMNS], rows, "All metrics")])
 
 
 def _speed(results: Results) -> Section | None:
@@ -213,21 +204,21 @@ def _decision(results: Results) -> Section | None:
 def _settings(results: Results) -> Section:
     info = results.info
     others: list[list[object]] = [["parameters", info.parameters], ["precision used", info.precision_note], ["loader", info.loader]]
-    return settings_section(info.settings, others)
+    return sections.settings_section(info.settings, others)
 
 
 # In the page's order; None where there is nothing to tell.
 SECTIONS: tuple[Callable[[Results], Section | None], ...] = (
-    lambda _: purpose(),
-    lambda _: meanings(),
-    lambda results: data_section(results.info.data_dict()),
+    lambda _: sections.purpose(),
+    lambda _: sections.meanings(),
+    lambda results: sections.data_section(results.info.data_dict()),
     _curves,
     _confusions,
     _grades,
     lambda results: intervals(results.assessment),
     lambda results: screening(results.assessment),
     lambda results: calibration(results.assessment),
-    lambda results: mistakes_section(results.mistakes),
+    _mistakes,
     _best_and_last,
     _speed,
     _first_batch,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,9 +105,7 @@ class Recorder(Callbacks):
     def _write_predictions(self, answers: Predictions) -> None:
         beton = self.info.test_set
         assert beton is not None  # every run has one
-        names = beton.names_of(answers.ids.numpy())
-        probabilities = answers.log_probabilities.exp().numpy().astype(np.float32)
-        write_predictions(self.run.predictions, answers.ids.numpy(), names, answers.labels.numpy(), probabilities)
+        write_predictions(self.run.predictions, answers, beton.names_of(answers.ids.numpy()))
 
     def finish(self) -> None:
         """Write metrics.json as the run ends; where no epoch is done there is nothing to write."""

@@ -121,7 +121,5 @@ def versions() -> dict[str, str]:
     return {
         "fastretina": __version__,
         "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
-        "numpy": numpy.__version__,
+        **{library.__name__: str(library.__version__) for library in (torch, torchvision, numpy)},
     }

@@ -8,6 +8,8 @@ from fastretina.metrics.assessment import Assessment
 from fastretina.training.progress import Progress
 from fastretina.training.run_info import RunInfo, versions
 
+BY_EPOCH = ("epoch_seconds", "train_seconds", "images_per_second", "data_wait_seconds")
+
 
 def assess_best(info: RunInfo, progress: Progress) -> Assessment | None:
     """Of the best epoch's answers on the test set; None where these, or the images' file, are not at hand."""
@@ -40,10 +42,7 @@ def metrics_summary(info: RunInfo, progress: Progress, finished: bool) -> dict[s
         summary["val"] = {"best": best.val.as_dict(), "last": last.val.as_dict()}
     return {
         **summary,
-        "epoch_seconds": [record.epoch_seconds for record in progress.history],
-        "train_seconds": [record.train_seconds for record in progress.history],
-        "images_per_second": [record.images_per_second for record in progress.history],
-        "data_wait_seconds": [record.data_wait_seconds for record in progress.history],
+        **{name: [getattr(record, name) for record in progress.history] for name in BY_EPOCH},
         "data": info.data_dict(),
         "arch": info.settings["arch"],
         "parameters": info.parameters,

@@ -8,7 +8,6 @@ import json
 import os
 import pickle
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -16,7 +15,7 @@ import torch
 from fastretina.errors import CheckpointError, RunError
 from fastretina.grading import CLASSES
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
-from fastretina.metrics.predictions import write_predictions
+from fastretina.metrics.predictions import Predictions, write_predictions
 from fastretina.models.checkpoint import Grader, load_grader, read_grader, save_grader, write_grader
 from fastretina.models.resnet import build_model
 from fastretina.system.files import csv_line, write_bytes, write_csv, write_json
@@ -203,8 +202,9 @@ def test_json_never_holds_nan(tmp_path):
 
 
 def test_predictions_hold_a_row_for_each_sample(tmp_path):
-    probabilities = np.array([[0.1, 0.7, 0.2], [0.5, 0.25, 0.25]], dtype=np.float32)
-    write_predictions(tmp_path / "p.csv", np.array([4, 9]), ["10_left", "=cmd"], np.array([1, 2]), probabilities)
+    probabilities = torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.25, 0.25]])
+    answers = Predictions(probabilities.log(), torch.tensor([1, 2]), torch.tensor([4, 9]))
+    write_predictions(tmp_path / "p.csv", answers, ["10_left", "=cmd"])
     assert (tmp_path / "p.csv").read_text().splitlines() == [
         "id,name,grade,predicted,p0,p1,p2",
         "4,10_left,1,1,0.1,0.7,0.2",

@@ -199,7 +199,7 @@ def test_a_report_is_made_of_predictions_and_an_assessment_without_any_training(
         data = {"test": DataInfo.of("clinic.beton", beton.labels, beton.names, 5)}
         plain = RunInfo({"checkpoint": "best.safetensors"}, data, "a CPU", "float32", "float32", "streaming", 11_179_077)
         without, with_pictures = (
-            report_html(Results.of("A clinic's photographs", known, answers, assessment))
+            report_html(Results("A clinic's photographs", known, {"test": Scores.of(answers)}, answers, assessment))
             for known in (plain, replace(plain, test_set=beton))
         )
     assert Page(with_pictures).open == []
