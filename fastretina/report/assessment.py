@@ -62,10 +62,8 @@ def lines(assessment: Assessment) -> list[str]:
     return [*found, f"{'calibration error (ECE)':<30}{percent(assessment.calibration.ece):>10}"]
 
 
-def intervals(assessment: Assessment | None) -> Section | None:
-    """How sure the metrics are; none without an assessment."""
-    if assessment is None:
-        return None
+def intervals(assessment: Assessment) -> Section:
+    """How sure the metrics are."""
     rows = [[TITLES[name], number(found.value), bounds(found.low, found.high)] for name, found in assessment.intervals.items()]
     return Section(
         "How sure these metrics are",
@@ -80,9 +78,9 @@ def intervals(assessment: Assessment | None) -> Section | None:
     )
 
 
-def screening(assessment: Assessment | None) -> Section | None:
+def screening(assessment: Assessment) -> Section | None:
     """The model as a screening test; none where the test set holds no referable eye, or nothing else."""
-    if assessment is None or not assessment.operating_points:
+    if not assessment.operating_points:
         return None
     points = assessment.operating_points
     screened = [Screened.at(point, assessment.prevalence) for point in points]
@@ -111,10 +109,8 @@ def screening(assessment: Assessment | None) -> Section | None:
     )
 
 
-def calibration(assessment: Assessment | None) -> Section | None:
-    """How far its probabilities can be believed; none without an assessment."""
-    if assessment is None:
-        return None
+def calibration(assessment: Assessment) -> Section:
+    """How far its probabilities can be believed."""
     found = assessment.calibration
     return Section(
         "Calibration: what its probabilities are worth",

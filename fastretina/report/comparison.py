@@ -70,6 +70,8 @@ def comparison_html(runs: Sequence[ComparedRun], settings: Mapping[str, Any]) ->
         note(CHOICE_NOTE) if len(runs) > 1 else "",
         note(f"One and the same grade for every test image: {', '.join(collapsed)}.") if collapsed else "",
     ]
+    last = [[_link(run), *sections.metric_cells(run.test("last").values)] for run in runs]
+    compared = [[run.name, run.arch, run.weights or "none (from scratch)"] for run in runs]
     built = [
         _results(runs),
         sections.purpose(),
@@ -80,27 +82,8 @@ def comparison_html(runs: Sequence[ComparedRun], settings: Mapping[str, Any]) ->
         _recalls(runs),
         _screening(runs),
         _speed(runs),
-        Section(
-            "Last epochs",
-            [
-                table(
-                    ["run", *sections.METRIC_COLUMNS],
-                    [[_link(run), *sections.metric_cells(run.test("last").values)] for run in runs],
-                    "Test set, last epochs",
-                )
-            ],
-        ),
-        Section(
-            "Runs",
-            [
-                table(
-                    ["run", "architecture", "initial weights"],
-                    [[run.name, run.arch, run.weights or "none (from scratch)"] for run in runs],
-                    "What was compared",
-                    "words",
-                )
-            ],
-        ),
+        Section("Last epochs", [table(["run", *sections.METRIC_COLUMNS], last, "Test set, last epochs")]),
+        Section("Runs", [table(["run", "architecture", "initial weights"], compared, "What was compared", "words")]),
         sections.settings_section(settings),
     ]
     return page(title, head, built)

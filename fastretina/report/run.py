@@ -49,12 +49,10 @@ class Results:
         """Of a training run; at least one epoch must be done."""
         best, history = progress.best, progress.history
         assert best is not None  # an epoch is done, so that one is the best
-        title = (
-            f"{info.settings['arch']} at {info.settings['resolution']} px, {len(history)} epoch{'s' if len(history) > 1 else ''}"
-        )
+        epochs = f"{len(history)} epoch{'s' if len(history) > 1 else ''}"
         sets = {"test": best.test, "val": best.val, "train": best.train}
         return cls(
-            title=title,
+            title=f"{info.settings['arch']} at {info.settings['resolution']} px, {epochs}",
             info=info,
             scores={name: scores for name, scores in sets.items() if scores is not None},
             answers=progress.best_test,
@@ -165,16 +163,10 @@ def _speed(results: Results) -> Section | None:
     history = results.history
     if not history:
         return None
-    rows = [
-        [
-            record.epoch,
-            f"{record.images_per_second:,.1f}",
-            f"{record.data_wait_seconds:.2f}",
-            f"{record.train_seconds:.1f}",
-            f"{record.epoch_seconds:.1f}",
-        ]
-        for record in history
-    ]
+    rows: list[list[object]] = []
+    for record in history:
+        seconds = f"{record.data_wait_seconds:.2f}", f"{record.train_seconds:.1f}", f"{record.epoch_seconds:.1f}"
+        rows.append([record.epoch, f"{record.images_per_second:,.1f}", *seconds])
     text = (
         f"Median of {len(history):,} epochs: {median(record.images_per_second for record in history):,.1f} training images/s, "
         f"{median(record.epoch_seconds for record in history):,.1f} s an epoch with its evaluation, "
@@ -207,6 +199,10 @@ def _settings(results: Results) -> Section:
     return sections.settings_section(info.settings, others)
 
 
+def _assessed(build: Callable[[Assessment], Section | None]) -> Callable[[Results], Section | None]:
+    return lambda results: None if results.assessment is None else build(results.assessment)
+
+
 # In the page's order; None where there is nothing to tell.
 SECTIONS: tuple[Callable[[Results], Section | None], ...] = (
     lambda _: sections.purpose(),
@@ -215,9 +211,9 @@ SECTIONS: tuple[Callable[[Results], Section | None], ...] = (
     _curves,
     _confusions,
     _grades,
-    lambda results: intervals(results.assessment),
-    lambda results: screening(results.assessment),
-    lambda results: calibration(results.assessment),
+    _assessed(intervals),
+    _assessed(screening),
+    _assessed(calibration),
     _mistakes,
     _best_and_last,
     _speed,

@@ -138,15 +138,9 @@ def class_table(matrix: Sequence[Sequence[int]], title: str) -> str:
     rows = []
     for grade, row in enumerate(matrix):
         right, images, given = row[grade], sum(row), sum(other[grade] for other in matrix)
-        rows.append(
-            [
-                grade_title(grade),
-                images,
-                percent(right / images if images else None),
-                percent(right / given if given else None),
-                number(2 * right / (images + given) if images + given else None),
-            ]
-        )
+        recall, precision = percent(right / images if images else None), percent(right / given if given else None)
+        f1 = number(2 * right / (images + given) if images + given else None)
+        rows.append([grade_title(grade), images, recall, precision, f1])
     return table(["grade", "images", "recall", "precision", "F1"], rows, title)
 
 
