@@ -86,10 +86,12 @@ class Feed:
         config = self.config
         return rank_positions(batch, len(self.beton), config.batch_size, config.rank, config.world_size)
 
-    def filling(self, samples: range, rows: int) -> Iterator[FillJob]:
-        """Jobs that bring each of these samples once, in file order, so many at a time."""
+    def filling(self, samples: range, rows: int) -> Iterator[DeviceJob]:
+        """Jobs that bring each of these samples once for the device to keep, in file order, so many at a time."""
         for first in range(samples.start, samples.stop, rows):
-            yield FillJob(self, Order(np.arange(first, min(first + rows, samples.stop)), None), 0)
+            job = DeviceJob(self, Order(np.arange(first, min(first + rows, samples.stop)), None), 0)
+            job.skips_bad = True  # they are an error, or a skip, in the epoch that asks for them
+            yield job
 
 
 class BatchJob(ABC):
@@ -210,18 +212,6 @@ class DeviceJob(BatchJob):
             if feed.beton.modes[index] == MODE_JPEG:  # raw pixels are the CPU's to copy
                 self.jpegs[row] = feed.beton.jpeg(index, feed.config.verify)
         else:
-            feed.decode(index, self.pixels_of(row))
+            width, height = (int(side[row]) for side in self.sizes)
+            feed.decode(index, self.pixels[self.offsets[row] : self.offsets[row + 1]].reshape(height, width, 3))
         self.fresh[row] = True
-
-    def pixels_of(self, row: int) -> NDArray[np.uint8]:
-        """Row's part of `pixels`: (h, w, 3)."""
-        width, height = (int(side[row]) for side in self.sizes)
-        return self.pixels[self.offsets[row] : self.offsets[row + 1]].reshape(height, width, 3)
-
-
-class FillJob(DeviceJob):
-    """Brings samples for the device to keep. Bad ones are left out, to be an error or a skip in the epoch that asks for them."""
-
-    def __init__(self, feed: Feed, part: Order, epoch: int) -> None:
-        super().__init__(feed, part, epoch)
-        self.skips_bad = True

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, Concatenate, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec
 
 import numpy as np
 import torch
 
+from fastretina.beton.reader import Beton
 from fastretina.errors import UsageError
 from fastretina.loading.augment import Augment
 from fastretina.loading.sampler import Sampling
@@ -81,25 +83,20 @@ class LoaderConfig:
         return -(-self.batch_size // self.world_size)
 
 
-Owner = TypeVar("Owner")
-Source = TypeVar("Source")
-Options = ParamSpec("Options")
+P = ParamSpec("P")
+Init = Callable[Concatenate[Any, str | os.PathLike[str] | Beton, P], None]
 
 
-def options_of(
-    config: Callable[Options, LoaderConfig],
-) -> Callable[[Callable[[Owner, Source, LoaderConfig], None]], Callable[Concatenate[Owner, Source, Options], None]]:
+def options_of(config: Callable[P, LoaderConfig]) -> Callable[[Init[LoaderConfig]], Init[P]]:
     """Makes an `__init__(self, path, config)` one that takes the config's fields as arguments, to mypy and help() as well."""
 
-    def decorate(
-        init: Callable[[Owner, Source, LoaderConfig], None],
-    ) -> Callable[Concatenate[Owner, Source, Options], None]:
-        def wrapped(self: Owner, path: Source, *args: Options.args, **kwargs: Options.kwargs) -> None:
+    def decorate(init: Init[LoaderConfig]) -> Init[P]:
+        def wrapped(self: Any, path: str | os.PathLike[str] | Beton, *args: P.args, **kwargs: P.kwargs) -> None:
             init(self, path, config(*args, **kwargs))
 
-        signature, fields = inspect.signature(init), inspect.signature(config).parameters.values()
-        own = list(signature.parameters.values())[:2]
-        functools.update_wrapper(wrapped, init).__signature__ = signature.replace(parameters=[*own, *fields])  # type: ignore[attr-defined]
+        signature = inspect.signature(init)
+        parameters = [*list(signature.parameters.values())[:2], *inspect.signature(config).parameters.values()]
+        functools.update_wrapper(wrapped, init).__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return wrapped  # type: ignore[return-value]  # that `path` may be named, Concatenate cannot say
 
     return decorate

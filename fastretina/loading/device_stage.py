@@ -73,12 +73,11 @@ class DeviceStage:
             good = [row for row in range(job.rows) if row not in job.bad]
             described, rows = self._describe(job, addresses, good)
             sourced = mark(self._sourcing)
-        config = self._feed.config
-        resolution = config.resolution
+        side, dtype = self._feed.config.resolution, self._feed.config.dtype
         with span("warp"), _on(self._warping):
             if sourced is not None and self._warping is not None:
                 self._warping.wait_event(sourced)
-            images = torch.empty((len(good), resolution, resolution, 3), dtype=config.dtype, device=self._device)
+            images = torch.empty((len(good), side, side, 3), dtype=dtype, device=self._device)
             if good:
                 warp(
                     rows["addresses"], rows["heights"], rows["widths"], rows["affine"], rows["colour"], self._norm,

@@ -109,12 +109,9 @@ def pipelines(
     """
     beton = Beton(path)
     warp = Warp(beton.ids, resolution, Augment() if augment is None else augment, seed)
-    image: list[Operation] = [SimpleRGBImageDecoder(), warp, ToTensor(), ToTorchImage(convert_back_int16=False)]
-    label: list[Operation] = [IntDecoder(), ToTensor(), Squeeze()]
-    if torch.device(device).type != "cpu":
-        image.append(ToDevice(torch.device(device)))
-        label.append(ToDevice(torch.device(device)))
-    return by_field(beton, image, label), warp
+    image = [SimpleRGBImageDecoder(), warp, ToTensor(), ToTorchImage(convert_back_int16=False)]
+    there = [ToDevice(torch.device(device))] if torch.device(device).type != "cpu" else []
+    return by_field(beton, image + there, [IntDecoder(), ToTensor(), Squeeze(), *there]), warp
 
 
 def by_field(beton: Beton, image: list[Operation], label: list[Operation]) -> dict[str, list[Operation] | None]:

@@ -103,7 +103,7 @@ class DecodeOnDevice(Operation):  # type: ignore[misc]
             for number, row in enumerate(good):
                 if not decoded.done[number]:
                     did = "did not write" if number in decoded.unwritten else "cannot decode"
-                    self._note(SampleError(*self._named(int(indices[row])), f"{self._decoder.name} {did} it"))
+                    self._note(self._beton.sample_error(int(indices[row]), f"{self._decoder.name} {did} it"))
             self._decoder.release(mark(current_stream(self._device)))
             return output
 
@@ -113,16 +113,13 @@ class DecodeOnDevice(Operation):  # type: ignore[misc]
     def _intact(self, index: int, length: int) -> bool:
         try:
             if length == 0:
-                raise SampleError(*self._named(index), "holds raw pixels, not a JPEG")
+                raise self._beton.sample_error(index, "holds raw pixels, not a JPEG")
             if self._verify:
                 self._beton.verify(index)
         except SampleError as error:
             self._note(error)
             return False
         return True
-
-    def _named(self, index: int) -> tuple[Any, int, str]:
-        return self._beton.path, index, self._beton.names[index]
 
     def _note(self, error: SampleError) -> None:
         if error.index not in self.bad:

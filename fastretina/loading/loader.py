@@ -16,14 +16,14 @@ from fastretina.beton.open import open_beton
 from fastretina.beton.reader import Beton
 from fastretina.beton.shards import ShardedBeton
 from fastretina.errors import LoaderError, SampleError, UsageError
-from fastretina.loading.batches import Batch, BatchJob, CpuJob, DeviceJob, Feed
+from fastretina.loading.batches import Batch, CpuJob, DeviceJob, Feed
 from fastretina.loading.buffers import BufferPool
 from fastretina.loading.config import LoaderConfig, options_of
 from fastretina.loading.decode.choice import choose_decode, cpu_threads
 from fastretina.loading.decode.cpu import decoded_sizes
-from fastretina.loading.decode.gpu import DEVICE_BATCH, DeviceDecoder
-from fastretina.loading.pipeline import Pipeline
-from fastretina.loading.resident import DeviceStore, Store, make_store, plan_residence
+from fastretina.loading.decode.gpu import DEVICE_BATCH
+from fastretina.loading.pipeline import Job, Pipeline
+from fastretina.loading.resident import Store, make_store, plan_residence
 from fastretina.system.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -75,10 +75,12 @@ class Loader:
             self._feed = Feed(self.dataset, config, pool, DeviceJob)
             # Of a resident data set the decoder sees nothing but the filling.
             batch = max(config.rows, DEVICE_BATCH) if residence.size else config.rows
-            choice = choose_decode(self._feed, self.device, workers, batch)
+            decoder, where = choose_decode(self._feed, self.device, workers, batch)
             store, kept = make_store(len(self.dataset), residence, self.device, config.resident, config.peers)
-            self._stage = _make_stage(self._feed, self.device, store, choice.decoder)
-            where = choice.note
+            self._feed.on_device, self._feed.device_decodes = store.held if store else None, decoder is not None
+            from fastretina.loading.device_stage import DeviceStage  # here, because the CPU path needs no Triton
+
+            self._stage = DeviceStage(self._feed, self.device, store, decoder)
         else:
             nbytes = config.rows * config.resolution**2 * 3 * config.dtype.itemsize
             self._feed = Feed(self.dataset, config, BufferPool(nbytes, keep=ahead + 2), CpuJob)
@@ -149,9 +151,7 @@ class Loader:
         if self._filled or self._stage is None:
             return
         # A device decoder wants many at a time; the pinned memory that the CPU decodes into holds a rank's part of a batch.
-        samples, rows = self._stage.owned, self._config.rows
-        if self._feed.device_decodes:
-            rows = max(rows, DEVICE_BATCH)
+        samples, rows = self._stage.owned, max(self._config.rows, DEVICE_BATCH if self._feed.device_decodes else 0)
         self._pipeline.start(self._feed.filling(samples, rows))
         self._next_job = None  # whatever was under way has been dropped
         with progress_bar("filling", len(samples), 0, unit="img") as bar:
@@ -171,7 +171,6 @@ class Loader:
                 self._pipeline.start(self._feed.jobs(self._epoch, self._batch))
             self._next_job = None  # until get() has succeeded
             job = self._pipeline.get()
-            assert isinstance(job, BatchJob)
             self._batch += 1
             if self._batch == len(self):
                 self._epoch, self._batch = self._epoch + 1, 0
@@ -182,22 +181,22 @@ class Loader:
             if len(batch.ids) or self._config.world_size > 1:
                 yield batch
 
-    def _finish(self, job: BatchJob) -> Batch:
+    def _finish(self, job: Job | None) -> Batch:
         """Turn a finished job into tensors, of its good rows; bad ones are recorded."""
-        if isinstance(job, DeviceJob):
-            assert self._stage is not None
-            batch = self._stage.launch(job)  # without the bad rows, of which it may find more
-        else:
+        if self._stage is None:
             assert isinstance(job, CpuJob)
             batch = job.batch()
+        else:
+            assert isinstance(job, DeviceJob)
+            batch = self._stage.launch(job)  # which may find more bad ones
         if job.bad:
             self._record(job.bad.values())
         return batch
 
     def _record(self, errors: Any) -> None:
         known = {(error.path, error.index) for error in self.skipped}
-        new = (error for error in errors if (error.path, error.index) not in known)
-        self.skipped += sorted(new, key=lambda error: (error.path, error.index))
+        new = {(error.path, error.index): error for error in errors}
+        self.skipped += [new[key] for key in sorted(new.keys() - known)]
         if len(self.skipped) > self._config.max_bad * len(self.dataset):
             raise LoaderError(
                 f"{self.dataset.path}: {len(self.skipped)} bad samples of {len(self.dataset)}, more than max_bad = "
@@ -218,19 +217,12 @@ class Loader:
                 raise LoaderError(f"{self.dataset.path}: cannot resume: {key} is {mine!r} here and {state.get(key)!r} in the state")
         self._set_out(int(state["epoch"]), int(state["batch"]))
 
-    @property
-    def _shards(self) -> int:
-        return len(self.dataset.shards) if isinstance(self.dataset, ShardedBeton) else 1
-
     def _identity(self) -> dict[str, Any]:
-        config, sampling = self._config, self._feed.sampling
-        return {
-            "samples": len(self.dataset),
-            "batch_size": config.batch_size,
-            "seed": config.seed,
-            "sampling": sampling,
-            "drop_last": config.drop_last,
-        } | ({"shards": self._shards} if sampling == "shards" else {})
+        found = {"samples": len(self.dataset), "sampling": self._feed.sampling}
+        found |= {name: getattr(self._config, name) for name in ("batch_size", "seed", "drop_last")}
+        if self._feed.sampling == "shards":
+            found["shards"] = len(self.dataset.shards) if isinstance(self.dataset, ShardedBeton) else 1
+        return found
 
     def close(self) -> None:
         """End the threads and let go of the memory, and of the file if this loader opened it. Delivered batches stay valid."""
@@ -244,12 +236,3 @@ class Loader:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _make_stage(feed: Feed, device: torch.device, store: DeviceStore | None, decoder: DeviceDecoder | None) -> DeviceStage:
-    """The device half. Its module is imported here: the CPU path needs no Triton."""
-    from fastretina.loading.device_stage import DeviceStage
-
-    feed.on_device = store.held if store else None
-    feed.device_decodes = decoder is not None
-    return DeviceStage(feed, device, store, decoder)

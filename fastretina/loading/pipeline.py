@@ -66,12 +66,9 @@ class _Shared:
         """Take the next job of the stream: its first piece, or None where it has none."""
         try:
             job = next(self.jobs)
-        except StopIteration:
-            self.exhausted = True
-            self.ready.notify_all()
-            return None
         except BaseException as error:
-            self.running.append(_Running(None, error))
+            if not isinstance(error, StopIteration):
+                self.running.append(_Running(None, error))
             self.exhausted = True
             self.ready.notify_all()
             return None

@@ -21,10 +21,7 @@ SOURCE_PADDING = 8
 
 _FLOAT, _I8, _I32 = ir.FloatType(), ir.IntType(8), ir.IntType(32)
 _CONTRACT = ("contract", "nsz")
-
-
-def _vector(element: ir.Type, lanes: int) -> ir.VectorType:
-    return ir.VectorType(element, lanes)
+_vector = ir.VectorType  # of an element type and a number of lanes
 
 
 def _shuffle(builder: Any, vector: Any, lanes: list[int]) -> Any:

@@ -6,7 +6,6 @@ decide.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,28 +25,20 @@ RESNET18_FLOPS_PER_PIXEL = 55.6e9 / 512**2
 HEADROOM = 1.5  # that the CPU's threads must have over what is consumed, for slower cores and larger files
 
 
-@dataclass(frozen=True)
-class DecodeChoice:
-    """decoder: what decodes on the device; None: the CPU does. note: where decoding happens and why, for the user."""
-
-    decoder: DeviceDecoder | None
-    note: str
-
-
 def cpu_threads(workers: int) -> str:
     """`3 CPU threads`."""
     return f"{workers} CPU thread{'s' if workers > 1 else ''}"
 
 
-def choose_decode(feed: Feed, device: torch.device, workers: int, batch: int) -> DecodeChoice:
-    """Decide as LoaderConfig's `decode`, `decoder` and `demand` say; `batch` as in make_decoder.
+def choose_decode(feed: Feed, device: torch.device, workers: int, batch: int) -> tuple[DeviceDecoder | None, str]:
+    """What decodes on the device, None where the CPU does, and why, in words for the user; batch: as in make_decoder.
 
     Raises, for "gpu" alone, UsageError where the file needs another size than its own, LoaderError where no decoder starts.
     """
     config = feed.config
     mode, resolution = config.decode, config.resolution
     if mode == "cpu" or (mode == "auto" and config.decoder is None and device.type != "cuda"):
-        return DecodeChoice(None, cpu_threads(workers))
+        return None, cpu_threads(workers)
     full = int(feed.beton.widths.max()), int(feed.beton.heights.max())
     if feed.sizes.largest != full:
         if mode == "gpu":
@@ -55,19 +46,19 @@ def choose_decode(feed: Feed, device: torch.device, workers: int, batch: int) ->
                 f"decode='gpu' decodes at full size, {full[0]} x {full[1]} px; for resolution {resolution} the CPU "
                 "decodes at a fraction of it: use decode='auto'"
             )
-        return DecodeChoice(None, f"{cpu_threads(workers)} (at a fraction of the files' size, which no GPU decoder does)")
+        return None, f"{cpu_threads(workers)} (at a fraction of the files' size, which no GPU decoder does)"
     demand = FASTEST_FLOPS / (RESNET18_FLOPS_PER_PIXEL * resolution**2) if config.demand is None else config.demand
     throughput = workers / seconds_per_image(feed)
     why = f"{cpu_threads(workers)} may decode {throughput:,.0f} img/s, the step may take {demand:,.0f}"
     if mode == "auto" and throughput >= HEADROOM * demand:
-        return DecodeChoice(None, f"{cpu_threads(workers)} ({why})")
+        return None, f"{cpu_threads(workers)} ({why})"
     try:
         chosen = make_decoder(feed.beton, device, config.decoder, workers, batch)
     except FastretinaError as error:
         if mode == "gpu":
             raise
-        return DecodeChoice(None, f"{cpu_threads(workers)} ({str(error).splitlines()[0]})")
-    return DecodeChoice(chosen, f"the GPU ({chosen.name}{'' if mode == 'gpu' else f'; {why}'})")
+        return None, f"{cpu_threads(workers)} ({str(error).splitlines()[0]})"
+    return chosen, f"the GPU ({chosen.name}{'' if mode == 'gpu' else f'; {why}'})"
 
 
 def seconds_per_image(feed: Feed) -> float:

@@ -75,9 +75,6 @@ class Sizes:
         self.only = (int(widths[0]), int(heights[0])) if uniform else None
         self._widths, self._heights = (widths[:0], heights[:0]) if uniform else (widths, heights)
 
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        return self.only or (int(self._widths[index]), int(self._heights[index]))
-
     @property
     def largest(self) -> tuple[int, int]:
         """The largest width and the largest height."""
