@@ -80,8 +80,8 @@ def main(config: PredictConfig) -> int:
         header = ["path", "grade", "referable", *(f"p{number}" for number in range(grader.num_classes))]
         file.write(csv_line(header).encode())
         ahead = config.batch_size + 2 * workers
-        found = photographs(config.images, tally)
-        pixels = prepared(found, grader.resolution, workers, ahead, tally, grader.preparation)
+        files = photographs(config.images, tally)
+        pixels = prepared(files, grader.resolution, workers, ahead, tally, grader.preparation)
         with torch.no_grad(), progress_bar("grading", None, 0, "image") as bar:
             for paths, images, probabilities in graded(pixels, grader, config.batch_size, grade):
                 grades = probabilities.argmax(dim=1)
@@ -90,8 +90,8 @@ def main(config: PredictConfig) -> int:
                     file.write(line.encode(errors="backslashreplace"))  # a file's name may hold bytes that are no text
                 file.flush()
                 if explainer is not None:
-                    best = zip(grades.tolist(), probabilities.amax(dim=1).tolist(), strict=True)
-                    answers = [f"{grade_title(grade)}, {percent(probability)}" for grade, probability in best]
+                    found = zip(grades.tolist(), probabilities.amax(dim=1).tolist(), strict=True)
+                    answers = [f"{grade_title(best)}, {percent(probability)}" for best, probability in found]
                     explainer.write(paths, images, answers, partial(grader.grading.target, grades=grades.to(device)))
                 tally.graded += len(paths)
                 bar.update(len(paths))
