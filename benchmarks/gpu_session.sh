@@ -150,7 +150,7 @@ check() {
   "$PYTHON" - <<'PY'
 import importlib, importlib.util, json, os, sys
 sys.path.insert(0, "benchmarks")
-needed = "numpy torch torchvision triton numba pandas PIL matplotlib simplejpeg cv2 torchmetrics tqdm tyro safetensors pytest psutil"
+needed = "numpy torch torchvision triton numba pandas PIL matplotlib simplejpeg cv2 tqdm tyro safetensors pytest psutil"
 missing = {}
 for name in needed.split():
     try:
