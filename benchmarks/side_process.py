@@ -26,21 +26,30 @@ import torch
 from measure import Utilisation, cpu_seconds, private_mb
 from sides import IMPORTS, SIDES, Epoch, Task
 
+UNTIMED = 4  # batches: a loader whose threads run on makes up to three of them in the pause between epochs
 _MARK = "\x1e"  # starts our lines; whatever a peer prints is passed over
 
 
 def measure_epoch(epoch: Epoch, device: str) -> dict[str, Any]:
     """One epoch: images, wall and CPU seconds, seconds to the first batch, median seconds between batches.
 
+    What a side has made in the pause before is not counted: the clock starts with the UNTIMED-th batch, unless the epoch is shorter
+    than twice as many.
+
     On a GPU also its utilisation in per cent (None, and why, where it cannot be asked) and the memory in use at the end, in GB,
     which holds what torch's allocator has at its peak and what decoder libraries have of their own.
     """
     with Utilisation(device) as busy:
-        cpu, start = cpu_seconds(), time.perf_counter()
-        images, times = 0, [start]
+        begun = cpu_seconds(), time.perf_counter()
+        sizes, times = [], [begun[1]]
+        cpu, start, untimed = *begun, 0
         for size in epoch():
-            images += size
+            sizes.append(size)
             times.append(time.perf_counter())
+            if len(sizes) == UNTIMED:
+                cpu, start, untimed = cpu_seconds(), times[-1], UNTIMED
+        if len(sizes) < 2 * UNTIMED:
+            (cpu, start), untimed = begun, 0
         if device == "cuda":
             torch.cuda.synchronize()  # what was only queued has not been done
             times[-1] = time.perf_counter()
@@ -52,7 +61,7 @@ def measure_epoch(epoch: Epoch, device: str) -> dict[str, Any]:
     return (
         on_gpu
         | {
-            "images": images,
+            "images": sum(sizes[untimed:]),
             "wall": times[-1] - start,
             "cpu": used,
             "first": times[1] - times[0],
