@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from fastretina.errors import RunError
-from fastretina.metrics.classification import GradeMetrics
+from fastretina.metrics.predictions import GradeMetrics
 from fastretina.metrics.table import AUROC, METRICS
 from fastretina.report import plots
 from fastretina.report.page import number, shown
