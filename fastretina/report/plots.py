@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastretina.grading import grade_title
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
-from fastretina.metrics.calibration import Calibration
+from fastretina.metrics.assessment import Calibration
 from fastretina.metrics.table import METRICS
 from fastretina.training.progress import EpochRecord
 
