@@ -32,11 +32,8 @@ def write_comparison(folder: RunFolder, runs: Sequence[ComparedRun], settings: M
         folder.path / "compare.json",
         {
             "settings": dict(settings),
-            "selected_on": first["selected_on"],
-            "selection_metric": first["selection_metric"],
+            **{name: first[name] for name in ("selected_on", "selection_metric", "data", "device")},
             "selection_note": selection_note(first["selection_metric"], first["selected_on"]),
-            "data": first["data"],
-            "device": first["device"],
             "runs": [
                 {
                     **row,
