@@ -181,7 +181,7 @@ def _decision(results: Results) -> Section | None:
 
 def _settings(results: Results) -> Section:
     info = results.info
-    others: list[list[object]] = [["parameters", info.parameters], ["precision used", info.precision_note], ["loader", info.loader]]
+    others = [("parameters", info.parameters), ("precision used", info.precision_note), ("loader", info.loader)]
     return sections.settings_section(info.settings, others)
 
 
