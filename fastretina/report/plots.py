@@ -166,7 +166,6 @@ def _accuracies(figure: FigureBase, runs: Sequence[ComparedRun], sets: Sequence[
 def reliability(found: Calibration) -> bytes:
     """PNG of the reliability curve: how often answers of each confidence are right, above how many there are of them."""
     edges = np.linspace(0.0, 100.0, len(found.samples) + 1)
-    width = edges[1]
     figure = Figure(figsize=(4.8, 4.8), layout="constrained")
     upper, lower = np.asarray(figure.subplots(2, 1, sharex=True, height_ratios=[3, 1]))
     upper.plot([0, 100], [0, 100], color="0.45", linestyle=":", linewidth=1.4, label="perfectly calibrated")
@@ -174,15 +173,13 @@ def reliability(found: Calibration) -> bytes:
     upper.plot(*zip(*bins, strict=True), color="#0072B2", linewidth=1.2)
     # By area: a bin of one image, always at 0 or 100 %, should not shout.
     areas = [15 + 135 * count / max(found.samples) for count in found.samples if count]
-    upper.scatter(
-        *zip(*bins, strict=True), s=areas, color="#0072B2", label="bins, at their mean confidence (area: images)", zorder=3
-    )
+    label = "bins, at their mean confidence (area: images)"
+    upper.scatter(*zip(*bins, strict=True), s=areas, color="#0072B2", label=label, zorder=3)
     upper.set_ylim(-3, 103)
     upper.set_ylabel("right (%)")
     upper.set_title(f"Reliability, test set (ECE {100 * found.ece:.1f} %)", fontsize=12, fontweight="bold")
-    handles, labels = upper.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", fontsize=8.5, frameon=False)
-    lower.bar(edges[:-1], found.samples, width=width, align="edge", color="#0072B2", edgecolor="white")
+    figure.legend(loc="outside lower center", fontsize=8.5, frameon=False)
+    lower.bar(edges[:-1], found.samples, width=edges[1], align="edge", color="#0072B2", edgecolor="white")
     lower.set_ylabel("images")
     lower.set_xlabel("confidence: probability of the answer (%)")
     lower.set_xlim(0, 100)
@@ -211,8 +208,7 @@ def batch_grid(images: Tensor, grades: Tensor) -> bytes:
 def denormalise(images: Tensor) -> npt.NDArray[np.uint8]:
     """(B, 3, H, W) floats normalised by ImageNet's mean and deviation → (B, H, W, 3) uint8."""
     pixels = images.detach().float().cpu().permute(0, 2, 3, 1).numpy() * IMAGENET_STD + IMAGENET_MEAN
-    levels: npt.NDArray[np.uint8] = np.rint(np.clip(pixels, 0.0, 1.0) * 255.0).astype(np.uint8)
-    return levels
+    return np.rint(np.clip(pixels, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
 def _png(figure: Figure) -> bytes:
