@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fastretina.metrics.classification import grade_metrics
-from fastretina.metrics.predictions import Scores
+from fastretina.metrics.predictions import Scores, grade_metrics
 from fastretina.report import plots
 from fastretina.training.progress import EpochRecord, Progress
 from fastretina.training.run_info import DataInfo, RunInfo

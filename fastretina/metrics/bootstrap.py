@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
-import numpy.typing as npt
 
 from fastretina.grading import REFERABLE_FROM, patient_of
 from fastretina.metrics.screening import referable_scores
@@ -32,13 +32,9 @@ class Interval:
 
 def patient_groups(names: Iterable[str]) -> Ints:
     """(N,) int64: images of the same patient (`<patient>_<left|right>`) have the same number, 0, 1, ...; all others one each."""
-    numbers: dict[tuple[str, object], int] = {}
-    found = []
-    for index, name in enumerate(names):
-        patient = patient_of(name)
-        key = ("image", index) if patient is None else ("patient", patient)
-        found.append(numbers.setdefault(key, len(numbers)))
-    return np.asarray(found, dtype=np.int64)
+    numbers: dict[str | int, int] = {}
+    owners = [patient_of(name) or index for index, name in enumerate(names)]
+    return np.asarray([numbers.setdefault(owner, len(numbers)) for owner in owners], dtype=np.int64)
 
 
 def draws(groups: int, resamples: int, seed: int) -> Iterator[Ints]:
@@ -48,9 +44,7 @@ def draws(groups: int, resamples: int, seed: int) -> Iterator[Ints]:
         yield random.integers(groups, size=groups)
 
 
-def bootstrap(
-    labels: Ints, probabilities: npt.NDArray[np.floating], groups: Ints, resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, Interval]:
+def bootstrap(labels: Ints, probabilities: Floats, groups: Ints, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Interval]:
     """Each of METRICS and the AUROC of referable disease, by name, with their 95 % intervals.
 
     Args:
@@ -76,12 +70,9 @@ def bootstrap(
         matrices = (weights @ confusion).reshape(-1, classes, classes)
         return np.stack([*(metric.function(matrices) for metric in METRICS), auroc(sick, every - sick)], axis=1)
 
-    found, chunk = [], []
-    for number, drawn in enumerate(draws(people, resamples, seed), start=1):
-        chunk.append(np.bincount(drawn, minlength=people))
-        if len(chunk) == CHUNK or number == resamples:
-            found.append(metrics(np.asarray(chunk, dtype=np.float64)))
-            chunk = []
+    resampled, found = draws(people, resamples, seed), []
+    while chunk := [np.bincount(drawn, minlength=people) for drawn in islice(resampled, CHUNK)]:
+        found.append(metrics(np.asarray(chunk, dtype=np.float64)))
     points = metrics(np.ones((1, people)))[0]
     names = (*(metric.name for metric in METRICS), AUROC)
     return {name: _interval(point, column) for name, point, column in zip(names, points, np.concatenate(found).T, strict=True)}

@@ -1,19 +1,71 @@
-"""A model's answers for a data set, and their scores."""
+"""A model's answers for a data set, and the metrics that follow from them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fastretina.metrics.classification import GradeMetrics, grade_metrics
-from fastretina.metrics.table import SelectionMetric
+from fastretina.grading import NUM_CLASSES
+from fastretina.metrics.table import METRICS, SelectionMetric, defined
 from fastretina.system.files import write_csv
+
+_NAMES = frozenset(metric.name for metric in METRICS)
+
+
+@dataclass(frozen=True)
+class GradeMetrics:
+    """Metrics of one pass over a data set, all of which follow from its confusion matrix. None stands where one is undefined; JSON
+    then holds null, never NaN. Each of METRICS is an attribute too.
+
+    Attributes:
+        confusion: counts, rows the true grade, columns the predicted one; at least one image.
+    """
+
+    confusion: list[list[int]]
+
+    @cached_property
+    def values(self) -> dict[str, float | None]:
+        """Each of METRICS, by name."""
+        matrix = np.asarray([self.confusion], dtype=np.float64)
+        return {metric.name: defined(metric.function(matrix)[0]) for metric in METRICS}
+
+    @property
+    def per_class_recall(self) -> list[float | None]:
+        """By grade, 0-1; None for a grade without a label."""
+        return [row[grade] / sum(row) if any(row) else None for grade, row in enumerate(self.confusion)]
+
+    def __getattr__(self, name: str) -> float | None:
+        if name not in _NAMES:
+            raise AttributeError(name)
+        return self.values[name]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers, lists and None, fit for JSON."""
+        return {**self.values, "per_class_recall": self.per_class_recall, "confusion": self.confusion}
+
+
+def grade_metrics(predicted: Tensor, labels: Tensor, num_classes: int = NUM_CLASSES) -> GradeMetrics:
+    """All metrics of predicted and true grades, both (N,) integers in 0..num_classes-1 on any device, N >= 1.
+
+    Meant for once an epoch: it copies to the CPU, so that the training step itself never waits for a result.
+    """
+    if predicted.shape != labels.shape or labels.ndim != 1 or len(labels) == 0:
+        raise ValueError(
+            f"predicted and labels must be two equal (N,) tensors, N >= 1: {tuple(predicted.shape)}, {tuple(labels.shape)}"
+        )
+    both = torch.stack((labels.cpu().long(), predicted.cpu().long()))
+    if int(both.min()) < 0 or int(both.max()) >= num_classes:
+        raise ValueError(f"grades must be in 0-{num_classes - 1}, got {int(both.min())}-{int(both.max())}")
+    cells = torch.bincount(both[0] * num_classes + both[1], minlength=num_classes**2)
+    return GradeMetrics(cells.view(num_classes, num_classes).tolist())
 
 
 @dataclass(frozen=True)
@@ -34,16 +86,6 @@ class Predictions:
         """(N,) int64, the most probable grade."""
         return self.log_probabilities.argmax(dim=1)
 
-    @property
-    def loss(self) -> float:
-        """Mean cross-entropy in nats."""
-        return float(torch.nn.functional.nll_loss(self.log_probabilities.double(), self.labels))
-
-    @property
-    def metrics(self) -> GradeMetrics:
-        """All metrics of the most probable grades."""
-        return grade_metrics(self.predicted, self.labels, self.log_probabilities.shape[1])
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -53,9 +95,10 @@ class Scores:
     metrics: GradeMetrics
 
     @classmethod
-    def of(cls, predictions: Predictions) -> Scores:
-        """The scores of a model's answers."""
-        return cls(predictions.loss, predictions.metrics)
+    def of(cls, answers: Predictions) -> Scores:
+        """Mean cross-entropy, and all metrics of the most probable grades."""
+        loss = torch.nn.functional.nll_loss(answers.log_probabilities.double(), answers.labels)
+        return cls(float(loss), grade_metrics(answers.predicted, answers.labels, answers.log_probabilities.shape[1]))
 
     @property
     def values(self) -> dict[str, float | None]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from fastretina.grading import REFERABLE_FROM, REFERABLE_SCORE
 from fastretina.metrics.table import Floats, Ints
@@ -25,13 +24,13 @@ class OperatingPoint:
     specificity: float
 
 
-def referable_scores(probabilities: npt.NDArray[np.floating]) -> Floats:
+def referable_scores(probabilities: Floats) -> Floats:
     """(N,) probability of referable disease from (N, C) probabilities."""
-    scores: Floats = probabilities[:, REFERABLE_FROM:].astype(np.float64).sum(axis=1)
+    scores: Floats = probabilities[:, REFERABLE_FROM:].sum(axis=1)
     return scores
 
 
-def operating_points(labels: Ints, probabilities: npt.NDArray[np.floating]) -> list[OperatingPoint]:
+def operating_points(labels: Ints, probabilities: Floats) -> list[OperatingPoint]:
     """The model's grade (as fastretina.predict), threshold 0.5, and the highest that reaches each of SENSITIVITIES.
 
     The last are read off these very data: on others they will reach a little more or less.
@@ -41,21 +40,14 @@ def operating_points(labels: Ints, probabilities: npt.NDArray[np.floating]) -> l
     scores, sick = referable_scores(probabilities), labels >= REFERABLE_FROM
     if not sick.any() or sick.all():
         return []
-    ill, well = scores[sick], scores[~sick]
-    descending = np.sort(ill)[::-1]
-
-    referred = probabilities.argmax(axis=1) >= REFERABLE_FROM
-
-    def point(rule: str, threshold: float) -> OperatingPoint:
-        return OperatingPoint(rule, threshold, float((ill >= threshold).mean()), float((well < threshold).mean()))
-
-    # The n-th highest score among the sick refers at least n of them; the small number keeps 0.8 * 5 from being 5 of 5.
-    needed = [max(1, int(np.ceil(target * len(ill) - 1e-9))) for target in SENSITIVITIES]
-    return [
-        OperatingPoint(OWN_GRADE, None, float(referred[sick].mean()), float((~referred[~sick]).mean())),
-        point(f"{REFERABLE_SCORE} ≥ {THRESHOLD}", THRESHOLD),
-        *(
-            point(f"sensitivity ≥ {100 * target:.0f} %, set here", float(descending[n - 1]))
-            for target, n in zip(SENSITIVITIES, needed, strict=True)
-        ),
-    ]
+    descending = np.sort(scores[sick])[::-1]
+    rules: list[tuple[str, float | None]] = [(OWN_GRADE, None), (f"{REFERABLE_SCORE} ≥ {THRESHOLD}", THRESHOLD)]
+    for target in SENSITIVITIES:
+        # The n-th highest score among the sick refers at least n of them; the small number keeps 0.8 * 5 from being 5 of 5.
+        needed = max(1, int(np.ceil(target * len(descending) - 1e-9)))
+        rules.append((f"sensitivity ≥ {100 * target:.0f} %, set here", float(descending[needed - 1])))
+    points = []
+    for rule, threshold in rules:
+        referred = probabilities.argmax(axis=1) >= REFERABLE_FROM if threshold is None else scores >= threshold
+        points.append(OperatingPoint(rule, threshold, float(referred[sick].mean()), float((~referred[~sick]).mean())))
+    return points

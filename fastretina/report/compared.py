@@ -11,9 +11,8 @@ from statistics import median
 from typing import Any
 
 from fastretina.errors import RunError
-from fastretina.metrics.classification import GradeMetrics
+from fastretina.metrics.predictions import GradeMetrics
 from fastretina.metrics.table import AUROC, METRICS
-from fastretina.report import plots
 from fastretina.report.page import number, shown
 from fastretina.training.run_folder import RunFolder
 
@@ -45,8 +44,7 @@ class ComparedRun:
                 rows = list(csv.DictReader(file))
             accuracy = {name: [float(row[f"{name}_accuracy"]) for row in rows] for name in ("train", "test")}
             found = cls(run.path.name, arch, weights, run.path, metrics, accuracy)
-            found.row()
-            found.picture()
+            found.row()  # corrupt metrics show here, before anything is drawn
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise RunError(f"{run.path}: its metrics.json or results.csv cannot be used ({error}); remove the folder") from error
         return found
@@ -78,9 +76,24 @@ class ComparedRun:
         return found.get("low"), found.get("high")
 
     @property
+    def best_epoch(self) -> int:
+        """From 1."""
+        return int(self.metrics["best_epoch"])
+
+    @property
+    def confusion(self) -> list[list[int]]:
+        """Of the best epoch on the test set: rows true, columns predicted."""
+        return list(self.metrics["best"]["confusion"])
+
+    @property
+    def majority(self) -> dict[str, float]:
+        """Share of the most frequent grade in `train` and `test`, 0-1."""
+        return {name: self.metrics["data"][name]["majority_share"] for name in ("train", "test")}
+
+    @property
     def collapsed(self) -> bool:
         """Whether it answers one and the same grade for every test image at its best epoch."""
-        return sum(any(column) for column in zip(*self.metrics["best"]["confusion"], strict=True)) == 1
+        return sum(any(column) for column in zip(*self.confusion, strict=True)) == 1
 
     def row(self) -> dict[str, Any]:
         """The row of compare.csv, by column; of the test set, None where undefined."""
@@ -89,7 +102,7 @@ class ComparedRun:
             "arch": self.arch,
             "weights": self.weights or "none",
             "epochs": len(self.metrics["epoch_seconds"]),
-            "best_epoch": self.metrics["best_epoch"],
+            "best_epoch": self.best_epoch,
             **{f"{which}_{name}": value for which in ("best", "last") for name, value in self.test(which).values.items()},
             "best_qwk_low": self.bounds[0],
             "best_qwk_high": self.bounds[1],
@@ -99,11 +112,6 @@ class ComparedRun:
             "images_per_second": self.images_per_second,
             "folder": str(self.folder),
         }
-
-    def picture(self) -> plots.RunPicture:
-        """What compare.png shows of it."""
-        best = self.metrics["best"]
-        return plots.RunPicture(self.name, self.metrics["best_epoch"], self.accuracy, best["confusion"])
 
 
 def terminal_table(runs: Sequence[ComparedRun]) -> list[str]:
@@ -115,7 +123,7 @@ def terminal_table(runs: Sequence[ComparedRun]) -> list[str]:
         best, epochs = run.test("best").values, len(run.metrics["epoch_seconds"])
         cells = "  ".join(f"{shown(metric, best[metric.name]):>{max(7, len(metric.title))}}" for metric in METRICS)
         lines.append(
-            f"{run.name:<{width}}  {run.metrics['best_epoch']:>3}/{epochs:<3}  {cells}  {number(run.test('last').qwk):>8}"
+            f"{run.name:<{width}}  {run.best_epoch:>3}/{epochs:<3}  {cells}  {number(run.test('last').qwk):>8}"
             f"  {run.seconds:>6,.0f} s  {run.images_per_second:,.0f}" + (f"  {ONE_GRADE}" if run.collapsed else "")
         )
     return lines

@@ -32,11 +32,8 @@ def write_comparison(folder: RunFolder, runs: Sequence[ComparedRun], settings: M
         folder.path / "compare.json",
         {
             "settings": dict(settings),
-            "selected_on": first["selected_on"],
-            "selection_metric": first["selection_metric"],
+            **{name: first[name] for name in ("selected_on", "selection_metric", "data", "device")},
             "selection_note": selection_note(first["selection_metric"], first["selected_on"]),
-            "data": first["data"],
-            "device": first["device"],
             "runs": [
                 {
                     **row,
@@ -50,13 +47,8 @@ def write_comparison(folder: RunFolder, runs: Sequence[ComparedRun], settings: M
             "versions": versions(),
         },
     )
-    pictures, majority = [run.picture() for run in runs], _majority(first)
-    write_bytes(folder.path / "compare.png", plots.comparison(pictures, majority))
+    write_bytes(folder.path / "compare.png", plots.comparison(runs))
     write_bytes(folder.report, comparison_html(runs, settings).encode())
-
-
-def _majority(metrics: Mapping[str, Any]) -> dict[str, float]:
-    return {name: metrics["data"][name]["majority_share"] for name in ("train", "test")}
 
 
 def comparison_html(runs: Sequence[ComparedRun], settings: Mapping[str, Any]) -> str:
@@ -96,7 +88,7 @@ def _link(run: ComparedRun) -> Link:
 def _results(runs: Sequence[ComparedRun]) -> Section:
     rows = []
     for run in runs:
-        epoch = f"{run.metrics['best_epoch']} of {len(run.metrics['epoch_seconds'])}"
+        epoch = f"{run.best_epoch} of {len(run.metrics['epoch_seconds'])}"
         rows.append([_link(run), epoch, *sections.metric_cells(run.test("best").values), bounds(*run.bounds)])
     columns = ["run", "best epoch", *sections.METRIC_COLUMNS, "95 % interval of QWK"]
     return Section(
@@ -104,7 +96,7 @@ def _results(runs: Sequence[ComparedRun]) -> Section:
         [
             table(columns, rows, "Test set, best epochs"),
             remark(
-                f"Always the same grade: accuracy {percent(_majority(runs[0].metrics)['test'])}, QWK 0. Interval: cluster "
+                f"Always the same grade: accuracy {percent(runs[0].majority['test'])}, QWK 0. Interval: cluster "
                 "bootstrap by patient; where those of two runs overlap much, this test set does not tell which is better. The most "
                 "confident mistakes and the calibration curve stand in each run's own report."
             ),
@@ -124,20 +116,15 @@ def _speed(runs: Sequence[ComparedRun]) -> Section:
 
 
 def _curves(runs: Sequence[ComparedRun]) -> Section:
-    pictures, majority = [run.picture() for run in runs], _majority(runs[0].metrics)
-
     def shown(name: str) -> str:
         ends = "; ".join(f"{run.name} from {percent(run.accuracy[name][0])} to {percent(run.accuracy[name][-1])}" for run in runs)
-        return image(plots.accuracies(pictures, majority, [name]), f"Accuracy by epoch, {SET_TITLES[name]} set: {ends}")
+        return image(plots.accuracies(runs, name), f"Accuracy by epoch, {SET_TITLES[name]} set: {ends}")
 
     return Section("Accuracy by epoch", [pair([shown("train"), shown("test")]), remark(sections.TRAIN_REMARK)])
 
 
 def _confusions(runs: Sequence[ComparedRun]) -> Section:
-    matrices = [
-        sections.confusion_table(run.metrics["best"]["confusion"], f"{run.name}, test set, epoch {run.metrics['best_epoch']}")
-        for run in runs
-    ]
+    matrices = [sections.confusion_table(run.confusion, f"{run.name}, test set, epoch {run.best_epoch}") for run in runs]
     return Section("Confusion matrices", [pair(matrices), remark(sections.CONFUSION_REMARK)])
 
 

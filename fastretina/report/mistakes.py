@@ -48,12 +48,11 @@ def confident_mistakes(answers: Predictions, beton: Beton, shown: int = SHOWN) -
 
 def thumbnail(beton: Beton, index: int) -> bytes:
     """Sample `index` (0 to N - 1) as a JPEG whose longer side is SIDE px, or as large as it is. Raises as `Beton.jpeg` does."""
-    pixels: npt.NDArray[np.uint8] = (
-        beton.pixels(index)
-        if beton.modes[index] == MODE_RAW
-        # shrunken while it is decoded, as far as that goes
-        else simplejpeg.decode_jpeg(beton.jpeg(index), min_height=SIDE, min_width=SIDE, min_factor=1)
-    )
+    pixels: npt.NDArray[np.uint8]
+    if beton.modes[index] == MODE_RAW:
+        pixels = beton.pixels(index)
+    else:  # shrunken while it is decoded, as far as that goes
+        pixels = simplejpeg.decode_jpeg(beton.jpeg(index), min_height=SIDE, min_width=SIDE, min_factor=1)
     scale = SIDE / max(pixels.shape[:2])
     if scale < 1:
         height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
@@ -66,18 +65,14 @@ def mistakes_section(mistakes: Sequence[Mistake]) -> Section | None:
     """The section of a report; none without mistakes."""
     if not mistakes:
         return None
-    items = [
-        f"<li><figure>{image(mistake.thumbnail, _alt(mistake), 'jpeg')}<figcaption><b>{html.escape(mistake.name)}</b><br>"
-        f"is {grade_title(mistake.grade)}, called {grade_title(mistake.predicted)} ({percent(mistake.probability)})"
-        "</figcaption></figure></li>"
-        for mistake in mistakes
-    ]
+    items = []
+    for mistake in mistakes:
+        true, given = grade_title(mistake.grade), grade_title(mistake.predicted)
+        shown = image(mistake.thumbnail, f"Fundus photograph {mistake.name}: {true}, graded {given}", "jpeg")
+        caption = f"<b>{html.escape(mistake.name)}</b><br>is {true}, called {given} ({percent(mistake.probability)})"
+        items.append(f"<li><figure>{shown}<figcaption>{caption}</figcaption></figure></li>")
     text = (
         "Those wrong answers on the test set that the model was surest of, with the probability it gave them. Look for "
         "photographs whose grade in the data set is doubtful, and for what misleads the model."
     )
     return Section("Most confident mistakes", [remark(text), f'<ul class="thumbs">{"".join(items)}</ul>'])
-
-
-def _alt(mistake: Mistake) -> str:
-    return f"Fundus photograph {mistake.name}: {grade_title(mistake.grade)}, graded {grade_title(mistake.predicted)}"

@@ -32,12 +32,10 @@ def page(title: str, head: Iterable[str], sections: Sequence[Section]) -> str:
     """A whole page: the title as its heading, the fragments of `head`, links to the sections, the sections."""
     style = resources.files("fastretina.report").joinpath("report.css").read_text("utf-8")
     links = "".join(f'<li><a href="#s{n}">{html.escape(section.title)}</a></li>' for n, section in enumerate(sections, start=1))
-    body = [
-        f'<section aria-labelledby="s{n}"><h2 id="s{n}">{html.escape(section.title)}</h2>\n'
-        + "\n".join(section.parts)
-        + "</section>"
-        for n, section in enumerate(sections, start=1)
-    ]
+    body = []
+    for n, section in enumerate(sections, start=1):
+        parts = "\n".join(section.parts)
+        body.append(f'<section aria-labelledby="s{n}"><h2 id="s{n}">{html.escape(section.title)}</h2>\n{parts}</section>')
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
@@ -127,14 +125,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]], title: str, k
         return _text(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
 
     head = "".join(f'<th scope="col">{_text(name)}</th>' for name in header)
-    body = "".join(
-        f'<tr><th scope="row">{cell(first)}</th>' + "".join(f"<td>{cell(value)}</td>" for value in others) + "</tr>"
-        for first, *others in rows
-    )
-    return titled(
-        f'<table class="{kind}" aria-label="{html.escape(title)}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>',
-        title,
-    )
+    body = ""
+    for first, *others in rows:
+        cells = "".join(f"<td>{cell(value)}</td>" for value in others)
+        body += f'<tr><th scope="row">{cell(first)}</th>{cells}</tr>'
+    label = html.escape(title)
+    return titled(f'<table class="{kind}" aria-label="{label}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>', title)
 
 
 def titled(content: str, title: str, kind: str = "") -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from fastretina.grading import grade_title
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
-from fastretina.metrics.calibration import Calibration
+from fastretina.metrics.assessment import Calibration
 from fastretina.metrics.table import METRICS
+from fastretina.report.compared import ComparedRun
 from fastretina.training.progress import EpochRecord
 
 # Okabe and Ito's colours, told apart by colour-blind readers too, with a marker each for print in grey.
@@ -48,37 +49,32 @@ def curves(
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.7 * columns, 3.5 * rows), layout="constrained")
-    axes = np.atleast_1d(np.asarray(figure.subplots(rows, columns))).ravel()
-    for axis, panel in zip(axes, panels, strict=True):
-        names = {"train": f"train ({objective})"} if panel == "loss" else {}
-        _curve(axis, panel, history, best_epoch, majority, names)
+    for axis, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=True):
+        title, unit = PANELS[panel]
+        scale = 100.0 if panel in _PERCENT else 1.0
+        for name, (colour, marker) in STYLES.items():
+            points = [(record.epoch, record.row().get(f"{name}_{panel}")) for record in history]
+            drawn = [(epoch, value * scale) for epoch, value in points if value is not None]
+            if drawn:
+                size = 5 if len(drawn) <= 30 else 0
+                label = f"train ({objective})" if (name, panel) == ("train", "loss") else name
+                axis.plot(*zip(*drawn, strict=True), color=colour, marker=marker, markersize=size, linewidth=1.8, label=label)
+        if panel == "accuracy":
+            axis.axhline(100 * majority, color="0.45", linestyle=":", linewidth=1.4, label="always the same grade (test)")
+        axis.axvline(best_epoch, color="0.25", linestyle="--", linewidth=1.0, label="best epoch")
+        _by_epoch(axis, title, len(history))
+        axis.set_ylabel(unit)
+        axis.legend(fontsize=8.5, frameon=False)
     return _png(figure)
 
 
-def _curve(
-    axis: Axes, panel: str, history: Sequence[EpochRecord], best_epoch: int, majority: float, names: Mapping[str, str]
-) -> None:
-    title, unit = PANELS[panel]
-    scale = 100.0 if panel in _PERCENT else 1.0
-    for name, (colour, marker) in STYLES.items():
-        points = [(record.epoch, record.row().get(f"{name}_{panel}")) for record in history]
-        drawn = [(epoch, value * scale) for epoch, value in points if value is not None]
-        if drawn:
-            size = 5 if len(drawn) <= 30 else 0
-            axis.plot(
-                *zip(*drawn, strict=True), color=colour, marker=marker, markersize=size, linewidth=1.8, label=names.get(name, name)
-            )
-    if panel == "accuracy":
-        axis.axhline(100 * majority, color="0.45", linestyle=":", linewidth=1.4, label="always the same grade (test)")
-    axis.axvline(best_epoch, color="0.25", linestyle="--", linewidth=1.0, label="best epoch")
+def _by_epoch(axis: Axes, title: str, epochs: int) -> None:
     axis.set_title(title, fontsize=12, fontweight="bold")
     axis.set_xlabel("epoch")
-    axis.set_ylabel(unit)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axis.set_xlim(0.7, max(record.epoch for record in history) + 0.3)
+    axis.set_xlim(0.7, epochs + 0.3)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8.5, frameon=False)
 
 
 def confusion(matrix: Sequence[Sequence[int]], title: str) -> bytes:
@@ -105,9 +101,8 @@ def _matrix(axis: Axes, matrix: Sequence[Sequence[int]], title: str) -> AxesImag
         axis.text(column, row - 0.12, f"{count:,}", ha="center", va="center", color=colour, fontsize=11)
         axis.text(column, row + 0.22, percent, ha="center", va="center", color=colour, fontsize=8.5)
     axis.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names], fontsize=9)
-    axis.set_yticks(
-        range(len(names)), [f"{name}\n(n = {total:,})" for name, total in zip(names, totals[:, 0], strict=True)], fontsize=9
-    )
+    counted = [f"{name}\n(n = {total:,})" for name, total in zip(names, totals[:, 0], strict=True)]
+    axis.set_yticks(range(len(names)), counted, fontsize=9)
     axis.set_xlabel("predicted grade")
     axis.set_ylabel("true grade")
     axis.set_title(title, fontsize=12, fontweight="bold")
@@ -119,27 +114,14 @@ def _matrix(axis: Axes, matrix: Sequence[Sequence[int]], title: str) -> AxesImag
     return image
 
 
-class RunPicture(NamedTuple):
-    """What a picture of several runs shows of one: its name, best epoch (from 1), accuracy by epoch (0-1) on the train and the
-    test set, and the test set's confusion matrix (rows true) at the best epoch."""
-
-    name: str
-    best_epoch: int
-    accuracy: Mapping[str, Sequence[float]]
-    confusion: Sequence[Sequence[int]]
-
-
-def comparison(runs: Sequence[RunPicture], majority: Mapping[str, float]) -> bytes:
-    """PNG of several runs: accuracy by epoch, train and test, above all their confusion matrices on the test set.
-
-    majority: share of the most frequent grade in `train` and `test`, 0-1: the base lines.
-    """
+def comparison(runs: Sequence[ComparedRun]) -> bytes:
+    """PNG of several runs: accuracy by epoch, train and test, above all their confusion matrices on the test set."""
     columns = min(4, max(2, len(runs)))
     rows = -(-len(runs) // columns)
     figure = Figure(figsize=(5.2 * columns, 5.4 + 4.9 * rows), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     upper, lower = np.asarray(figure.subfigures(2, 1, height_ratios=[5.4, 4.9 * rows]))
-    _accuracies(upper, runs, majority)
-    axes = np.atleast_1d(np.asarray(lower.subplots(rows, columns))).ravel()
+    _accuracies(upper, runs, ("train", "test"))
+    axes = list(lower.subplots(rows, columns, squeeze=False).flat)
     for axis in axes[len(runs) :]:
         axis.set_axis_off()
     for axis, run in zip(axes, runs, strict=False):
@@ -147,20 +129,19 @@ def comparison(runs: Sequence[RunPicture], majority: Mapping[str, float]) -> byt
     return _png(figure)
 
 
-def accuracies(runs: Sequence[RunPicture], majority: Mapping[str, float], sets: Sequence[str] = ("train", "test")) -> bytes:
-    """PNG of the accuracy curves of `comparison` alone, of the named sets."""
-    figure = Figure(figsize=(5.0 * len(sets), 4.0), layout="constrained")
-    _accuracies(figure, runs, majority, sets)
+def accuracies(runs: Sequence[ComparedRun], name: str) -> bytes:
+    """PNG of the accuracy curves of `comparison` alone, of the data set `train` or `test`."""
+    figure = Figure(figsize=(5.0, 4.0), layout="constrained")
+    _accuracies(figure, runs, (name,))
     return _png(figure)
 
 
-def _accuracies(
-    figure: FigureBase, runs: Sequence[RunPicture], majority: Mapping[str, float], sets: Sequence[str] = ("train", "test")
-) -> None:
-    axes = np.atleast_1d(np.asarray(figure.subplots(1, len(sets), sharey=True)))
-    longest = max(len(values) for run in runs for values in run.accuracy.values())
+def _accuracies(figure: FigureBase, runs: Sequence[ComparedRun], sets: Sequence[str]) -> None:
+    axes = figure.subplots(1, len(sets), sharey=True, squeeze=False)[0]
+    majority = runs[0].majority
     # Of both sets, also where only one of them is drawn: two pictures side by side are read as one.
-    shares = [*majority.values(), *(value for run in runs for values in run.accuracy.values() for value in values)]
+    drawn = [values for run in runs for values in run.accuracy.values()]
+    shares = [*majority.values(), *chain.from_iterable(drawn)]
     lowest, highest = 100 * min(shares), 100 * max(shares)
     margin = max(1.0, 0.05 * (highest - lowest))
     for axis, name in zip(axes, sets, strict=True):
@@ -173,25 +154,18 @@ def _accuracies(
                 range(1, len(values) + 1), values, color=colour, linestyle=line, linewidth=1.8, label=run.name,
                 marker=RUN_MARKERS[number % len(RUN_MARKERS)], markevery=[run.best_epoch - 1], markersize=9,
             )  # fmt: skip
-        axis.set_title(f"Accuracy, {name} set (markers: best epochs)", fontsize=12, fontweight="bold")
-        axis.set_xlabel("epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axis.set_xlim(0.7, longest + 0.3)
+        _by_epoch(axis, f"Accuracy, {name} set (markers: best epochs)", max(map(len, drawn)))
         axis.set_ylim(lowest - margin, highest + margin)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("images graded right (%)")
     # Below the curves, so that it hides none of them, however many there are.
     handles, labels = axes[-1].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(3 if len(sets) > 1 else 2, len(labels)), fontsize=9, frameon=False
-    )
+    columns = min(3 if len(sets) > 1 else 2, len(labels))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
 
 
 def reliability(found: Calibration) -> bytes:
     """PNG of the reliability curve: how often answers of each confidence are right, above how many there are of them."""
     edges = np.linspace(0.0, 100.0, len(found.samples) + 1)
-    width = edges[1]
     figure = Figure(figsize=(4.8, 4.8), layout="constrained")
     upper, lower = np.asarray(figure.subplots(2, 1, sharex=True, height_ratios=[3, 1]))
     upper.plot([0, 100], [0, 100], color="0.45", linestyle=":", linewidth=1.4, label="perfectly calibrated")
@@ -199,15 +173,13 @@ def reliability(found: Calibration) -> bytes:
     upper.plot(*zip(*bins, strict=True), color="#0072B2", linewidth=1.2)
     # By area: a bin of one image, always at 0 or 100 %, should not shout.
     areas = [15 + 135 * count / max(found.samples) for count in found.samples if count]
-    upper.scatter(
-        *zip(*bins, strict=True), s=areas, color="#0072B2", label="bins, at their mean confidence (area: images)", zorder=3
-    )
+    label = "bins, at their mean confidence (area: images)"
+    upper.scatter(*zip(*bins, strict=True), s=areas, color="#0072B2", label=label, zorder=3)
     upper.set_ylim(-3, 103)
     upper.set_ylabel("right (%)")
     upper.set_title(f"Reliability, test set (ECE {100 * found.ece:.1f} %)", fontsize=12, fontweight="bold")
-    handles, labels = upper.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", fontsize=8.5, frameon=False)
-    lower.bar(edges[:-1], found.samples, width=width, align="edge", color="#0072B2", edgecolor="white")
+    figure.legend(loc="outside lower center", fontsize=8.5, frameon=False)
+    lower.bar(edges[:-1], found.samples, width=edges[1], align="edge", color="#0072B2", edgecolor="white")
     lower.set_ylabel("images")
     lower.set_xlabel("confidence: probability of the answer (%)")
     lower.set_xlim(0, 100)
@@ -223,11 +195,10 @@ def batch_grid(images: Tensor, grades: Tensor) -> bytes:
     columns = min(4, shown)
     rows = -(-shown // columns)
     figure = Figure(figsize=(2.1 * columns, 2.32 * rows + 0.35), layout="constrained")
-    axes = np.atleast_1d(np.asarray(figure.subplots(rows, columns))).ravel()
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes:
         axis.set_axis_off()
-    pixels = denormalise(images[:shown])
-    for axis, picture, grade in zip(axes, pixels, grades[:shown].tolist(), strict=False):
+    for axis, picture, grade in zip(axes, denormalise(images[:shown]), grades[:shown].tolist(), strict=False):
         axis.imshow(picture)
         axis.set_title(f"grade {grade_title(grade)}", fontsize=9)
     figure.suptitle(f"What the network saw: first training batch, {images.shape[-1]} × {images.shape[-2]} px", fontsize=11)
@@ -236,9 +207,8 @@ def batch_grid(images: Tensor, grades: Tensor) -> bytes:
 
 def denormalise(images: Tensor) -> npt.NDArray[np.uint8]:
     """(B, 3, H, W) floats normalised by ImageNet's mean and deviation → (B, H, W, 3) uint8."""
-    pixels = images.detach().float().cpu().permute(0, 2, 3, 1).numpy() * np.asarray(IMAGENET_STD) + np.asarray(IMAGENET_MEAN)
-    levels: npt.NDArray[np.uint8] = np.rint(np.clip(pixels, 0.0, 1.0) * 255.0).astype(np.uint8)
-    return levels
+    pixels = images.detach().float().cpu().permute(0, 2, 3, 1).numpy() * IMAGENET_STD + IMAGENET_MEAN
+    return np.rint(np.clip(pixels, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
 def _png(figure: Figure) -> bytes:

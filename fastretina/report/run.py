@@ -80,16 +80,12 @@ def report_html(results: Results) -> str:
 
 
 def _cards(results: Results) -> list[tuple[str, str]]:
-    assessment, history = results.assessment, results.history
-    bounded = assessment.intervals if assessment else {}
-
-    def interval(name: str) -> str:
-        found = bounded.get(name)
-        return f"; 95 % interval {bounds(found.low, found.high)}" if found and found.low is not None else ""
-
-    values = results.scores["test"].values
-    first = sorted(METRICS, key=lambda metric: metric.name != results.info.selection_metric)
-    found = [(shown(metric, values[metric.name]), f"{metric.title}, test{interval(metric.name)}") for metric in first]
+    assessment, history, values = results.assessment, results.history, results.scores["test"].values
+    found = []
+    for metric in sorted(METRICS, key=lambda metric: metric.name != results.info.selection_metric):
+        interval = assessment.intervals[metric.name] if assessment else None
+        told = f"; 95 % interval {bounds(interval.low, interval.high)}" if interval and interval.low is not None else ""
+        found.append((shown(metric, values[metric.name]), f"{metric.title}, test{told}"))
     found.append((percent(results.info.data["test"].majority_share), "accuracy of always the same grade, test"))
     if assessment and assessment.operating_points:
         point = assessment.operating_points[0]
@@ -109,35 +105,27 @@ def _curves(results: Results) -> Section | None:
         return None
     majority = results.info.data["test"].majority_share
     objective = HEADS[results.info.settings["head"]].objective
-    panels = [
-        image(plots.curves(history, best_epoch, majority, objective, [name]), _curve_text(history, name)) for name in plots.PANELS
-    ]
+    panels = []
+    for panel, (panel_title, _) in plots.PANELS.items():
+        ends = []
+        for name, title in SET_TITLES.items():
+            values = [value for record in history if (value := record.row().get(f"{name}_{panel}")) is not None]
+            if values:
+                ends.append(f"{title} from {values[0]:.3f} to {values[-1]:.3f}")
+        drawn = plots.curves(history, best_epoch, majority, objective, [panel])
+        panels.append(image(drawn, f"{panel_title} by epoch: {'; '.join(ends) or 'undefined'}"))
     return Section("By epoch", [pair(panels), remark(sections.TRAIN_REMARK)])
 
 
-def _curve_text(history: Sequence[EpochRecord], panel: str) -> str:
-    """The ends of a panel's curves."""
-    found = []
-    for name, title in SET_TITLES.items():
-        values = [value for record in history if (value := record.row().get(f"{name}_{panel}")) is not None]
-        if values:
-            found.append(f"{title} from {values[0]:.3f} to {values[-1]:.3f}")
-    return f"{plots.PANELS[panel][0]} by epoch: {'; '.join(found) or 'undefined'}"
-
-
 def _confusions(results: Results) -> Section:
-    matrices = [
-        sections.confusion_table(scores.metrics.confusion, results.set_title(name)) for name, scores in results.scores.items()
-    ]
-    return Section("Confusion matrices", [pair(matrices), remark(sections.CONFUSION_REMARK)])
+    named = [(results.set_title(name), scores) for name, scores in results.scores.items()]
+    matrices = pair(sections.confusion_table(scores.metrics.confusion, title) for title, scores in named)
+    return Section("Confusion matrices", [matrices, remark(sections.CONFUSION_REMARK)])
 
 
 def _grades(results: Results) -> Section:
-    shown_sets = [name for name in ("test", "train") if name in results.scores]
-    return Section(
-        "By grade",
-        [pair(sections.class_table(results.scores[name].metrics.confusion, results.set_title(name)) for name in shown_sets)],
-    )
+    named = [(results.set_title(name), results.scores[name]) for name in ("test", "train") if name in results.scores]
+    return Section("By grade", [pair(sections.class_table(scores.metrics.confusion, title) for title, scores in named)])
 
 
 def _mistakes(results: Results) -> Section | None:
@@ -152,10 +140,8 @@ def _best_and_last(results: Results) -> Section | None:
     for which, record in (("best", results.history[results.best_epoch - 1]), ("last", results.history[-1])):
         for name, scores in (("test", record.test), ("val", record.val), ("train", record.train)):
             if scores is not None:
-                values = scores.values
-                rows.append(
-                    [f"{which} ({record.epoch}), {SET_TITLES[name]}", number(values["loss"]), *sections.metric_cells(values)]
-                )
+                title = f"{which} ({record.epoch}), {SET_TITLES[name]}"
+                rows.append([title, number(scores.loss), *sections.metric_cells(scores.values)])
     return Section("Best and last epoch", [table(["epoch, set", "loss", *sections.METRIC_COLUMNS], rows, "All metrics")])
 
 
@@ -163,7 +149,7 @@ def _speed(results: Results) -> Section | None:
     history = results.history
     if not history:
         return None
-    rows: list[list[object]] = []
+    rows = []
     for record in history:
         seconds = f"{record.data_wait_seconds:.2f}", f"{record.train_seconds:.1f}", f"{record.epoch_seconds:.1f}"
         rows.append([record.epoch, f"{record.images_per_second:,.1f}", *seconds])
@@ -195,7 +181,7 @@ def _decision(results: Results) -> Section | None:
 
 def _settings(results: Results) -> Section:
     info = results.info
-    others: list[list[object]] = [["parameters", info.parameters], ["precision used", info.precision_note], ["loader", info.loader]]
+    others = [("parameters", info.parameters), ("precision used", info.precision_note), ("loader", info.loader)]
     return sections.settings_section(info.settings, others)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from fastretina.grading import CLASSES, NUM_CLASSES, REFERABLE, grade_title
 from fastretina.metrics.table import AUROC, AUROC_MEANING, METRICS, TITLES
 from fastretina.report.page import Section, note, number, percent, remark, shown, table, titled
-from fastretina.training.run_info import PAIRS, SET_TITLES, versions
+from fastretina.training.run_info import SET_TITLES, versions
 
 TRAIN_REMARK = (
     "Train metrics are those of the augmented images during each epoch, while the weights moved; test and validation metrics "
@@ -67,7 +67,7 @@ def metric_cells(values: Mapping[str, float | None]) -> list[str]:
 def data_section(data: Mapping[str, Any]) -> Section:
     """Images and patients of each data set, and the patients that two of them share: `data` of metrics.json."""
     sets = [data[name] for name in SET_TITLES if name in data]
-    titles = [SET_TITLES[name] for name in SET_TITLES if name in data]
+    titles = [title for name, title in SET_TITLES.items() if name in data]
     counts = [
         ["images", *(found["images"] for found in sets)],
         ["patients", *(found["patients"] or "–" for found in sets)],
@@ -75,22 +75,19 @@ def data_section(data: Mapping[str, Any]) -> Section:
         ["share of the most frequent grade", *(percent(found["majority_share"]) for found in sets)],
     ]
     shared, leaks = [], []
-    for first, second in PAIRS:
-        key = f"{first}_{second}"
-        if key in data["patients_shared"]:
-            count = data["patients_shared"][key]
-            shared.append([f"{SET_TITLES[first]} and {SET_TITLES[second]}", "not known" if count is None else count])
-            if count:
-                has = "patient has" if count == 1 else "patients have"
-                leaks.append(f"{count:,} {has} one eye in {SET_TITLES[first]} and the other in {SET_TITLES[second]}.")
+    for key, count in data["patients_shared"].items():
+        first, second = (SET_TITLES[name] for name in key.split("_"))
+        shared.append([f"{first} and {second}", "not known" if count is None else count])
+        if count:
+            has = "patient has" if count == 1 else "patients have"
+            leaks.append(f"{count:,} {has} one eye in {first} and the other in {second}.")
+    warning = " ".join([*leaks, "Two eyes of a person are alike: for new patients the metrics would be worse."])
     return Section(
         "Data",
         [
             table(["set", *titles], counts, "Images and patients"),
             table(["sets", "patients in both"], shared, "Patients shared between two sets"),
-            note(" ".join([*leaks, "Two eyes of a person are alike: for new patients the metrics would be worse."]))
-            if leaks
-            else "",
+            note(warning) if leaks else "",
             remark("Patients are told by the images' names (10_left and 10_right are one); a dash where names tell of none."),
         ],
     )
@@ -98,10 +95,6 @@ def data_section(data: Mapping[str, Any]) -> Section:
 
 def confusion_table(matrix: Sequence[Sequence[int]], title: str) -> str:
     """A confusion matrix (rows true, columns predicted): counts, and per cent of the row, by which cells are coloured."""
-
-    def name(grade: int) -> str:
-        number, _, words = grade_title(grade).partition(" ")
-        return f'{number} <span class="name">{html.escape(words)}</span>'
 
     def cell(row: int, column: int) -> str:
         count, total = matrix[row][column], sum(matrix[row])
@@ -112,14 +105,13 @@ def confusion_table(matrix: Sequence[Sequence[int]], title: str) -> str:
         written = f"{100 * share:.0f}&nbsp;%" if total else "–"
         return f'<td{framed} style="background:rgb({red},{green},{blue})"><b>{count:,}</b><small>{written}</small></td>'
 
-    grades = range(len(matrix))
-    head = "".join(f'<th scope="col">{name(grade)}</th>' for grade in grades)
-    body = "".join(
-        f'<tr><th scope="row">{name(row)}<small>n = {sum(matrix[row]):,}</small></th>'
-        + "".join(cell(row, c) for c in grades)
-        + "</tr>"
-        for row in grades
-    )
+    head, body = "", ""
+    for row in range(len(matrix)):
+        number, _, words = grade_title(row).partition(" ")
+        name = f'{number} <span class="name">{html.escape(words)}</span>'
+        head += f'<th scope="col">{name}</th>'
+        cells = "".join(cell(row, column) for column in range(len(matrix)))
+        body += f'<tr><th scope="row">{name}<small>n = {sum(matrix[row]):,}</small></th>{cells}</tr>'
     return titled(
         f'<table class="matrix" aria-label="{html.escape(title)}">'
         f'<thead><tr><th scope="col">true ↓<br>model →</th>{head}</tr></thead><tbody>{body}</tbody></table>',
@@ -146,8 +138,6 @@ def class_table(matrix: Sequence[Sequence[int]], title: str) -> str:
 
 def settings_section(settings: Mapping[str, Any], others: Sequence[Sequence[object]] = ()) -> Section:
     """All settings, `others` (name, value), and versions."""
-    rows: list[Sequence[object]] = [
-        [name.replace("_", "-"), "–" if value is None else str(value)] for name, value in settings.items()
-    ]
-    rows += [*others, *versions().items()]
+    given = [(name.replace("_", "-"), "–" if value is None else str(value)) for name, value in settings.items()]
+    rows = [*given, *others, *versions().items()]
     return Section("Settings", [table(["setting", "value"], rows, "Settings and versions", "words")])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from fastretina import __version__
+from fastretina.metrics.predictions import Scores
+from fastretina.report.page import number
 from fastretina.training.build import Run
 from fastretina.training.config import REFERENCE_BATCH, TrainConfig
 from fastretina.training.distributed import World
@@ -51,16 +53,12 @@ def _batch_lines(config: TrainConfig, world: World) -> list[str]:
 def epoch_line(record: EpochRecord, epochs: int) -> str:
     """One line for a finished epoch of `epochs`."""
 
-    def number(value: float | None) -> str:
-        return "  –  " if value is None else f"{value:.3f}"
+    def found(name: str, scores: Scores | None) -> str:
+        return f"{name} acc {number(scores.metrics.accuracy)} QWK {number(scores.metrics.qwk):^5}  " if scores else ""
 
-    val = ""
-    if record.val is not None:
-        val = f"val acc {number(record.val.metrics.accuracy)} QWK {number(record.val.metrics.qwk)}  "
     return (
         f"epoch {record.epoch:>{len(str(epochs))}}/{epochs}  loss {record.train.loss:.3f}  "
-        f"train acc {number(record.train.metrics.accuracy)}  "
-        f"test acc {number(record.test.metrics.accuracy)} QWK {number(record.test.metrics.qwk)}  {val}"
+        f"train acc {number(record.train.metrics.accuracy)}  {found('test', record.test)}{found('val', record.val)}"
         f"{record.images_per_second:,.0f} img/s  data wait {100 * record.data_wait_share:.1f} %  {record.epoch_seconds:.1f} s"
     )
 

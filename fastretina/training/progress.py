@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from fastretina.errors import RunError
-from fastretina.metrics.classification import GradeMetrics, grade_metrics
-from fastretina.metrics.predictions import Predictions, Scores
+from fastretina.metrics.predictions import GradeMetrics, Predictions, Scores, grade_metrics
 from fastretina.models.heads import Decision
 from fastretina.system.cuda import DataWait, current_stream, mark
 from fastretina.training.distributed import ALONE, World

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy
+import numpy.typing as npt
 import torch
 import torchvision
 
@@ -40,11 +41,10 @@ class DataInfo:
     patients: frozenset[str]
 
     @classmethod
-    def of(cls, path: str, labels: Iterable[int], names: Iterable[str], num_classes: int) -> DataInfo:
+    def of(cls, path: str, labels: npt.ArrayLike, names: Iterable[str], num_classes: int) -> DataInfo:
         """From a file's path, grades and image names."""
-        counts = numpy.bincount(numpy.asarray(list(labels), dtype=numpy.int64), minlength=num_classes)
-        patients = {patient_of(name) for name in names} - {None}
-        return cls(path, counts.tolist(), frozenset(str(patient) for patient in patients))
+        counts = numpy.bincount(numpy.asarray(labels, dtype=numpy.int64), minlength=num_classes)
+        return cls(path, counts.tolist(), frozenset(filter(None, map(patient_of, names))))
 
     @property
     def images(self) -> int:
@@ -102,13 +102,11 @@ class RunInfo:
 
     def data_dict(self) -> dict[str, Any]:
         """The data sets, and how many patients each two of them share (None: names tell of no patients), for metrics.json."""
-        shared = {
-            f"{first}_{second}": len(self.data[first].patients & self.data[second].patients)
-            if self.data[first].patients and self.data[second].patients
-            else None
-            for first, second in PAIRS
-            if first in self.data and second in self.data
-        }
+        shared: dict[str, int | None] = {}
+        for first, second in PAIRS:
+            if first in self.data and second in self.data:
+                one, other = self.data[first].patients, self.data[second].patients
+                shared[f"{first}_{second}"] = len(one & other) if one and other else None
         return {
             **{name: data.as_dict() for name, data in self.data.items()},
             "patients_in_train_and_test": self.shared_patients,

@@ -26,9 +26,8 @@ def metrics_summary(info: RunInfo, progress: Progress, finished: bool) -> dict[s
     """
     best, last = progress.best, progress.history[-1]
     assert best is not None  # an epoch is done, so that one is the best
-
     assessment = assess_best(info, progress) if finished else None
-    summary: dict[str, Any] = {
+    return {
         "selected_on": info.selected_on,
         "selection_metric": info.selection_metric,
         "best_epoch": best.epoch,
@@ -37,11 +36,7 @@ def metrics_summary(info: RunInfo, progress: Progress, finished: bool) -> dict[s
         "best": {"epoch": best.epoch, **best.test.as_dict(), **(assessment.as_dict() if assessment else {})},
         "last": {"epoch": last.epoch, **last.test.as_dict()},
         "train": {"best": best.train.as_dict(), "last": last.train.as_dict()},
-    }
-    if best.val is not None and last.val is not None:
-        summary["val"] = {"best": best.val.as_dict(), "last": last.val.as_dict()}
-    return {
-        **summary,
+        **({"val": {"best": best.val.as_dict(), "last": last.val.as_dict()}} if best.val and last.val else {}),
         **{name: [getattr(record, name) for record in progress.history] for name in BY_EPOCH},
         "data": info.data_dict(),
         "arch": info.settings["arch"],

@@ -10,9 +10,8 @@ import pytest
 import sklearn.metrics as oracle
 import torch
 
-from fastretina.metrics.assessment import Assessment
+from fastretina.metrics.assessment import Assessment, calibration
 from fastretina.metrics.bootstrap import bootstrap, draws, patient_groups
-from fastretina.metrics.calibration import calibration
 from fastretina.metrics.predictions import Predictions
 from fastretina.metrics.screening import operating_points
 from fastretina.report import plots

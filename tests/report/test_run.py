@@ -22,7 +22,7 @@ from fastretina.metrics.predictions import Predictions, Scores
 from fastretina.metrics.screening import OperatingPoint
 from fastretina.models.heads import Decision
 from fastretina.report import plots
-from fastretina.report.assessment import Screened
+from fastretina.report.assessment import screened, screened_text
 from fastretina.report.run import Results, report_html
 from fastretina.report.sections import class_table, confusion_table
 from fastretina.training.run_info import DataInfo, RunInfo, selection_note
@@ -148,12 +148,12 @@ def test_a_confusion_matrix_shows_counts_and_shares_of_each_row():
 
 def test_a_thousand_people_are_all_counted_once():
     point = OperatingPoint("rule", None, sensitivity=0.835, specificity=0.991)
-    screened = Screened.at(point, prevalence=0.197)
-    assert screened == (164, 33, 7, 796)
-    assert sum(screened) == 1000
-    assert "33 of the 829 who are not" in screened.text()
-    assert Screened.at(OperatingPoint("none", None, 0.0, 1.0), 0.2).text().endswith("It refers none of them.")
-    assert Screened.at(OperatingPoint("all", None, 1.0, 0.0), 0.2).text().endswith("It refers all of them.")
+    counts = screened(point, prevalence=0.197)
+    assert counts == (164, 33, 7, 796)
+    assert sum(counts) == 1000
+    assert "33 of the 829 who are not" in screened_text(*counts)
+    assert screened_text(*screened(OperatingPoint("none", None, 0.0, 1.0), 0.2)).endswith("It refers none of them.")
+    assert screened_text(*screened(OperatingPoint("all", None, 1.0, 0.0), 0.2)).endswith("It refers all of them.")
 
 
 def test_undefined_metrics_are_null_in_json_and_a_dash_in_the_report():

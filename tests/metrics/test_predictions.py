@@ -12,8 +12,7 @@ import pytest
 import sklearn.metrics as oracle
 import torch
 
-from fastretina.metrics.classification import GradeMetrics, grade_metrics
-from fastretina.metrics.predictions import Scores
+from fastretina.metrics.predictions import GradeMetrics, Scores, grade_metrics
 from fastretina.metrics.table import METRICS
 from fastretina.training.progress import EpochRecord
 
