@@ -42,6 +42,8 @@ class ComparedRun:
             metrics = json.loads(run.metrics.read_text())
             with run.results.open(newline="") as file:
                 rows = list(csv.DictReader(file))
+            if not rows:
+                raise ValueError("no epoch")
             accuracy = {name: [float(row[f"{name}_accuracy"]) for row in rows] for name in ("train", "test")}
             found = cls(run.path.name, arch, weights, run.path, metrics, accuracy)
             found.row()  # corrupt metrics show here, before anything is drawn

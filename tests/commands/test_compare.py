@@ -253,3 +253,11 @@ def test_corrupt_metrics_of_a_run_are_an_error_that_names_the_folder(tmp_path):
     (tmp_path / "results.csv").write_text("epoch\n1\n")
     with pytest.raises(RunError, match=str(tmp_path)):
         ComparedRun.read(RunFolder(tmp_path), "resnet18", None)
+
+
+def test_a_run_without_a_row_of_results_is_an_error_that_names_the_folder(whole, tmp_path):
+    finished = RunFolder(plan(whole)[0].config.out)
+    (tmp_path / "metrics.json").write_bytes(finished.metrics.read_bytes())
+    (tmp_path / "results.csv").write_text(finished.results.read_text().splitlines()[0] + "\n")
+    with pytest.raises(RunError, match=f"{tmp_path}.*no epoch"):
+        ComparedRun.read(RunFolder(tmp_path), "resnet18", None)
