@@ -6,12 +6,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastretina.errors import UsageError
-from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, cpu, draw, reference
+from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, cpu, draw
 from fastretina.loading.augment.parameters import affine_matrices, philox4x32, uniforms
 
 
