@@ -33,7 +33,7 @@ from fastretina.errors import FastretinaError
 from fastretina.loading.augment import Augment, WarpParameters, cpu, draw
 from fastretina.loading.augment.parameters import IMAGENET_MEAN, IMAGENET_STD, affine_matrices
 from fastretina.loading.decode.cpu import decode
-from fastretina.loading.decode.gpu import DECODERS, Codec, CodecSettings, DeviceDecoder, NvImageCodec, shared
+from fastretina.loading.decode.gpu import DECODERS, CodecSettings, DeviceDecoder, NvImageCodec
 from fastretina.models.precision import choose_device
 from fastretina.system.cuda import current_stream, mark
 
@@ -97,7 +97,7 @@ def kernel(device: torch.device, config: DeviceBenchmark, copy_gb_per_second: fl
     return results
 
 
-def ours(device: torch.device, beton: Beton, batch: int, make: Callable[[CodecSettings], Codec]) -> Decode:
+def ours(device: torch.device, beton: Beton, batch: int, make: Callable[[CodecSettings], NvImageCodec]) -> Decode:
     """A codec as the loader uses it, with the proof that it wrote."""
     settings = CodecSettings(device, 0, int(beton.heights.max()), int(beton.widths.max()), batch)
     decoder = DeviceDecoder(make(settings), device, int((beton.heights.astype(np.int64) * beton.widths).min()) * 3)
@@ -178,8 +178,9 @@ def all_decoders(device: torch.device, beton: Beton, batch: int) -> dict[str, Ca
 def all_shares(device: torch.device, beton: Beton, batch: int) -> dict[str, Callable[[], Decode]]:
     """A share of each batch for the hardware engine, the rest for CUDA."""
     return {
-        f"hardware {share:.0%}": partial(ours, device, beton, batch, partial(NvImageCodec, engines=shared(share)))
+        f"hardware {share:.0%}": partial(ours, device, beton, batch, partial(NvImageCodec, engines=(backends, "")))
         for share in SHARES
+        for backends in [(("HW_GPU_ONLY", share), ("HYBRID_CPU_GPU", 1.0))]
     }
 
 

@@ -265,21 +265,6 @@ def train_synthetic(task: Task) -> Epoch:
     return Training(task, lambda step: itertools.repeat(step.random_batch()))
 
 
-def ffcv_on_device(task: Task) -> Epoch:
-    """FFCV's Loader with the device's decoder and warp (fastretina.loading.ffcv_device)."""
-    from ffcv.loader import Loader, OrderOption
-
-    from fastretina.loading.augment import Augment
-    from fastretina.loading.ffcv_device import device_pipelines
-
-    pipes, _, _ = device_pipelines(task.data, task.resolution, augment=Augment.full(), device=task.device, dtype=element_type(task))
-    loader = Loader(
-        task.data, batch_size=task.batch_size, num_workers=2, order=OrderOption.RANDOM, os_cache=True, drop_last=False,
-        pipelines=pipes,
-    )  # fmt: skip
-    return lambda: (len(labels) for _, labels in loader)
-
-
 SIDES: dict[str, Callable[[Task], Epoch]] = {
     "fastretina_without_checksum": partial(fastretina, verify=False),
     "fastretina_resident": partial(fastretina, resident="on"),
@@ -288,8 +273,7 @@ SIDES: dict[str, Callable[[Task], Epoch]] = {
 } | {
     side.__name__: side
     for side in (
-        fastretina, ffcv, ffcv_with_our_warp, ffcv_on_device, pillow, torchvision, webdataset, dali, train_fastretina,
-        train_synthetic,
+        fastretina, ffcv, ffcv_with_our_warp, pillow, torchvision, webdataset, dali, train_fastretina, train_synthetic,
     )
 }  # fmt: skip
 
@@ -297,7 +281,6 @@ SIDES: dict[str, Callable[[Task], Epoch]] = {
 IMPORTS = {
     "ffcv": "ffcv.loader",
     "ffcv_with_our_warp": "fastretina.loading.ffcv",
-    "ffcv_on_device": "fastretina.loading.ffcv_device",
     "pillow": "torchvision.transforms.v2",
     "torchvision": "torchvision.transforms.v2",
     "webdataset": "webdataset",

@@ -70,7 +70,7 @@ COMPARISONS = (
 CUDA_COMPARISONS = (
     Comparison(
         "loader, augmented", "loader", "augment", 512,
-        ("fastretina_cpu_decode", "fastretina_gpu_decode", "ffcv_on_device", "ffcv", "dali"), 256,
+        ("fastretina_cpu_decode", "fastretina_gpu_decode", "ffcv", "dali"), 256,
     ),
     Comparison("loader, resident", "resident", "augment", 512, ("fastretina_resident",), 256),
 )  # fmt: skip

@@ -4,6 +4,7 @@ each compares its batches with those of a loader that keeps nothing."""
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ def main(path: Path, device: str) -> None:
     with Beton(path) as beton:
         side, count = int(beton.widths[0]), len(beton)
     resident.device_available_bytes = lambda device: int(0.6 * Store.nbytes(count, side, side))
-    loader.plan_residence = lambda beton, side, mode, device, *rest: plan_residence(beton, side, mode, torch.device("cuda"), *rest)
+    loader.plan_residence = lambda beton, config: plan_residence(beton, replace(config, device="cuda"))
     with joined(device) as world:
         settings = {"batch_size": 4, "resolution": side, "device": str(world.device), "decode": "cpu", "workers": 1, "seed": 3}
         settings |= {"rank": world.rank, "world_size": world.size}

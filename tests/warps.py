@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import devices  # noqa: F401  # before the kernel is defined
 import numpy as np
+import reference
 import torch
 
-from fastretina.loading.augment import Augment, WarpParameters, draw, reference
+from fastretina.loading.augment import Augment, WarpParameters, draw
 from fastretina.loading.augment.gpu import warp
 
 IDENTITY = torch.tensor([[1.0, 1, 1], [0, 0, 0]])

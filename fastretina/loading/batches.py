@@ -25,7 +25,7 @@ from fastretina.errors import SampleError
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, WarpParameters, cpu, draw
 from fastretina.loading.buffers import BufferPool
 from fastretina.loading.config import KERNEL_DTYPES, LoaderConfig
-from fastretina.loading.decode.cpu import decode, decoded_sizes
+from fastretina.loading.decode.cpu import Sizes, decode
 from fastretina.loading.resident import Store
 from fastretina.loading.sampler import Order, Sampling, epoch_order, rank_positions
 
@@ -46,15 +46,14 @@ class Feed:
         self.beton, self.config, self.pool, self.job = beton, config, pool, job
         self.sampling: Sampling = config.sampling or ("shuffle" if config.train else "sequential")
         self.augment = config.augment or (Augment() if config.train else Augment.none())
-        self.sizes = decoded_sizes(beton, config.resolution)
+        self.sizes = Sizes(beton, config.resolution)
         self.decode = functools.partial(decode, beton, resolution=config.resolution, verify=config.verify)  # (index, target)
         self.as_is = config.dtype == torch.uint8
-        self.norm = cpu.identity_norm() if self.as_is else cpu.kernel_norm(IMAGENET_MEAN, IMAGENET_STD)
+        self.norm = cpu.kernel_norm() if self.as_is else cpu.kernel_norm(IMAGENET_MEAN, IMAGENET_STD)
         self.recolours = self.augment.recolours
         self.store: Store | None = None  # decoded samples in RAM
         self.on_device: NDArray[np.bool_] | None = None  # samples that need no decoding because the device holds them
         self.device_decodes = False
-        self._order: tuple[int, Order] | None = None
         self._shards: NDArray[np.uint32] | None = None  # number of each sample's file, where the order depends on it
         if isinstance(beton, ShardedBeton):
             beton.check_order(self.sampling)
@@ -65,16 +64,10 @@ class Feed:
         n, size = len(self.beton), self.config.batch_size
         return n // size if self.config.drop_last else -(-n // size)
 
-    def order(self, epoch: int) -> Order:
-        """The order of an epoch; the last one asked for is kept."""
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, epoch_order(self.beton.labels, self.sampling, self.config.seed, epoch, self._shards)
-        return self._order[1]
-
     def jobs(self, epoch: int, batch: int) -> Iterator[BatchJob]:
         """Jobs from one batch of one epoch onwards, without end: the next epoch begins while the last batches are in use."""
         for current in itertools.count(epoch):
-            order = self.order(current)
+            order = epoch_order(self.beton.labels, self.sampling, self.config.seed, current, self._shards)
             first = batch if current == epoch else 0
             if isinstance(self.beton, ShardedBeton):
                 self.beton.expect(order.indices[first * self.config.batch_size :])

@@ -8,7 +8,6 @@ device (the tests, with Triton's interpreter) there are no streams.
 from __future__ import annotations
 
 from collections import deque
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ _ROW = (
     ("affine", torch.float32, (2, 3)), ("colour", torch.float32, (3, 4)),
     ("heights", torch.int32, ()), ("widths", torch.int32, ()),
 )  # fmt: skip
+_NUMPY = {torch.int64: np.int64, torch.float32: np.float32, torch.int32: np.int32}
 # Each part begins at a multiple of this, which is what Triton compiles a variant of the kernel for: parts that begin anywhere, as
 # those of a shorter batch would, were another variant each, compiled in the midst of an epoch.
 _ALIGNMENT = 16  # bytes
@@ -68,13 +68,13 @@ class DeviceStage:
         Rows that the device cannot decode, and the CPU neither, become the job's bad rows, or raise SampleError. LoaderError where
         a device decoder claims to have decoded what it did not write.
         """
-        with _on(self._sourcing):
+        with torch.cuda.stream(self._sourcing):
             addresses, keep = self._sources(job)
             good = [row for row in range(job.rows) if row not in job.bad]
             described, rows = self._describe(job, addresses, good)
             sourced = mark(self._sourcing)
         side, dtype = self._feed.config.resolution, self._feed.config.dtype
-        with span("warp"), _on(self._warping):
+        with span("warp"), torch.cuda.stream(self._warping):
             if sourced is not None and self._warping is not None:
                 self._warping.wait_event(sourced)
             images = torch.empty((len(good), side, side, 3), dtype=dtype, device=self._device)
@@ -89,7 +89,7 @@ class DeviceStage:
 
     def keep(self, job: DeviceJob) -> None:
         """Queue what brings a job's samples into the store."""
-        with _on(self._sourcing):
+        with torch.cuda.stream(self._sourcing):
             _, keep = self._sources(job)
         self._hand_over(mark(self._sourcing), keep, None)
 
@@ -195,10 +195,3 @@ class DeviceStage:
         offsets = np.zeros(job.rows, np.int64)
         offsets[fresh] = decoded.offsets
         return decoded.memory, offsets, (decoded.memory, job.jpegs)
-
-
-_NUMPY = {torch.int64: np.int64, torch.float32: np.float32, torch.int32: np.int32}
-
-
-def _on(stream: torch.cuda.Stream | None) -> AbstractContextManager[Any]:
-    return nullcontext() if stream is None else torch.cuda.stream(stream)

@@ -31,7 +31,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from fastretina.beton.reader import Beton
-from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, WarpParameters, cpu, draw
+from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, cpu, draw
 
 
 class Warp(Operation):  # type: ignore[misc]  # ffcv is untyped
@@ -48,7 +48,6 @@ class Warp(Operation):  # type: ignore[misc]  # ffcv is untyped
         super().__init__()
         self.epoch = 0
         self._ids, self._resolution, self._augment, self._seed = ids, resolution, augment, seed
-        self._recolours = augment.recolours
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
         shape = (self._resolution, self._resolution, 3)
@@ -57,22 +56,18 @@ class Warp(Operation):  # type: ignore[misc]  # ffcv is untyped
         return state, AllocationQuery(shape, np.dtype("float32"))
 
     def generate_code(self) -> Callable[..., Any]:
-        norm = cpu.kernel_norm(IMAGENET_MEAN, IMAGENET_STD)
+        norm, recolours = cpu.kernel_norm(IMAGENET_MEAN, IMAGENET_STD), self._augment.recolours
 
         def warp(images: NDArray[np.uint8], output: NDArray[np.float32], indices: Any) -> NDArray[np.float32]:
-            affine, colour = self._draw(images.shape, indices)
-            _warp_batch(images, affine, cpu.kernel_colour(colour), norm, self._recolours, output)
-            return output[: len(images)]
+            count, height, width, _ = images.shape
+            ids = self._ids[np.asarray(indices[:count], np.int64)]
+            sizes = np.full(count, width), np.full(count, height)
+            affine, colour = draw(self._augment, self._resolution, *sizes, self._seed, self.epoch, ids)
+            _warp_batch(images, affine, cpu.kernel_colour(colour), norm, recolours, output)
+            return output[:count]
 
         warp.with_indices = True  # type: ignore[attr-defined]  # how FFCV is asked for the batch's rows of the file
         return warp
-
-    def _draw(self, shape: tuple[int, ...], indices: Any) -> WarpParameters:
-        """For images of this shape, (B, H, W, 3), and the rows of the file that they are."""
-        count, height, width, _ = shape
-        ids = self._ids[np.asarray(indices[:count], np.int64)]
-        sizes = np.full(count, width), np.full(count, height)
-        return draw(self._augment, self._resolution, *sizes, self._seed, self.epoch, ids)
 
 
 @njit(parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
@@ -108,13 +103,8 @@ def pipelines(
     rotation and flips; Augment.none() for evaluation. Raises BetonError for a file that cannot be used.
     """
     beton = Beton(path)
-    warp = Warp(beton.ids, resolution, Augment() if augment is None else augment, seed)
+    warp = Warp(beton.ids, resolution, augment or Augment(), seed)
     image = [SimpleRGBImageDecoder(), warp, ToTensor(), ToTorchImage(convert_back_int16=False)]
     there = [ToDevice(torch.device(device))] if torch.device(device).type != "cpu" else []
-    return by_field(beton, image + there, [IntDecoder(), ToTensor(), Squeeze(), *there]), warp
-
-
-def by_field(beton: Beton, image: list[Operation], label: list[Operation]) -> dict[str, list[Operation] | None]:
-    """What FFCV's Loader takes as `pipelines`: none for those fields that only fastretina reads."""
-    unread = dict.fromkeys(("id", "crc32") if beton.crcs is not None else ())
-    return {"image": image, "label": label} | unread
+    unread = dict.fromkeys(("id", "crc32") if beton.crcs is not None else ())  # fields that only fastretina reads
+    return {"image": image + there, "label": [IntDecoder(), ToTensor(), Squeeze(), *there]} | unread, warp

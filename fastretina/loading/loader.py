@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,9 +20,9 @@ from fastretina.loading.batches import Batch, CpuJob, DeviceJob, Feed
 from fastretina.loading.buffers import BufferPool
 from fastretina.loading.config import LoaderConfig, options_of
 from fastretina.loading.decode.choice import choose_decode, cpu_threads
-from fastretina.loading.decode.cpu import decoded_sizes
+from fastretina.loading.decode.cpu import Sizes
 from fastretina.loading.decode.gpu import DEVICE_BATCH
-from fastretina.loading.pipeline import Job, Pipeline
+from fastretina.loading.pipeline import Pipeline
 from fastretina.loading.resident import Store, make_store, plan_residence
 from fastretina.system.progress import progress_bar
 
@@ -65,18 +65,16 @@ class Loader:
         workers = config.workers or len(os.sched_getaffinity(0))
         # Enough batches ahead that every thread has rows to take while the consumer holds one.
         ahead = 2 + -(-2 * workers // config.rows)
-        residence = plan_residence(
-            self.dataset, config.resolution, config.resident, self.device, config.reserve, config.world_size, config.peers
-        )
+        residence = plan_residence(self.dataset, config)
         self._stage: DeviceStage | None = None
         if self._makes_on_device:
-            pixels = int(np.prod(decoded_sizes(self.dataset, config.resolution).largest))
+            pixels = int(np.prod(Sizes(self.dataset, config.resolution).largest))
             pool = BufferPool(config.rows * pixels * 3, keep=ahead + 2, pinned=self.device.type == "cuda")
             self._feed = Feed(self.dataset, config, pool, DeviceJob)
             # Of a resident data set the decoder sees nothing but the filling.
             batch = max(config.rows, DEVICE_BATCH) if residence.size else config.rows
             decoder, where = choose_decode(self._feed, self.device, workers, batch)
-            store, kept = make_store(len(self.dataset), residence, self.device, config.resident, config.peers)
+            store, kept = make_store(len(self.dataset), residence, config)
             self._feed.on_device, self._feed.device_decodes = store.held if store else None, decoder is not None
             from fastretina.loading.device_stage import DeviceStage  # here, because the CPU path needs no Triton
 
@@ -170,30 +168,20 @@ class Loader:
             if self._next_job != (self._epoch, self._batch):
                 self._pipeline.start(self._feed.jobs(self._epoch, self._batch))
             self._next_job = None  # until get() has succeeded
-            job = self._pipeline.get()
+            job: Any = self._pipeline.get()  # a DeviceJob where there is a stage, or a CpuJob
             self._batch += 1
             if self._batch == len(self):
                 self._epoch, self._batch = self._epoch + 1, 0
             self._next_job = self._epoch, self._batch
-            batch = self._finish(job)
+            batch = self._stage.launch(job) if self._stage else job.batch()
+            if job.bad:  # on a device, launching may have found more of them
+                self._record(job.bad.values())
             del job  # its memory belongs to the batch alone
             # Of several ranks each takes every step, or the others would wait for it for ever.
             if len(batch.ids) or self._config.world_size > 1:
                 yield batch
 
-    def _finish(self, job: Job | None) -> Batch:
-        """Turn a finished job into tensors, of its good rows; bad ones are recorded."""
-        if self._stage is None:
-            assert isinstance(job, CpuJob)
-            batch = job.batch()
-        else:
-            assert isinstance(job, DeviceJob)
-            batch = self._stage.launch(job)  # which may find more bad ones
-        if job.bad:
-            self._record(job.bad.values())
-        return batch
-
-    def _record(self, errors: Any) -> None:
+    def _record(self, errors: Iterable[SampleError]) -> None:
         known = {(error.path, error.index) for error in self.skipped}
         new = {(error.path, error.index): error for error in errors}
         self.skipped += [new[key] for key in sorted(new.keys() - known)]

@@ -26,11 +26,12 @@ class Job(Protocol):
 class _Running:
     """A job under way; `claimed` and `pending` are guarded by the pipeline's lock."""
 
-    __slots__ = ("claimed", "error", "job", "pending")
+    __slots__ = ("claimed", "error", "job", "pending", "pieces")
 
     def __init__(self, job: Job | None, error: BaseException | None = None) -> None:
         self.job, self.error = job, error
-        self.claimed, self.pending = 0, job.pieces if job else 0
+        self.claimed = 0
+        self.pieces = self.pending = job.pieces if job else 0
 
     @property
     def finished(self) -> bool:
@@ -52,35 +53,23 @@ class _Shared:
 
     def claim(self) -> tuple[_Running, int] | None:
         """The next piece to work on, or None where there is nothing to do now. Called with the lock held."""
-        for running in self.running:
-            if running.job is not None and running.error is None and running.claimed < running.job.pieces:
-                running.claimed += 1
-                return running, running.claimed - 1
-        while not self.exhausted and len(self.running) < self.ahead:
-            claim = self._begin()
-            if claim is not None:
-                return claim
-        return None
-
-    def _begin(self) -> tuple[_Running, int] | None:
-        """Take the next job of the stream: its first piece, or None where it has none."""
-        try:
-            job = next(self.jobs)
-        except BaseException as error:
-            if not isinstance(error, StopIteration):
-                self.running.append(_Running(None, error))
-            self.exhausted = True
-            self.ready.notify_all()
-            return None
-        running = _Running(job)
-        self.running.append(running)
-        if job.pieces == 0:
-            self.ready.notify_all()
-            return None
-        running.claimed = 1
-        if job.pieces > 1:
-            self.work.notify_all()
-        return running, 0
+        while True:
+            for running in self.running:
+                if running.claimed < running.pieces and running.error is None:
+                    running.claimed += 1
+                    return running, running.claimed - 1
+            if self.exhausted or len(self.running) >= self.ahead:
+                return None
+            try:
+                begun = _Running(next(self.jobs))
+            except StopIteration:
+                self.exhausted = True
+                self.ready.notify_all()
+                return None
+            except BaseException as error:
+                begun, self.exhausted = _Running(None, error), True
+            self.running.append(begun)
+            (self.ready if begun.finished else self.work).notify_all()
 
 
 def _work(shared: _Shared) -> None:
@@ -143,11 +132,9 @@ class Pipeline:
             if running.error is not None:
                 shared.exhausted = True
                 shared.running.clear()
-            else:
-                shared.work.notify_all()
-        if running.error is not None:
-            raise running.error
-        return running.job
+                raise running.error
+            shared.work.notify_all()
+            return running.job
 
     def close(self) -> None:
         """Stop and join the threads; each first finishes the piece that it is at. May be called again, from any thread."""

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fastretina.beton.reader import Beton
 from fastretina.errors import LoaderError
-from fastretina.loading.decode.cpu import decoded_sizes
+from fastretina.loading.config import LoaderConfig
+from fastretina.loading.decode.cpu import Sizes
 from fastretina.loading.shared_memory import Peers, peer_memory, shared_memory
 from fastretina.system.cuda import device_available_bytes
 from fastretina.system.memory import available_bytes
@@ -132,28 +133,20 @@ class Residence:
     split: bool = False
 
 
-def plan_residence(
-    beton: Beton,
-    resolution: int,
-    resident: str,
-    device: torch.device,
-    reserve: int | None = None,
-    world_size: int = 1,
-    peers: Peers | None = None,
-) -> Residence:
-    """Whether to keep the images in memory, and how.
+def plan_residence(beton: Beton, config: LoaderConfig) -> Residence:
+    """Whether to keep the images in memory, and how. Raises LoaderError where resident="on" cannot be.
 
-    resident: "on", "off", or "auto": where they take at most 95 % of what is free after `reserve`, in bytes, the memory that the
-    model will need (see system.cuda.training_bytes); None: at most 40 % of what is free. Raises LoaderError where "on" cannot be.
-    peers: the other ranks of this machine, who must all ask the same. In RAM they share one store. A device keeps all images, since
-    every epoch deals them anew, or its part of them where only that fits. The scarcest memory counts, so that all decide alike.
-    world_size: ranks; where they cannot share RAM, or are no peers, it is reckoned for all of them on one machine.
+    "auto": where they take at most 95 % of what is free after `reserve`, the memory that the model will need; without one at most
+    40 % of what is free. Peers must all ask the same. In RAM they share one store. A device keeps all images, since every epoch
+    deals them anew, or its part of them where only that fits. The scarcest memory counts, so that all decide alike. Where ranks
+    cannot share RAM, or are no peers, it is reckoned for all of them on one machine.
     """
-    if resident == "off":
+    if config.resident == "off":
         return Residence(None, "streaming")
-    only = decoded_sizes(beton, resolution).only
+    device, reserve, peers, forced = torch.device(config.device), config.reserve, config.peers, config.resident == "on"
+    only = Sizes(beton, config.resolution).only
     if only is None:
-        if resident == "on":
+        if forced:
             raise LoaderError(f"{beton.path}: resident mode needs images of one size; pack them with fastretina pack --size")
         return Residence(None, "streaming (images of several sizes)")
     in_ram = device.type == "cpu"
@@ -166,15 +159,15 @@ def plan_residence(
         reserve = None if reserve is None else max(peers.gather(reserve))
         memory = shared_memory(needed, peers) if in_ram and _STORES_IN_ORDER else None
     if in_ram and memory is None:
-        needed *= peers.size if peers is not None else world_size
+        needed *= peers.size if peers is not None else config.world_size
     allowed = free * _AUTO_SHARE if reserve is None else (free - reserve) * _RESERVED_SHARE
-    limit = free if resident == "on" else allowed
+    limit = free if forced else allowed
     if needed <= limit:
         shared = f", shared by {peers.size} ranks" if peers is not None and memory is not None else ""
         return Residence(only, f"resident in {where} ({needed / 1e6:,.0f} MB{shared})", memory)
     if peers is not None and not in_ram and needed / peers.size <= limit:
         return Residence(only, f"resident in {where} ({needed / 1e6:,.0f} MB, split among {peers.size} ranks)", split=True)
-    if resident == "on":
+    if forced:
         raise LoaderError(
             f"{beton.path}: resident mode needs {needed / 1e9:.2f} GB of {where} and {free / 1e9:.2f} GB are free; "
             "use resident='auto'"
@@ -183,9 +176,7 @@ def plan_residence(
     return Residence(None, f"streaming (resident would take {needed / 1e9:.1f} of {free / 1e9:.1f} GB of {where} free{kept})")
 
 
-def make_store(
-    samples: int, residence: Residence, device: torch.device, resident: str, peers: Peers | None = None
-) -> tuple[DeviceStore | None, str]:
+def make_store(samples: int, residence: Residence, config: LoaderConfig) -> tuple[DeviceStore | None, str]:
     """The device store of a plan, and the decision in words.
 
     Memory that was free in one piece less than in all makes "auto" stream after all; "on" is then a LoaderError.
@@ -193,11 +184,12 @@ def make_store(
     if residence.size is None:
         return None, residence.note
     try:
-        return DeviceStore(samples, *residence.size, device, peers if residence.split else None), residence.note
+        peers = config.peers if residence.split else None
+        return DeviceStore(samples, *residence.size, torch.device(config.device), peers), residence.note
     except torch.OutOfMemoryError as error:
         needed = f"{Store.nbytes(samples, *residence.size) / 1e9:.1f} GB of device memory in one piece"
         if residence.split:
             needed += " for each rank that all others can read"
-        if resident == "on":
+        if config.resident == "on":
             raise LoaderError(f"resident mode needs {needed}, which cannot be had; use resident='auto'") from error
         return None, f"streaming (resident would take {needed}, which cannot be had)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import secrets
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 T = TypeVar("T")
-_TOKEN = 16  # bytes
+_TOKEN = 16  # bytes behind the memory, by which the others know it
 
 
 class Peers(Protocol):
@@ -38,8 +39,13 @@ def shared_memory(nbytes: int, peers: Peers) -> NDArray[np.uint8] | None:
     RAM is taken page by page as it is written to. The kernel frees it when the last of them is done with it, however they end: it
     has no name, and is handed over through /proc (where ranks in containers of their own do not see each other).
     """
-    descriptor, token = _unnamed_file(nbytes) if peers.rank == 0 else (-1, b"")
+    descriptor, token = -1, secrets.token_bytes(_TOKEN)
     try:
+        if peers.rank == 0:
+            with suppress(OSError):  # where the system has none to give, nobody finds what is expected
+                descriptor = os.memfd_create("fastretina", os.MFD_CLOEXEC)
+                os.truncate(descriptor, nbytes + _TOKEN)
+                os.pwrite(descriptor, token, nbytes)
         owner, number, expected = peers.gather((os.getpid(), descriptor, token))[0]
         memory = _map(f"/proc/{owner}/fd/{number}", nbytes, expected)
         return memory if all(peers.gather(memory is not None)) else None
@@ -48,35 +54,16 @@ def shared_memory(nbytes: int, peers: Peers) -> NDArray[np.uint8] | None:
             os.close(descriptor)
 
 
-def _unnamed_file(nbytes: int) -> tuple[int, bytes]:
-    """Descriptor of so many bytes of memory and a token behind them, and the token; -1 where the system has none to give."""
-    try:
-        descriptor, token = os.memfd_create("fastretina", os.MFD_CLOEXEC), secrets.token_bytes(_TOKEN)
-    except OSError:
-        return -1, b""
-    try:
-        os.truncate(descriptor, nbytes + _TOKEN)
-        os.pwrite(descriptor, token, nbytes)
-    except OSError:
-        os.close(descriptor)
-        return -1, b""
-    return descriptor, token
-
-
 def _map(path: str, nbytes: int, token: bytes) -> NDArray[np.uint8] | None:
     """None where the path cannot be opened, or is not of the process that was meant: another container counts from 1, too."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CLOEXEC), "r+b", buffering=0) as file:
+            descriptor = file.fileno()
+            if os.fstat(descriptor).st_size != nbytes + _TOKEN or os.pread(descriptor, _TOKEN, nbytes) != token:
+                return None
+            return np.frombuffer(mmap.mmap(descriptor, nbytes + _TOKEN), np.uint8)[:nbytes]
     except OSError:
         return None
-    try:
-        if os.fstat(descriptor).st_size != nbytes + _TOKEN or os.pread(descriptor, _TOKEN, nbytes) != token:
-            return None
-        return np.frombuffer(mmap.mmap(descriptor, nbytes + _TOKEN), np.uint8)[:nbytes]
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
 
 
 def peer_memory(nbytes: int, device: torch.device, peers: Peers) -> tuple[Tensor, list[int]] | None:

@@ -6,12 +6,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastretina.errors import UsageError
-from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, cpu, draw, reference
+from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, cpu, draw
 from fastretina.loading.augment.parameters import affine_matrices, philox4x32, uniforms
 
 
@@ -31,7 +32,7 @@ def warp_cpu(image, affine, colour, resolution, dtype=np.float32, norm=None, rec
     guard = np.full(resolution * resolution * 3 + 64, 77, dtype)
     output = guard[: resolution * resolution * 3].reshape(resolution, resolution, 3)
     columns = cpu.kernel_colour(colour[None])[0]
-    norm = cpu.identity_norm() if norm is None else norm
+    norm = cpu.kernel_norm() if norm is None else norm
     cpu.warp(padded(image), image.shape[0], image.shape[1], affine, columns, norm, recolour, output)
     assert (guard[output.size :] == 77).all(), "the warp wrote past its image"
     return output

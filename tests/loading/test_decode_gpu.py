@@ -141,7 +141,7 @@ def test_images_of_any_number_and_size_come_and_those_not_asked_for_keep_their_p
 class Liar:
     """A codec that leaves some images, or the last part of them, as they are, and says that all went well."""
 
-    def __init__(self, codec: gpu.Codec, skips: set[int], written: float = 0.0) -> None:
+    def __init__(self, codec: NvImageCodec, skips: set[int], written: float = 0.0) -> None:
         self.name, self._codec, self._skips, self._written = codec.name, codec, skips, written
 
     def wrap(self, target):

@@ -16,6 +16,7 @@ from fastretina.beton.reader import Beton
 from fastretina.errors import LoaderError, SampleError, UsageError
 from fastretina.loading import device_stage as stage
 from fastretina.loading.augment import Augment
+from fastretina.loading.config import LoaderConfig
 from fastretina.loading.decode import choice, gpu
 from fastretina.loading.loader import CHECKING_THREADS
 from fastretina.loading.resident import plan_residence
@@ -238,7 +239,7 @@ def test_resident_auto_leaves_the_model_its_memory(beton, monkeypatch):
     monkeypatch.setattr("fastretina.loading.resident.device_available_bytes", lambda device: 4 * needed)
 
     def plan(reserve):
-        return plan_residence(Beton(beton), SIDE, "auto", torch.device("cuda"), reserve)
+        return plan_residence(Beton(beton), LoaderConfig(resolution=SIDE, resident="auto", device="cuda", reserve=reserve))
 
     assert plan(None).size == plan(2 * needed).size == (SIDE, SIDE)
     none = plan(3 * needed)

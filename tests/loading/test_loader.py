@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import reference
 import simplejpeg
 import torch
 
@@ -22,7 +23,7 @@ from fastretina.beton.reader import Beton
 from fastretina.beton.writer import BetonWriter
 from fastretina.errors import LoaderError, SampleError, UsageError
 from fastretina.loading import batches as feed
-from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, draw, reference
+from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, draw
 from fastretina.loading.batches import Batch
 from fastretina.loading.config import LoaderConfig
 from fastretina.loading.loader import Loader

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ from fastretina import Loader
 from fastretina.beton.reader import Beton
 from fastretina.errors import LoaderError, SampleError
 from fastretina.loading import resident
-from fastretina.loading.resident import Store, plan_residence
+from fastretina.loading.config import LoaderConfig
+from fastretina.loading.resident import Residence, Store, plan_residence
 from fastretina.loading.shared_memory import shared_memory
 
 SIDE, COUNT = 32, 14  # three ranks: runs of 4, 5 and 5
 SETTINGS: dict[str, Any] = {"batch_size": 4, "resolution": SIDE, "workers": 1, "seed": 3, "decode": "cpu"}
-CUDA = torch.device("cuda")
 
 
 class ThreadPeers:
@@ -53,6 +54,11 @@ def on_all(size: int, work: Callable[[ThreadPeers], Any]) -> list[Any]:
         return list(threads.map(work, [ThreadPeers(rank, size, parts, barrier) for rank in range(size)]))
 
 
+def planned(path: Path, peers: ThreadPeers, **settings: Any) -> Residence:
+    config = LoaderConfig(resolution=SIDE, rank=peers.rank, world_size=peers.size, peers=peers, **settings)
+    return plan_residence(Beton(path), config)
+
+
 @pytest.fixture(scope="module")
 def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_blocks(tmp_path_factory.mktemp("peers") / "data.beton", COUNT, SIDE)
@@ -70,7 +76,7 @@ def one_device_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         # As for a GPU: a DeviceLoader on a CPU would ask for RAM.
         monkeypatch.setattr(
             "fastretina.loading.loader.plan_residence",
-            lambda beton, side, mode, device, *rest: real(beton, side, mode, CUDA, *rest),
+            lambda beton, config: real(beton, replace(config, device="cuda")),
         )
 
     return make
@@ -136,7 +142,7 @@ def test_devices_whose_models_need_different_memory_still_decide_alike(beton, mo
     needed = Store.nbytes(COUNT, SIDE, SIDE)
     monkeypatch.setattr(resident, "device_available_bytes", lambda device: 3 * needed)
     reserves = [0, 2 * needed]  # of the second rank alone, all images would not fit
-    plans = on_all(2, lambda peers: plan_residence(Beton(beton), SIDE, "auto", CUDA, reserves[peers.rank], 2, peers))
+    plans = on_all(2, lambda peers: planned(beton, peers, resident="auto", device="cuda", reserve=reserves[peers.rank]))
     assert [plan.split for plan in plans] == [True, True]
 
 
@@ -179,7 +185,7 @@ def test_the_rank_with_the_least_memory_decides_for_all(beton, monkeypatch):
     needed = Store.nbytes(COUNT, SIDE, SIDE)
     free = iter([10 * needed, 2 * needed])
     monkeypatch.setattr(resident, "available_bytes", lambda: next(free))  # "auto" takes 40 %
-    notes = on_all(2, lambda peers: plan_residence(Beton(beton), SIDE, "auto", torch.device("cpu"), None, 2, peers).note)
+    notes = on_all(2, lambda peers: planned(beton, peers, resident="auto").note)
     assert notes[0] == notes[1]
     assert notes[0].startswith("streaming")
 
@@ -187,7 +193,7 @@ def test_the_rank_with_the_least_memory_decides_for_all(beton, monkeypatch):
 def test_devices_keep_all_where_that_fits_and_else_their_part(beton, monkeypatch):
     def plan(copies: float, mode: str = "on") -> list[Any]:
         monkeypatch.setattr(resident, "device_available_bytes", lambda device: int(copies * Store.nbytes(COUNT, SIDE, SIDE)))
-        return on_all(3, lambda peers: plan_residence(Beton(beton), SIDE, mode, CUDA, 0, 3, peers))
+        return on_all(3, lambda peers: planned(beton, peers, resident=mode, device="cuda", reserve=0))
 
     assert [(one.size, one.split) for one in plan(1.0)] == 3 * [((SIDE, SIDE), False)]
     assert [(one.size, one.split) for one in plan(0.4)] == 3 * [((SIDE, SIDE), True)]

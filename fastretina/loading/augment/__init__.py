@@ -1,6 +1,6 @@
 """Augmentation: random parameters per sample, and one warp that applies all of them.
 
-`parameters` draws them, `reference` defines in float64 what they mean, `cpu` does it fast.
+`parameters` draws them, `cpu` and `gpu` do what they say.
 """
 
 from fastretina.loading.augment.parameters import IMAGENET_MEAN, IMAGENET_STD, Augment, WarpParameters, draw

@@ -211,16 +211,9 @@ def kernel_colour(colour: NDArray[np.float32]) -> NDArray[np.float32]:
     return columns
 
 
-def kernel_norm(mean: tuple[float, float, float], std: tuple[float, float, float]) -> NDArray[np.float32]:
-    """(2, 4) float32 scale and bias that turn 0-255 into (v / 255 - mean) / std; mean and std on 0-1."""
+def kernel_norm(mean: tuple[float, ...] = (0.0,) * 3, std: tuple[float, ...] = (1 / 255,) * 3) -> NDArray[np.float32]:
+    """(2, 4) float32 scale and bias that turn 0-255 into (v / 255 - mean) / std; by default v as it is. mean and std on 0-1."""
     norm = np.zeros((2, 4), np.float32)
     norm[0, :3] = 1 / (255 * np.asarray(std))
     norm[1, :3] = -np.asarray(mean) / np.asarray(std)
-    return norm
-
-
-def identity_norm() -> NDArray[np.float32]:
-    """(2, 4) float32 that leaves 0-255 as it is: for uint8 output."""
-    norm = np.zeros((2, 4), np.float32)
-    norm[0] = 1
     return norm

@@ -90,16 +90,7 @@ def _store(target, offset, a, b, c, d, mine, byte: tl.constexpr):  # type: ignor
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _warp_kernel(  # type: ignore[no-untyped-def]
-    addresses,
-    heights,
-    widths,
-    affine,
-    colour,
-    norm,
-    output,
-    resolution,
-    recolour: tl.constexpr,
-    whole: tl.constexpr,
+    addresses, heights, widths, affine, colour, norm, output, resolution, recolour: tl.constexpr, whole: tl.constexpr
 ):
     image = tl.program_id(2)
     thread = tl.arange(0, _THREADS)

@@ -134,11 +134,14 @@ def draw(
 
 
 def _drawn_colours(augment: Augment, u: NDArray[np.float64]) -> NDArray[np.float32]:
-    """(B, 3, 4) colour matrices of the uniforms u (12, B)."""
+    """(B, 3, 4) matrices of the uniforms u (12, B): saturation around the pixel's grey, brightness, contrast around mid-grey."""
     brightness, contrast, saturation = (
-        1 + (2 * u[6 + k] - 1) * strength for k, strength in enumerate((augment.brightness, augment.contrast, augment.saturation))
+        1 + (2 * u[6 + k, :, None, None] - 1) * strength
+        for k, strength in enumerate((augment.brightness, augment.contrast, augment.saturation))
     )
-    return colour_matrices(brightness, contrast, saturation)
+    matrix = (saturation * np.eye(3) + (1 - saturation) * _LUMA) * (brightness * contrast)
+    offset = np.repeat((1 - contrast) * _MID_GREY, 3, axis=1)
+    return np.concatenate([matrix, offset], axis=2).astype(np.float32)
 
 
 def affine_matrices(
@@ -167,14 +170,3 @@ def affine_matrices(
     centre_in = np.stack([(widths - 1) / 2, (heights - 1) / 2], axis=1)
     offset = centre_in - np.einsum("bij,bj->bi", linear, centre_out)
     return np.concatenate([linear, offset[:, :, None]], axis=2)
-
-
-def colour_matrices(
-    brightness: NDArray[np.float64], contrast: NDArray[np.float64], saturation: NDArray[np.float64]
-) -> NDArray[np.float32]:
-    """(B, 3, 4) float32: saturation around the pixel's grey, then brightness, then contrast around mid-grey; factors (B,)."""
-    grey = np.broadcast_to(_LUMA, (3, 3))
-    s = saturation[:, None, None]
-    matrix = (s * np.eye(3) + (1 - s) * grey) * (brightness * contrast)[:, None, None]
-    offset = np.broadcast_to(((1 - contrast) * _MID_GREY)[:, None, None], (len(contrast), 3, 1))
-    return np.concatenate([matrix, offset], axis=2).astype(np.float32)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from fastretina.beton.reader import Beton
-
-_RAW = 1  # Beton.modes: pixels instead of a JPEG
+from fastretina.beton.format import MODE_RAW
+from fastretina.beton.reader import Beton
 
 # libjpeg-turbo shrinks by these inside its inverse DCT, which is both a good low-pass filter and less work.
 _DCT_FACTORS = (8, 4, 2)
@@ -43,9 +39,9 @@ def decode(beton: Beton, index: int, target: NDArray[np.uint8], resolution: int,
     """
     beton, index = beton.at(index)  # once, not for each question
     width, height = int(beton.widths[index]), int(beton.heights[index])
-    factor = 1 if beton.modes[index] == _RAW else _dct_factor(width, height, resolution)
+    factor = 1 if beton.modes[index] == MODE_RAW else _dct_factor(width, height, resolution)
     scaled = (-(-height // factor), -(-width // factor))
-    if beton.modes[index] == _RAW:
+    if beton.modes[index] == MODE_RAW:
         pixels = beton.pixels(index, verify)
     else:
         data = beton.jpeg(index, verify)
@@ -68,31 +64,24 @@ def decode(beton: Beton, index: int, target: NDArray[np.uint8], resolution: int,
 
 
 class Sizes:
-    """Decoded width and height of each sample: one pair where all are equal, else two (N,) arrays."""
+    """Width and height of each sample of a file once it is decoded for a resolution, px. only: both, where all are equal."""
 
-    def __init__(self, widths: NDArray[np.int64], heights: NDArray[np.int64]) -> None:
-        uniform = bool((widths == widths[0]).all() and (heights == heights[0]).all())
-        self.only = (int(widths[0]), int(heights[0])) if uniform else None
-        self._widths, self._heights = (widths[:0], heights[:0]) if uniform else (widths, heights)
+    def __init__(self, beton: Beton, resolution: int) -> None:
+        sides = np.stack([beton.widths, beton.heights], axis=1)
+        # Mostly all are of one size, and a million need not be sorted to see it.
+        pairs, which = np.unique(sides if (sides != sides[0]).any() else sides[:1], axis=0, return_inverse=True)
+        decoded = np.array([decoded_size(width, height, resolution) for width, height in pairs.tolist()])
+        uniform = bool((decoded == decoded[0]).all())
+        self.only = (int(decoded[0, 0]), int(decoded[0, 1])) if uniform else None
+        self._all = decoded[:0] if uniform else decoded[which.reshape(-1)]  # (N, 2)
 
     @property
     def largest(self) -> tuple[int, int]:
         """The largest width and the largest height."""
-        return self.only or (int(self._widths.max()), int(self._heights.max()))
+        return self.only or (int(self._all[:, 0].max()), int(self._all[:, 1].max()))
 
     def of(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Widths and heights (B,) int64 of these samples."""
         if self.only:
             return np.full(len(indices), self.only[0]), np.full(len(indices), self.only[1])
-        return self._widths[indices], self._heights[indices]
-
-
-def decoded_sizes(beton: Beton, resolution: int) -> Sizes:
-    """The size that each sample has after decoding for `resolution`."""
-    widths, heights = np.asarray(beton.widths, np.int64), np.asarray(beton.heights, np.int64)
-    if (widths == widths[0]).all() and (heights == heights[0]).all():
-        width, height = decoded_size(int(widths[0]), int(heights[0]), resolution)
-        return Sizes(np.full(1, width), np.full(1, height))
-    pairs, which = np.unique(np.stack([widths, heights], axis=1), axis=0, return_inverse=True)
-    decoded = np.array([decoded_size(int(w), int(h), resolution) for w, h in pairs])[which.reshape(-1)]
-    return Sizes(decoded[:, 0], decoded[:, 1])
+        return self._all[indices, 0], self._all[indices, 1]

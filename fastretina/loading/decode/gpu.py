@@ -18,8 +18,8 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Protocol
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,19 +39,6 @@ _CPU_ONLY = -99999  # nvImageCodec's NVIMGCODEC_DEVICE_CPU_ONLY
 DEVICE_BATCH = 256  # images that a device decoder gets at once where that can be chosen
 
 
-class Codec(Protocol):
-    """What decodes: a library."""
-
-    name: str
-
-    def wrap(self, target: Tensor) -> Any:
-        """The library's view of (H, W, 3) uint8 memory on the device, to be used for as long as that stays."""
-
-    def decode(self, jpegs: Sequence[memoryview], targets: Sequence[Any]) -> list[bool]:
-        """Decode each JPEG into its target, as `wrap` gave it, in the current stream. False where it cannot, or the JPEG has
-        another size; that target's memory is then undefined."""
-
-
 # nvImageCodec's backends in the order in which they may choose, each with its share of a batch, and options. None: what the library
 # does by itself, all to the hardware engine, and to the others what that cannot decode. "hybrid" and "cuda" are its CUDA decoder:
 # Huffman codes of images below the threshold (default 10^6 px) are read by CPU threads, above it by the GPU.
@@ -64,11 +51,6 @@ _ENGINES: dict[str, _Engines] = {
 }
 # One thread at a time: a decoder is shared by all loaders of the process, and is not documented to be thread-safe.
 _decoding = threading.Lock()
-
-
-def shared(hardware: float) -> _Engines:
-    """This share of each batch, 0-1, to the hardware engine and the rest to CUDA and CPU threads together."""
-    return (("HW_GPU_ONLY", hardware), ("HYBRID_CPU_GPU", 1.0)), ""
 
 
 @dataclass(frozen=True)
@@ -109,7 +91,7 @@ class NvImageCodec:
     """NVIDIA's nvImageCodec."""
 
     def __init__(self, settings: CodecSettings, engines: str | _Engines = "all", fancy_upsampling: bool = True) -> None:
-        """engines: a key of _ENGINES, or what `shared` gives. fancy_upsampling: chroma is interpolated as libjpeg-turbo does it on
+        """engines: a key of _ENGINES, or what stands there. fancy_upsampling: chroma is interpolated as libjpeg-turbo does it on
         the CPU; without, edges in 4:2:0 images differ by tens of grey levels.
 
         Raises ImportError or RuntimeError where the library, its driver or the engine is missing.
@@ -125,10 +107,13 @@ class NvImageCodec:
         self._parameters = nvimgcodec.DecodeParams(color_spec=nvimgcodec.ColorSpec.SRGB, apply_exif_orientation=False)
 
     def wrap(self, target: Tensor) -> Any:
+        """The library's view of (H, W, 3) uint8 memory on the device, to be used for as long as that stays."""
         source = target.numpy() if self._device.type == "cpu" else target
         return self._as_image(source, self._stream()), tuple(target.shape)
 
     def decode(self, jpegs: Sequence[memoryview], targets: Sequence[Any]) -> list[bool]:
+        """Decode each JPEG into its target, as `wrap` gave it, in the current stream. False where it cannot, or the JPEG has
+        another size; that target's memory is then undefined."""
         sources = [np.frombuffer(jpeg, np.uint8) for jpeg in jpegs]
         images = [image for image, _ in targets]
         try:
@@ -147,11 +132,8 @@ class NvImageCodec:
 
 
 # What `Loader(decoder=...)` may name; the first one where nothing is named.
-DECODERS: dict[str, Callable[[CodecSettings], Codec]] = {
-    "nvimgcodec": NvImageCodec,
-    "nvimgcodec-hardware": lambda settings: NvImageCodec(settings, "hardware"),
-    "nvimgcodec-hybrid": lambda settings: NvImageCodec(settings, "hybrid"),
-    "nvimgcodec-cuda": lambda settings: NvImageCodec(settings, "cuda"),
+DECODERS: dict[str, Callable[[CodecSettings], NvImageCodec]] = {"nvimgcodec": NvImageCodec} | {
+    f"nvimgcodec-{engines}": partial(NvImageCodec, engines=engines) for engines in ("hardware", "hybrid", "cuda")
 }
 
 
@@ -225,7 +207,7 @@ class DeviceDecoder:
         name: the codec's. late: images so far that were there only after all of the device's streams had been waited for.
     """
 
-    def __init__(self, codec: Codec, device: torch.device, smallest: int) -> None:
+    def __init__(self, codec: NvImageCodec, device: torch.device, smallest: int) -> None:
         """smallest: bytes of the smallest image, decoded."""
         self.name, self.late = codec.name, 0
         self._codec, self._device, self._cuda = codec, device, device.type == "cuda"
@@ -239,9 +221,9 @@ class DeviceDecoder:
 
         The host waits until all of it is done.
         """
-        ends = np.cumsum([height * width * 3 for height, width in sizes], dtype=np.int64)
-        offsets = np.concatenate([[0], ends[:-1]]).astype(np.int64) if len(sizes) else np.empty(0, np.int64)
-        buffer = self._free_buffer(int(ends[-1]) if len(sizes) else 0)
+        edges = np.cumsum([0, *(height * width * 3 for height, width in sizes)], dtype=np.int64)
+        offsets, ends = edges[:-1], edges[1:]
+        buffer = self._free_buffer(int(edges[-1]))
         decoded = Decoded(buffer.memory, offsets, sizes, [False] * len(sizes), [])
         asked = [number for number, jpeg in enumerate(jpegs) if jpeg is not None]
         if not asked:
@@ -334,10 +316,7 @@ def _decode_first(decoder: DeviceDecoder, beton: Beton, batch: int, device: torc
     indices = [first[number % len(first)] for number in range(batch)]
     jpegs = [beton.jpeg(index) for index in indices]
     sizes = [(int(beton.heights[index]), int(beton.widths[index])) for index in indices]
-    if device.type == "cuda":
-        with torch.cuda.stream(torch.cuda.Stream(device)):  # type: ignore[no-untyped-call]
-            decoded = decoder.decode(jpegs, sizes)
-    else:
+    with torch.cuda.stream(torch.cuda.Stream(device) if device.type == "cuda" else None):  # type: ignore[no-untyped-call]
         decoded = decoder.decode(jpegs, sizes)
     if 2 * sum(decoded.done) <= batch:
         raise LoaderError(
