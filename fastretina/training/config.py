@@ -110,6 +110,11 @@ class Recipe:
         """The highest learning rate, scaled if it is to be: Goyal et al., Accurate, large minibatch SGD, 2017."""
         return self.lr * self.batch_size / REFERENCE_BATCH if self.scale_lr else self.lr
 
+    @property
+    def second_phase(self) -> int | None:
+        """The epoch (from 0) that begins the second phase, from the best weights so far; None for a schedule without one."""
+        return (self.epochs + 1) // 2 if self.schedule == "two-phase" and self.epochs > 1 else None
+
 
 @dataclass(frozen=True)
 class TrainConfig(Recipe):

@@ -6,9 +6,12 @@ python -m fastretina.train --tensorboard ... ; tensorboard --logdir runs
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastretina.errors import UsageError
-from fastretina.training.progress import EpochRecord
+
+if TYPE_CHECKING:
+    from fastretina.training.progress import EpochRecord
 
 SUBFOLDER = "tensorboard"
 SETS = ("train", "test", "val")
