@@ -20,9 +20,8 @@ from fastretina import __version__
 from fastretina.errors import CheckpointError
 from fastretina.grading import CLASSES
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
-from fastretina.models.backbones import BACKBONES
 from fastretina.models.heads import HEADS, Decision, Head
-from fastretina.models.options import AmpChoice, HeadName
+from fastretina.models.options import BACKBONES, AmpChoice, HeadName
 from fastretina.models.precision import Precision, choose_device, choose_precision
 from fastretina.models.resnet import build_model
 from fastretina.models.seal import UNSEALED, is_intact, seal

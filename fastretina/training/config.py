@@ -18,8 +18,7 @@ from fastretina.beton.paths import as_path, files_of
 from fastretina.errors import UsageError
 from fastretina.loading.augment import Augment
 from fastretina.metrics.table import SelectionMetric
-from fastretina.models.backbones import ArchName
-from fastretina.models.options import AmpDtype, ClassWeights, HeadName
+from fastretina.models.options import AmpDtype, ArchName, ClassWeights, HeadName
 from fastretina.training.split import SplitBy
 
 REFERENCE_BATCH = 256  # what --lr is meant for with --scale-lr
