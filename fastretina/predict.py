@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 import tyro
 
@@ -21,9 +21,6 @@ from fastretina import cli
 from fastretina.errors import RunError, UsageError
 from fastretina.grading import REFERABLE_FROM, grade_title
 from fastretina.models.options import BACKBONES, AmpChoice
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -68,19 +65,16 @@ def main(config: PredictConfig) -> int:
         model = explainer.model
     tally = Tally()
 
-    def grade(images: Tensor) -> Tensor:
-        outputs = view_outputs(model, images.to(device), precision, config.tta)
-        if not bool(torch.isfinite(outputs).all()):
-            raise RunError(f"{config.checkpoint}: the model's answer is not finite: its weights contain NaN or Inf")
-        return grader.grading.answer(outputs, grader.decision).exp().cpu()
-
     def write(file: BinaryIO) -> None:
         file.write(csv_line(["path", "grade", "referable", *(f"p{number}" for number in range(grader.num_classes))]).encode())
         ahead = config.batch_size + 2 * workers
         pixels = prepared(photographs(config.images, tally), grader.resolution, workers, ahead, tally, grader.preparation)
         with torch.no_grad(), progress_bar("grading", None, 0, "image") as bar:
             for paths, images in normalised(pixels, grader, config.batch_size):
-                probabilities = grade(images)
+                outputs = view_outputs(model, images.to(device), precision, config.tta)
+                if not bool(torch.isfinite(outputs).all()):
+                    raise RunError(f"{config.checkpoint}: the model's answer is not finite: its weights contain NaN or Inf")
+                probabilities = grader.grading.answer(outputs, grader.decision).exp().cpu()
                 grades = probabilities.argmax(dim=1)
                 for path, best, row in zip(paths, grades.tolist(), probabilities.tolist(), strict=True):
                     line = csv_line([str(path), best, "yes" if best >= REFERABLE_FROM else "no", *row])

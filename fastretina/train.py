@@ -55,7 +55,6 @@ def main(config: TrainConfig) -> int:
         finished = fit(training, callbacks)
         if training.profiler.table:
             print(f"{training.profiler.table}\ntimeline: {folder.path / 'profile.json.gz'}", flush=True)
-        callbacks.finish()
         drawn.finish()
         print(terminal.last_lines(training.progress, info, folder, finished), flush=True)
     return 0

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
@@ -34,21 +34,14 @@ AUGMENTATIONS: dict[AugmentName, Augment] = {
 }
 
 
-def _compile_setting(words: list[str]) -> CompileSetting:
-    """What the words after `--compile` ask for."""
-    setting = words[0] if words else "auto"
-    if setting not in get_args(CompileSetting):
-        raise ValueError(f"{setting!r} is none of {', '.join(get_args(CompileSetting))}")
-    return cast(CompileSetting, setting)
-
-
 # On a command line the word may be left out.
 CompileFlag = Annotated[
     CompileSetting,
     PrimitiveConstructorSpec(
         nargs=(0, 1),
         metavar=f"[{{{','.join(get_args(CompileSetting))}}}]",
-        instance_from_str=_compile_setting,
+        choices=get_args(CompileSetting),
+        instance_from_str=lambda words: words[0] if words else "auto",
         is_instance=lambda value: value in get_args(CompileSetting),
         str_from_instance=lambda value: [value],
     ),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastretina.errors import RunError
-from fastretina.metrics.predictions import Predictions, write_predictions
+from fastretina.metrics.predictions import write_predictions
 from fastretina.models.checkpoint import Grader, read_tensors, save_grader
 from fastretina.models.weights import load_backbone
 from fastretina.system.files import write_csv, write_json
@@ -90,8 +90,9 @@ class Recorder(Callbacks):
 
     def _write_tables(self, predictions: bool) -> None:
         progress = self.training.progress
-        if predictions and progress.best_test is not None:
-            self._write_predictions(progress.best_test)
+        if predictions and (answers := progress.best_test) is not None:
+            assert self.info.test_set is not None  # every run has one
+            write_predictions(self.run.predictions, answers, self.info.test_set.names_of(answers.ids.numpy()))
         rows = [entry.row() for entry in progress.history]
         write_csv(self.run.results, list(rows[0]), [list(row.values()) for row in rows])
         write_json(self.run.metrics, metrics_summary(self.info, progress, self.training.is_over))
@@ -101,13 +102,3 @@ class Recorder(Callbacks):
         load_backbone(self.training.model, read_tensors(self.run.best), self.run.best)
         if self.training.average is not None:
             self.training.average.restart(self.training.model)
-
-    def _write_predictions(self, answers: Predictions) -> None:
-        beton = self.info.test_set
-        assert beton is not None  # every run has one
-        write_predictions(self.run.predictions, answers, beton.names_of(answers.ids.numpy()))
-
-    def finish(self) -> None:
-        """Write metrics.json as the run ends; where no epoch is done there is nothing to write."""
-        if self.training.progress.history:
-            write_json(self.run.metrics, metrics_summary(self.info, self.training.progress, self.training.is_over))
