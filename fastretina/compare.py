@@ -61,12 +61,7 @@ class PlannedRun:
     name: str
     entry: str
     config: TrainConfig
-
-    @property
-    def folder(self) -> RunFolder:
-        """Its run folder."""
-        assert self.config.out is not None  # `plan` gives each run one
-        return RunFolder(self.config.out)
+    folder: RunFolder
 
 
 def main(config: CompareConfig) -> int:
@@ -144,8 +139,8 @@ def plan(config: CompareConfig) -> list[PlannedRun]:
                 raise UsageError(f"--weights {entry}: names the same weights for {arch} a second time")
             if any(run.name == name for run in runs):  # two files of the same name in folders of the same name
                 name += "-" + hashlib.sha256(str(start).encode()).hexdigest()[:8]
-            settings = TrainConfig(**recipe, arch=arch, weights=start, out=config.out / name)
-            runs.append(PlannedRun(name, entry, settings))
+            out = config.out / name
+            runs.append(PlannedRun(name, entry, TrainConfig(**recipe, arch=arch, weights=start, out=out), RunFolder(out)))
         if not any(run.config.arch == arch for run in runs):
             raise UsageError(f"--weights {config.weights}: nothing for {arch}; add none, or {arch}=FILE")
     return runs

@@ -16,7 +16,7 @@ from fastretina.training.loop import Callbacks, Training
 from fastretina.training.progress import EpochRecord, Progress
 from fastretina.training.run_folder import RunFolder
 from fastretina.training.run_info import RunInfo
-from fastretina.training.state import keep_best_twice, promote_best, save_state, staged_best
+from fastretina.training.state import keep_best_twice, promote_best, save_state
 from fastretina.training.summary import metrics_summary
 
 
@@ -79,7 +79,7 @@ class Recorder(Callbacks):
         """Save the state, and a new best checkpoint with it; then the files that are made from the state."""
         record = self.training.progress.history[-1]
         if improved:
-            save_grader(staged_best(self.run), self.training.graded, self.grader(self.training.progress))
+            save_grader(self.run.staged_best, self.training.graded, self.grader(self.training.progress))
             self._save()
             promote_best(self.run)
         else:

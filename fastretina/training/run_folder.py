@@ -28,6 +28,7 @@ class RunFolder:
         self.batch = self.path / "batch.png"
         self.report = self.path / "report.html"
         self.best = self.path / "best.safetensors"
+        self.staged_best = self.path / ".next.best.safetensors"  # a new one, until the last.pt that speaks of it is on disk
         self.last = self.path / "last.pt"
         # The save before that, for the day when last.pt is corrupt; and the best checkpoint that it speaks of, if only as a copy.
         self.previous = self.path / "last.prev.pt"
