@@ -79,9 +79,7 @@ def build_run(
     loss = Loss(head, described["train"].grades, config.class_weights, config.logit_adjustment, config.label_smoothing)
 
     # Measured before any data is on the device, so that --resident auto leaves the model its room.
-    dtype = precision.dtype or torch.float32
-    gpu = world.device.type == "cuda"
-    reserve = training_bytes(model, largest, dtype, world.device, precision.autocast) if gpu else None
+    reserve = training_bytes(model, largest, image_dtype(world, precision), world.device, precision.autocast) or None
     options = {"reserve": reserve, **decoding(config, model, world, state)}
 
     def loader(name: str, resolution: int) -> Loader:
