@@ -36,10 +36,10 @@ from fastretina.loading.augment import Augment
 from fastretina.loading.loader import Loader
 from fastretina.metrics.bootstrap import LEVEL, RESAMPLES, draws, patient_groups
 from fastretina.metrics.table import Floats, qwk
-from fastretina.models.backbones import BACKBONES
 from fastretina.models.checkpoint import load_grader, open_grader
 from fastretina.models.gradcam import GradCam
 from fastretina.models.inference import run_model
+from fastretina.models.options import BACKBONES
 from fastretina.models.photographs import prepare
 from fastretina.sample.camera import CameraSettings, Eye, render
 from fastretina.sample.dataset import STAMP, plan_eyes

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def _program() -> str:
     """What the user typed to get here: `python -m fastretina.train` or `python tools/write_beton.py`."""
     specification = getattr(sys.modules["__main__"], "__spec__", None)
-    return f"python -m {specification.name}" if specification else f"python {sys.argv[0]}"
+    return f"python -m {specification.name.removesuffix('.__main__')}" if specification else f"python {sys.argv[0]}"
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:

@@ -1,11 +1,8 @@
 """Train architectures × initial weights with one recipe, and put the results side by side.
 
-    fastretina compare --archs resnet18,resnet50 --weights none --out runs/scratch
-    fastretina compare --archs resnet18,resnet50 --weights none,IMAGENET1K_V1 --out runs/imagenet
-    fastretina compare --weights 'none,runs/scratch/{arch}-scratch/best.safetensors' --out runs/again
-
-Each run is one of `fastretina train` in a sub-folder of --out. The same command again skips the finished ones and goes on with
-the one that was stopped.
+fastretina compare --archs resnet18,resnet50 --weights none --out runs/scratch
+fastretina compare --archs resnet18,resnet50 --weights none,IMAGENET1K_V1 --out runs/imagenet
+fastretina compare --weights 'none,runs/scratch/{arch}-scratch/best.safetensors' --out runs/again
 """
 
 from __future__ import annotations
@@ -26,7 +23,7 @@ import tyro
 from fastretina import cli, train
 from fastretina.errors import CheckpointError, FastretinaError, RunError, UsageError
 from fastretina.grading import NUM_CLASSES
-from fastretina.models.backbones import BACKBONES
+from fastretina.models.options import BACKBONES
 from fastretina.training.config import FREE_SETTINGS, Recipe, TrainConfig, as_settings, check, flags_from, renamed
 from fastretina.training.run_folder import RunFolder
 
@@ -40,7 +37,15 @@ FIXED = frozenset(as_settings(TrainConfig())) - (FREE_SETTINGS - {"epochs"})
 
 @dataclass(frozen=True)
 class CompareConfig(Recipe):
-    """Architectures × initial weights: a run each, one table, one plot."""
+    """Train architectures × initial weights with one recipe, and put the results side by side: a table, a plot, a report.
+
+    An entry of --weights is "none" (from scratch), one of torchvision's names (IMAGENET1K_V1), or a file; in a file's path {arch}
+    stands for the architecture: runs/first/{arch}/best.safetensors. An entry holds for all architectures, or for one alone when
+    its name stands before it: resnet18=first.pth. Weights that do not fit are refused before anything is trained.
+
+    Each run is one of `fastretina train` in a sub-folder of --out. The same command again skips finished runs and goes on with the
+    one that was stopped. More --archs and --weights may be added; other changed settings are refused.
+    """
 
     archs: str = "resnet18,resnet50"  # architectures, separated by commas
     weights: str = SCRATCH  # initial weights, separated by commas, as above
@@ -56,24 +61,10 @@ class PlannedRun:
     name: str
     entry: str
     config: TrainConfig
-
-    @property
-    def folder(self) -> RunFolder:
-        """Its run folder."""
-        assert self.config.out is not None  # `plan` gives each run one
-        return RunFolder(self.config.out)
+    folder: RunFolder
 
 
 def main(config: CompareConfig) -> int:
-    """Train architectures × initial weights with one recipe, and put the results side by side: a table, a plot, a report.
-
-    An entry of --weights is "none" (from scratch), one of torchvision's names (IMAGENET1K_V1), or a file; in a file's path {arch}
-    stands for the architecture: runs/first/{arch}/best.safetensors. An entry holds for all architectures, or for one alone when
-    its name stands before it: resnet18=first.pth. Weights that do not fit are refused before anything is trained.
-
-    Each run is one of `fastretina train` in a sub-folder of --out. The same command again skips finished runs and goes on with the
-    one that was stopped. More --archs and --weights may be added; other changed settings are refused.
-    """
     # What imports torch, scipy and matplotlib comes now: --help is there before them.
     from fastretina.models.precision import choose_device
     from fastretina.report.compared import ComparedRun, terminal_table
@@ -148,8 +139,8 @@ def plan(config: CompareConfig) -> list[PlannedRun]:
                 raise UsageError(f"--weights {entry}: names the same weights for {arch} a second time")
             if any(run.name == name for run in runs):  # two files of the same name in folders of the same name
                 name += "-" + hashlib.sha256(str(start).encode()).hexdigest()[:8]
-            settings = TrainConfig(**recipe, arch=arch, weights=start, out=config.out / name)
-            runs.append(PlannedRun(name, entry, settings))
+            out = config.out / name
+            runs.append(PlannedRun(name, entry, TrainConfig(**recipe, arch=arch, weights=start, out=out), RunFolder(out)))
         if not any(run.config.arch == arch for run in runs):
             raise UsageError(f"--weights {config.weights}: nothing for {arch}; add none, or {arch}=FILE")
     return runs

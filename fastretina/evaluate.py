@@ -9,16 +9,11 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from fastretina import cli
 from fastretina.errors import RunError, UsageError
-from fastretina.grading import grade_title
-from fastretina.metrics.table import TITLES
 from fastretina.models.options import AmpChoice
-
-if TYPE_CHECKING:
-    from fastretina.metrics.predictions import Scores
 
 
 @dataclass(frozen=True)
@@ -38,25 +33,24 @@ class EvaluateConfig:
 
 
 def main(config: EvaluateConfig) -> int:
-    """Grade a .beton file with a trained model and compare with its grades."""
     # What imports torch, scipy and matplotlib comes now: --help is there before them.
     from fastretina.loading.loader import Loader
+    from fastretina.metrics import fusion
     from fastretina.metrics.assessment import Assessment
-    from fastretina.metrics.fusion import check_weight, fuse_eyes
     from fastretina.metrics.predictions import Scores, write_predictions
+    from fastretina.models import inference
     from fastretina.models.checkpoint import open_grader
     from fastretina.models.heads import SMALLEST_PROBABILITY
-    from fastretina.models.inference import check_views, run_model
     from fastretina.models.precision import device_name
     from fastretina.packing.preprocessing import preparation_of
-    from fastretina.report import plots
-    from fastretina.report.assessment import lines
-    from fastretina.system.files import write_bytes, write_json
+    from fastretina.report import assessment as assessed
+    from fastretina.report import plots, terminal
+    from fastretina.system import files
     from fastretina.training.run_folder import RunFolder
     from fastretina.training.run_info import versions
 
-    check_views(config.tta)
-    check_weight(config.fuse_eyes)
+    inference.check_views(config.tta)
+    fusion.check_weight(config.fuse_eyes)
     if config.out is not None and RunFolder(config.out).config.exists():
         raise UsageError(f"--out {config.out}: is the folder of a training run, whose metrics.json would be lost; give another")
     model, grader, device, precision = open_grader(config.checkpoint, config.device, config.amp)
@@ -78,23 +72,23 @@ def main(config: EvaluateConfig) -> int:
         if len(beton) == 0 or int(beton.labels.min()) < 0 or int(beton.labels.max()) >= grader.num_classes:
             raise RunError(f"{config.data}: needs at least one image, and grades in 0-{grader.num_classes - 1} only")
         started = time.perf_counter()
-        outputs = run_model(model, loader, precision, "grading", views=config.tta)
+        outputs = inference.run_model(model, loader, precision, "grading", views=config.tta)
         answers = outputs.answers(grader.grading, grader.decision)
         seconds = time.perf_counter() - started
         names = beton.names_of(answers.ids.numpy())
     if config.fuse_eyes:
-        fused = fuse_eyes(names, answers.log_probabilities.exp(), config.fuse_eyes)
+        fused = fusion.fuse_eyes(names, answers.log_probabilities.exp(), config.fuse_eyes)
         answers = replace(answers, log_probabilities=fused.clamp_min(SMALLEST_PROBABILITY).log())
     scores = Scores.of(answers)
     throughput = len(answers.labels) / seconds
     assessment = Assessment.of(answers, names)
-    print("\n".join([*_table(scores, len(answers.labels), throughput), "", *lines(assessment)]))
+    print("\n".join([*terminal.scores_table(scores, len(answers.labels), throughput), "", *assessed.lines(assessment)]))
     if config.out is not None:
         try:
             config.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"--out {config.out}: cannot be made: {error.strerror}") from error
-        about = {
+        metrics = {
             "checkpoint": str(config.checkpoint),
             "data": str(config.data),
             "arch": grader.arch,
@@ -103,31 +97,19 @@ def main(config: EvaluateConfig) -> int:
             "tta": config.tta,
             "fuse_eyes": config.fuse_eyes,
             "images": len(answers.labels),
-            "loss": scores.loss,
-        }
-        machine = {
+            **scores.as_dict(),
+            **assessment.as_dict(),
             "images_per_second": throughput,
             "device": device_name(device),
             "amp_dtype": precision.name,
             "versions": versions(),
         }
-        write_json(config.out / "metrics.json", {**about, **scores.metrics.as_dict(), **assessment.as_dict(), **machine})
+        files.write_json(config.out / "metrics.json", metrics)
         write_predictions(config.out / "predictions.csv", answers, names)
-        write_bytes(config.out / "confusion.png", plots.confusion(scores.metrics.confusion, f"{config.data.name}, {grader.arch}"))
+        confusion = plots.confusion(scores.metrics.confusion, f"{config.data.name}, {grader.arch}")
+        files.write_bytes(config.out / "confusion.png", confusion)
         print(f"written to {config.out}: metrics.json, predictions.csv, confusion.png")
     return 0
-
-
-def _table(scores: Scores, images: int, throughput: float) -> list[str]:
-    found = scores.metrics
-    lines = [f"{'grade':<16}{'images':>8}{'right':>8}{'recall':>10}"]
-    for grade, recall in enumerate(found.per_class_recall):
-        row = found.confusion[grade]
-        share = "–" if recall is None else f"{100 * recall:.1f} %"
-        lines.append(f"{grade_title(grade):<16}{sum(row):>8,}{row[grade]:>8,}{share:>10}")
-    values = [*((TITLES[name], value) for name, value in found.values.items()), ("loss (nats)", scores.loss)]
-    lines += [f"{title:<24}{'undefined' if value is None else f'{value:.4f}':>18}" for title, value in values]
-    return [*lines, f"{images:,} images, {throughput:,.0f} img/s"]
 
 
 run_command = partial(cli.run, EvaluateConfig, main)

@@ -9,11 +9,6 @@ from fastretina.packing.config import PackConfig
 
 
 def main(config: PackConfig) -> None:
-    """Pack a folder of fundus photographs and their grades into one .beton file.
-
-    Give either --root and --split (the lab layout: SPLIT_img.csv and SPLIT_label.csv in ROOT)
-    or --images and --labels (Kaggle's layout: one CSV of image,level).
-    """
     from fastretina.packing.pack import pack  # with its libraries, which --help need not wait for
 
     print(pack(config, progress=True))

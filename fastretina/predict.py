@@ -13,17 +13,14 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 import tyro
 
 from fastretina import cli
 from fastretina.errors import RunError, UsageError
 from fastretina.grading import REFERABLE_FROM, grade_title
-from fastretina.models.options import AmpChoice
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from fastretina.models.options import BACKBONES, AmpChoice
 
 
 @dataclass(frozen=True)
@@ -42,15 +39,13 @@ class PredictConfig:
 
 
 def main(config: PredictConfig) -> int:
-    """Grade photographs of any size with a trained model; a CSV of grades and probabilities to --csv or standard output."""
     # What imports torch, OpenCV and matplotlib comes now: --help is there before them.
     import torch
     from PIL import Image
 
-    from fastretina.models.backbones import BACKBONES
     from fastretina.models.checkpoint import open_grader
     from fastretina.models.inference import check_views, view_outputs
-    from fastretina.models.photographs import Tally, graded, photographs, prepared
+    from fastretina.models.photographs import Tally, normalised, photographs, prepared
     from fastretina.report.overlays import Explainer, OverlayFolder
     from fastretina.report.page import percent
     from fastretina.system.files import csv_line, write_atomically
@@ -70,20 +65,16 @@ def main(config: PredictConfig) -> int:
         model = explainer.model
     tally = Tally()
 
-    def grade(images: Tensor) -> Tensor:
-        outputs = view_outputs(model, images.to(device), precision, config.tta)
-        if not bool(torch.isfinite(outputs).all()):
-            raise RunError(f"{config.checkpoint}: the model's answer is not finite: its weights contain NaN or Inf")
-        return grader.grading.answer(outputs, grader.decision).exp().cpu()
-
     def write(file: BinaryIO) -> None:
-        header = ["path", "grade", "referable", *(f"p{number}" for number in range(grader.num_classes))]
-        file.write(csv_line(header).encode())
+        file.write(csv_line(["path", "grade", "referable", *(f"p{number}" for number in range(grader.num_classes))]).encode())
         ahead = config.batch_size + 2 * workers
-        files = photographs(config.images, tally)
-        pixels = prepared(files, grader.resolution, workers, ahead, tally, grader.preparation)
+        pixels = prepared(photographs(config.images, tally), grader.resolution, workers, ahead, tally, grader.preparation)
         with torch.no_grad(), progress_bar("grading", None, 0, "image") as bar:
-            for paths, images, probabilities in graded(pixels, grader, config.batch_size, grade):
+            for paths, images in normalised(pixels, grader, config.batch_size):
+                outputs = view_outputs(model, images.to(device), precision, config.tta)
+                if not bool(torch.isfinite(outputs).all()):
+                    raise RunError(f"{config.checkpoint}: the model's answer is not finite: its weights contain NaN or Inf")
+                probabilities = grader.grading.answer(outputs, grader.decision).exp().cpu()
                 grades = probabilities.argmax(dim=1)
                 for path, best, row in zip(paths, grades.tolist(), probabilities.tolist(), strict=True):
                     line = csv_line([str(path), best, "yes" if best >= REFERABLE_FROM else "no", *row])

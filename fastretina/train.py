@@ -18,7 +18,6 @@ from fastretina.training.run_folder import RunFolder
 
 
 def main(config: TrainConfig) -> int:
-    """Train a network to grade fundus photographs; the run folder gets weights, metrics, plots and report.html."""
     # What imports torch, scipy and matplotlib comes now: --help is there before them.
     from fastretina.report import pictures, terminal
     from fastretina.system.files import write_json
@@ -56,7 +55,6 @@ def main(config: TrainConfig) -> int:
         finished = fit(training, callbacks)
         if training.profiler.table:
             print(f"{training.profiler.table}\ntimeline: {folder.path / 'profile.json.gz'}", flush=True)
-        callbacks.finish()
         drawn.finish()
         print(terminal.last_lines(training.progress, info, folder, finished), flush=True)
     return 0

@@ -15,7 +15,10 @@ from fastretina.beton.verify import verify_beton
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    """The file to check."""
+    """Check every sample of a .beton file: its checksum, and that it decodes to what the file says.
+
+    Prints index, name and reason of each bad sample, one a line, and exits with 1 if there is any.
+    """
 
     file: Annotated[Path, tyro.conf.Positional]
     """The .beton file, or a pattern in quotes for its shards, "data/train-*.beton"."""
@@ -24,10 +27,6 @@ class VerifyConfig:
 
 
 def main(config: VerifyConfig) -> int:
-    """Check every sample of a .beton file: its checksum, and that it decodes to what the file says.
-
-    Prints index, name and reason of each bad sample, one a line, and exits with 1 if there is any.
-    """
     report = verify_beton(config.file, workers=config.workers, progress=True)
     print(report)
     return 1 if report.bad else 0

@@ -1,4 +1,4 @@
-"""The wheel alone, in a folder without the checkout: its console script packs, checks, trains, evaluates and predicts."""
+"""The wheel alone, without the checkout: it makes the sample data set, packs, checks, trains, evaluates and predicts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import write_tiny_folder
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,7 +55,7 @@ def installed(wheel, tmp_path_factory) -> Path:
 
 def test_the_wheel_holds_the_data_files(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("py.typed", "report/report.css"):
+    for name in ("py.typed", "report/report.css", "sample/retina_cc0.jpg"):
         assert f"fastretina/{name}" in names
     assert not [name for name in names if not name.startswith("fastretina")]
 
@@ -64,9 +63,10 @@ def test_the_wheel_holds_the_data_files(wheel):
 def test_its_console_script_goes_all_the_way(installed, tmp_path):
     program = installed / "fastretina"
     assert call([program, "--version"], tmp_path).startswith("fastretina ")
-    for number, (name, count) in enumerate((("train", 20), ("test", 10))):
-        write_tiny_folder(tmp_path / name, count, first_patient=100 * number, seed=number)
-        pack = [program, "pack", "--images", name, "--labels", f"{name}/labels.csv", "--out", f"{name}.beton", "--size", 64]
+    make = [installed / "python", "-m", "fastretina.sample", "--out", "sample", "--train", 20, "--test", 10, "--workers", 1]
+    assert "sample: 20 train and 10 test images" in call(make, tmp_path)
+    for split, count in (("train", 20), ("test", 10)):
+        pack = [program, "pack", "--root", "sample", "--split", split, "--out", f"{split}.beton", "--size", 64]
         assert f"{count} images" in call(pack, tmp_path)
     call([program, "verify", "train.beton"], tmp_path)
     train = [program, "train", "--train", "train.beton", "--test", "test.beton", "--out", "run", "--epochs", 1]
@@ -74,7 +74,7 @@ def test_its_console_script_goes_all_the_way(installed, tmp_path):
     assert "<style>" in (tmp_path / "run" / "report.html").read_text()
     checkpoint = ["--checkpoint", "run/best.safetensors", "--workers", 1]
     call([program, "evaluate", *checkpoint, "--data", "test.beton", "--out", "evaluated"], tmp_path)
-    call([program, "predict", *checkpoint, "test", "--csv", "grades.csv"], tmp_path)
+    call([program, "predict", *checkpoint, "sample/data", "--csv", "grades.csv"], tmp_path)
     found = [json.loads((tmp_path / folder / "metrics.json").read_text()) for folder in ("run", "evaluated")]
     assert found[0]["best"]["confusion"] == found[1]["confusion"]
-    assert len((tmp_path / "grades.csv").read_text().splitlines()) == 11
+    assert len((tmp_path / "grades.csv").read_text().splitlines()) == 31

@@ -20,9 +20,8 @@ from fastretina import __version__
 from fastretina.errors import CheckpointError
 from fastretina.grading import CLASSES
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
-from fastretina.models.backbones import BACKBONES
 from fastretina.models.heads import HEADS, Decision, Head
-from fastretina.models.options import AmpChoice, HeadName
+from fastretina.models.options import BACKBONES, AmpChoice, HeadName
 from fastretina.models.precision import Precision, choose_device, choose_precision
 from fastretina.models.resnet import build_model
 from fastretina.models.seal import UNSEALED, is_intact, seal
@@ -96,8 +95,8 @@ def read_grader(path: Path) -> Grader:
         values["preparation"] = Preparation(**values.get("preparation", {}))
         if values.get("decision") is not None:
             values["decision"] = _decision(values["decision"], values["num_classes"])
-        values["classes"] = tuple(values.get("classes", CLASSES))
-        grader = Grader(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        values |= {name: tuple(values[name]) for name in ("mean", "std", "classes") if name in values}
+        grader = Grader(**values)
         numbers = (grader.num_classes, grader.resolution, grader.epoch)
         if grader.arch not in BACKBONES or not all(isinstance(number, int) and 0 < number < 100_000 for number in numbers):
             raise ValueError(f"arch {grader.arch!r}, {numbers}")
@@ -134,13 +133,13 @@ def load_grader(path: Path) -> tuple[nn.Module, Grader]:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The weights of a checkpoint, by name, after a look at its checksum. CheckpointError naming the file."""
     try:
-        return safetensors.torch.load(_sealed(path))
+        return safetensors.torch.load(sealed_bytes(path))
     except SafetensorError as error:
         raise CheckpointError(f"{path}: corrupt: {error}") from error
 
 
-def _sealed(path: Path) -> bytes:
-    """All bytes of a checkpoint, checked: they cannot have changed since they were written."""
+def sealed_bytes(path: Path) -> bytes:
+    """All bytes of a checkpoint, which cannot have changed since they were written. CheckpointError naming the file."""
     try:
         data = path.read_bytes()
     except OSError as error:

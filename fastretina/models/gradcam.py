@@ -19,7 +19,7 @@ class GradCam(nn.Module):
     """
 
     def __init__(self, model: nn.Module, layer: str) -> None:
-        """layer: whose output is weighed, `backbones.Backbone.gradcam`."""
+        """layer: whose output is weighed, `options.Backbone.gradcam`."""
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self._maps: list[Tensor] = []

@@ -45,11 +45,7 @@ class Head(ABC):
     objective: str
 
     def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-
-    @property
-    @abstractmethod
-    def outputs(self) -> int: ...
+        self.num_classes = self.outputs = num_classes
 
     @abstractmethod
     def log_probabilities(self, outputs: Tensor, decision: Decision | None = None) -> Tensor:
@@ -75,10 +71,6 @@ class Softmax(Head):
     name: HeadName = "softmax"
     objective = "cross-entropy"
 
-    @property
-    def outputs(self) -> int:
-        return self.num_classes
-
     def log_probabilities(self, outputs: Tensor, decision: Decision | None = None) -> Tensor:
         return outputs.float().log_softmax(dim=-1)
 
@@ -92,9 +84,9 @@ class Regression(Head):
     name: HeadName = "regression"
     objective = "squared error"
 
-    @property
-    def outputs(self) -> int:
-        return 1
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.outputs = 1
 
     def log_probabilities(self, outputs: Tensor, decision: Decision | None = None) -> Tensor:
         grades = torch.arange(self.num_classes, dtype=torch.float32, device=outputs.device)
@@ -125,9 +117,9 @@ class Ordinal(Head):
     name: HeadName = "ordinal"
     objective = "cross-entropy of the steps"
 
-    @property
-    def outputs(self) -> int:
-        return self.num_classes - 1
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.outputs = num_classes - 1
 
     def log_probabilities(self, outputs: Tensor, decision: Decision | None = None) -> Tensor:
         # P(grade > k), k = -1 ... C - 1: one at first, zero in the end, falling in between.
@@ -191,10 +183,13 @@ class Loss:
 
     def weight(self, labels: Tensor) -> Tensor:
         """What (B,) grades count in the mean, a scalar: images, or their class weights; CORN counts decisions, not images."""
-        weights = torch.ones_like(labels, dtype=torch.float32) if self.weights is None else self.weights[labels]
+        weights = self._weights(labels)
         if isinstance(self.head, Ordinal):
             weights = weights * (labels + 1).clamp_max(self.head.outputs)
         return weights.sum()
+
+    def _weights(self, labels: Tensor) -> Tensor:
+        return torch.ones_like(labels, dtype=torch.float32) if self.weights is None else self.weights[labels]
 
     def __call__(self, outputs: Tensor, labels: Tensor, total: Tensor | None = None) -> Tensor:
         """The part that (B, outputs) of images with (B,) grades have in the mean loss, a scalar; B may be 0.
@@ -206,7 +201,7 @@ class Loss:
         if isinstance(self.head, Softmax):
             logits = outputs if self.offsets is None else outputs + self.offsets
             return cross_entropy(logits, labels, self.weights, reduction="sum", label_smoothing=self.label_smoothing) / total
-        weights = torch.ones_like(labels, dtype=torch.float32) if self.weights is None else self.weights[labels]
+        weights = self._weights(labels)
         if isinstance(self.head, Regression):
             return (weights * (outputs[:, 0] - labels).square()).sum() / total
         steps = torch.arange(self.head.outputs, device=labels.device)

@@ -6,9 +6,10 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -99,25 +100,9 @@ def prepare(path: Path, size: int, preparation: Preparation = UNPREPARED) -> Pix
     return np.asarray(square(data, size, preparation))
 
 
-def graded(
-    prepared: Iterable[tuple[Path, Pixels]], grader: Grader, batch_size: int, grade: Callable[[Tensor], Tensor]
-) -> Iterator[tuple[list[Path], Tensor, Tensor]]:
-    """Paths, (B, 3, R, R) normalised images and (B, C) probabilities, batch by batch."""
+def normalised(prepared: Iterator[tuple[Path, Pixels]], grader: Grader, batch_size: int) -> Iterator[tuple[list[Path], Tensor]]:
+    """Paths and (B, 3, R, R) float32 images, batch by batch."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (grader.mean, grader.std))
-    paths: list[Path] = []
-    pixels: list[Pixels] = []
-
-    def batch() -> tuple[list[Path], Tensor, Tensor]:
-        images = (torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255.0 - mean) / std
-        answer = paths.copy(), images, grade(images)
-        paths.clear()
-        pixels.clear()
-        return answer
-
-    for path, image in prepared:
-        paths.append(path)
-        pixels.append(image)
-        if len(paths) == batch_size:
-            yield batch()
-    if paths:
-        yield batch()
+    while batch := list(islice(prepared, batch_size)):
+        paths, pixels = zip(*batch, strict=True)
+        yield list(paths), (torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255.0 - mean) / std

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,11 +76,10 @@ def choose_precision(
     if not amp:
         return Precision(device.type, None, "float32 (--amp is off)")
     if device.type == "cuda":
-        if wanted == "float16":
-            return Precision("cuda", torch.float16, "float16 autocast with gradient scaling (--amp-dtype)")
-        if wanted == "bfloat16" or torch.cuda.is_bf16_supported(including_emulation=False):
+        if wanted == "bfloat16" or (wanted == "auto" and torch.cuda.is_bf16_supported(including_emulation=False)):
             return Precision("cuda", torch.bfloat16, "bfloat16 autocast (--amp)")
-        return Precision("cuda", torch.float16, "float16 autocast with gradient scaling (--amp; this GPU has no bfloat16)")
+        why = "--amp-dtype" if wanted == "float16" else "--amp; this GPU has no bfloat16"
+        return Precision("cuda", torch.float16, f"float16 autocast with gradient scaling ({why})")
     if wanted == "float16":
         raise UsageError("--amp-dtype float16: is for CUDA; a CPU has bfloat16 (auto) or float32 (without --amp)")
     if wanted == "bfloat16":
@@ -125,19 +125,19 @@ def bf16_speedup(model: nn.Module, images: tuple[int, ...]) -> float:
 
 def cpu_bf16_instructions() -> str | None:
     """The name of this CPU's bfloat16 matrix instructions that torch uses, or None where it would emulate them."""
-    query = getattr(torch.cpu, "get_capabilities", None)
-    found = query() if query is not None else {}
-    for key, name in (("amx_bf16", "AMX-BF16"), ("avx512_bf16", "AVX512-BF16")):
-        if found.get(key):
-            return name
-    return None
+    found = _cpu_capabilities()
+    return "AMX-BF16" if found.get("amx_bf16") else "AVX512-BF16" if found.get("avx512_bf16") else None
+
+
+def _cpu_capabilities() -> Mapping[str, Any]:
+    found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch has none
+    return found
 
 
 def device_name(device: torch.device) -> str:
     """What a reader of a report would call the device, e.g. `NVIDIA H100 80GB HBM3` or `AMD EPYC, 2 threads`."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
-    query = getattr(torch.cpu, "get_capabilities", None)
-    found = query().get("cpu_name") if query is not None else None
+    name = _cpu_capabilities().get("cpu_name") or platform.processor() or platform.machine()
     threads = torch.get_num_threads()
-    return f"{found or platform.processor() or platform.machine()}, {threads} thread{'s' if threads != 1 else ''}"
+    return f"{name}, {threads} thread{'s' if threads != 1 else ''}"

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from fastretina.errors import UsageError
-from fastretina.models.backbones import BACKBONES
 from fastretina.models.heads import head_layer
+from fastretina.models.options import BACKBONES
 from fastretina.models.weights import load_backbone, read_weights, weights_file
 
 
@@ -18,7 +18,7 @@ def build_model(arch: str = "resnet18", num_classes: int = 5, weights: str | Pat
     """A backbone in channels-last with `num_classes` outputs, float32, on the CPU.
 
     Args:
-        arch: one of `backbones.BACKBONES`.
+        arch: one of `options.BACKBONES`.
         weights: None for torch's random initialisation (set the seed before); one of torchvision's names, such as
             `IMAGENET1K_V1`, fetched once by torch.hub; or a .pth/.safetensors file with torchvision's keys. A head
             of another size is replaced by a new one.

@@ -17,7 +17,6 @@ from fastretina.report.mistakes import confident_mistakes, mistakes_section
 from fastretina.report.page import Section, bounds, cards, image, note, number, page, pair, percent, remark, shown, table, titled
 from fastretina.training.progress import EpochRecord, Progress
 from fastretina.training.run_info import SET_TITLES, RunInfo
-from fastretina.training.summary import assess_best
 
 MAX_OPEN_ROWS = 12
 
@@ -56,7 +55,7 @@ class Results:
             info=info,
             scores={name: scores for name, scores in sets.items() if scores is not None},
             answers=progress.best_test,
-            assessment=assess_best(info, progress),
+            assessment=info.assess(progress.best_test),
             history=history,
             best_epoch=best.epoch,
             decision=progress.decision,

@@ -1,9 +1,11 @@
-"""What a training run says on the terminal: before it begins, after each epoch, and at its end."""
+"""What is said on the terminal: of a training run before it begins, after each epoch, and at its end; of an evaluation."""
 
 from __future__ import annotations
 
 from fastretina import __version__
+from fastretina.grading import grade_title
 from fastretina.metrics.predictions import Scores
+from fastretina.metrics.table import TITLES
 from fastretina.report.page import number
 from fastretina.training.build import Run
 from fastretina.training.config import REFERENCE_BATCH, TrainConfig
@@ -76,3 +78,16 @@ def last_lines(progress: Progress, info: RunInfo, folder: RunFolder, finished: b
         f"(always the same grade: {info.data['test'].majority_share:.3f}), QWK {qwk}, "
         f"balanced accuracy {metrics.balanced_accuracy:.3f}\nreport: {folder.report}"
     )
+
+
+def scores_table(scores: Scores, images: int, throughput: float) -> list[str]:
+    """Lines of an evaluation's metrics, by grade and of all `images`; throughput: img/s."""
+    found = scores.metrics
+    lines = [f"{'grade':<16}{'images':>8}{'right':>8}{'recall':>10}"]
+    for grade, recall in enumerate(found.per_class_recall):
+        row = found.confusion[grade]
+        share = "–" if recall is None else f"{100 * recall:.1f} %"
+        lines.append(f"{grade_title(grade):<16}{sum(row):>8,}{row[grade]:>8,}{share:>10}")
+    values = [*((TITLES[name], value) for name, value in found.values.items()), ("loss (nats)", scores.loss)]
+    lines += [f"{title:<24}{'undefined' if value is None else f'{value:.4f}':>18}" for title, value in values]
+    return [*lines, f"{images:,} images, {throughput:,.0f} img/s"]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from fastretina.grading import NUM_CLASSES
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
@@ -24,7 +25,7 @@ from fastretina.training.config import TrainConfig
 from fastretina.training.data import Growth, decoding, image_dtype, make_loader, open_data
 from fastretina.training.distributed import World
 from fastretina.training.loop import Training
-from fastretina.training.optim import ExponentialAverage, build_optimizer, build_schedule, second_phase_epoch
+from fastretina.training.optim import ExponentialAverage, build_optimizer, rate_factor
 from fastretina.training.profiler import StepProfiler
 from fastretina.training.progress import Progress
 from fastretina.training.run_folder import RunFolder
@@ -78,9 +79,7 @@ def build_run(
     loss = Loss(head, described["train"].grades, config.class_weights, config.logit_adjustment, config.label_smoothing)
 
     # Measured before any data is on the device, so that --resident auto leaves the model its room.
-    dtype = precision.dtype or torch.float32
-    gpu = world.device.type == "cuda"
-    reserve = training_bytes(model, largest, dtype, world.device, precision.autocast) if gpu else None
+    reserve = training_bytes(model, largest, image_dtype(world, precision), world.device, precision.autocast) or None
     options = {"reserve": reserve, **decoding(config, model, world, state)}
 
     def loader(name: str, resolution: int) -> Loader:
@@ -104,13 +103,14 @@ def build_run(
     )
     optimizer = build_optimizer(model, config.optimizer, config.learning_rate, config.weight_decay, config.backbone_lr)
     training = Training(
+        config=config,
         model=model,
         wrap=_wrapper(config, world, precision, growth, compiling.mode),
         head=head,
         loss=loss.to(world.device),
         average=ExponentialAverage(model, config.ema) if config.ema else None,
         optimizer=optimizer,
-        schedule=build_schedule(optimizer, config.schedule, config.epochs, len(growth(0))),
+        schedule=LambdaLR(optimizer, rate_factor(config, len(growth(0)))),
         scaler=precision.scaler(),
         precision=precision,
         world=world,
@@ -118,14 +118,6 @@ def build_run(
         full_batch=full_batch(config, world),
         test_loader=evaluated["test"],
         val_loader=evaluated.get("val"),
-        epochs=config.epochs,
-        patience=config.patience,
-        select_by=config.select_by,
-        second_phase=second_phase_epoch(config.schedule, config.epochs),
-        freeze_epochs=config.freeze_epochs,
-        clip_norm=config.clip_norm,
-        accumulate=config.accumulate,
-        stop_after=config.stop_after_steps,
         profiler=StepProfiler(folder.path, config.profile if world.is_main else 0),
         progress=Progress(),
     )
@@ -144,7 +136,7 @@ def is_over(config: TrainConfig, state: dict[str, Any]) -> bool:
     """Whether nothing is left to train of a run whose last.pt holds `state`."""
     at = state["progress"]
     progress = Progress(epoch=at["epoch"], batch=at["batch"], best_epoch=at["best_epoch"])
-    return progress.is_over(config.epochs, config.patience, second_phase_epoch(config.schedule, config.epochs))
+    return progress.is_over(config)
 
 
 def full_batch(config: TrainConfig, world: World) -> int:

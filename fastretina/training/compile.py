@@ -1,9 +1,4 @@
-"""Whether torch.compile pays, in which mode, and how long it took.
-
-choice = choose_compile(setting, device, model, resolution, batch_size, steps)
-forward = StepForward(model, choice.mode, batch_size)
-compile_seconds = forward.warm_up((batch_size, 3, resolution, resolution), dtype, device, precision.autocast)
-"""
+"""Whether torch.compile pays, in which mode, and how long it took."""
 
 from __future__ import annotations
 
@@ -76,9 +71,8 @@ def choose_compile(
         return CompileChoice(None, f"off: on {device.type} it is not worth its compile time (--compile default asks for it)")
     capability = capability or torch.cuda.get_device_capability(device)
     if capability < CAPABILITY:
-        return CompileChoice(
-            None, f"off: needs compute capability {CAPABILITY[0]}.{CAPABILITY[1]}, this GPU has {capability[0]}.{capability[1]}"
-        )
+        needed, present = (".".join(map(str, version)) for version in (CAPABILITY, capability))
+        return CompileChoice(None, f"off: needs compute capability {needed}, this GPU has {present}")
     per_step = training_flops(model, resolution) * batch_size / 1e12
     eager = steps * per_step / EAGER_TFLOPS
     costs = SECONDS_PER_CONVOLUTION * sum(isinstance(module, nn.Conv2d) for module in model.modules())
@@ -86,9 +80,8 @@ def choose_compile(
     if SAVING * eager <= costs:
         return CompileChoice(None, f"off: {estimate}")
     if per_step <= LAUNCH_BOUND_TFLOP and accumulate == 1:
-        return CompileChoice(
-            "reduce-overhead", f"reduce-overhead (CUDA graphs: steps of {per_step:.2f} TFLOP wait for launches): {estimate}"
-        )
+        why = f"CUDA graphs: steps of {per_step:.2f} TFLOP wait for launches"
+        return CompileChoice("reduce-overhead", f"reduce-overhead ({why}): {estimate}")
     return CompileChoice("default", f"default: {estimate}")
 
 
@@ -121,8 +114,7 @@ class StepForward:
 
     def no_sync(self) -> AbstractContextManager[None]:
         """While entered, a DistributedDataParallel's gradients stay on their rank."""
-        context: AbstractContextManager[None] = without_sum(self._model)
-        return context
+        return without_sum(self._model)
 
     def warm_up(
         self,

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
@@ -18,8 +18,7 @@ from fastretina.beton.paths import as_path, files_of
 from fastretina.errors import UsageError
 from fastretina.loading.augment import Augment
 from fastretina.metrics.table import SelectionMetric
-from fastretina.models.backbones import ArchName
-from fastretina.models.options import AmpDtype, ClassWeights, HeadName
+from fastretina.models.options import AmpDtype, ArchName, ClassWeights, HeadName
 from fastretina.training.split import SplitBy
 
 REFERENCE_BATCH = 256  # what --lr is meant for with --scale-lr
@@ -35,21 +34,14 @@ AUGMENTATIONS: dict[AugmentName, Augment] = {
 }
 
 
-def _compile_setting(words: list[str]) -> CompileSetting:
-    """What the words after `--compile` ask for."""
-    setting = words[0] if words else "auto"
-    if setting not in get_args(CompileSetting):
-        raise ValueError(f"{setting!r} is none of {', '.join(get_args(CompileSetting))}")
-    return cast(CompileSetting, setting)
-
-
 # On a command line the word may be left out.
 CompileFlag = Annotated[
     CompileSetting,
     PrimitiveConstructorSpec(
         nargs=(0, 1),
         metavar=f"[{{{','.join(get_args(CompileSetting))}}}]",
-        instance_from_str=_compile_setting,
+        choices=get_args(CompileSetting),
+        instance_from_str=lambda words: words[0] if words else "auto",
         is_instance=lambda value: value in get_args(CompileSetting),
         str_from_instance=lambda value: [value],
     ),
@@ -109,6 +101,11 @@ class Recipe:
     def learning_rate(self) -> float:
         """The highest learning rate, scaled if it is to be: Goyal et al., Accurate, large minibatch SGD, 2017."""
         return self.lr * self.batch_size / REFERENCE_BATCH if self.scale_lr else self.lr
+
+    @property
+    def second_phase(self) -> int | None:
+        """The epoch (from 0) that begins the second phase, from the best weights so far; None for a schedule without one."""
+        return (self.epochs + 1) // 2 if self.schedule == "two-phase" and self.epochs > 1 else None
 
 
 @dataclass(frozen=True)

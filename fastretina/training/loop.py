@@ -15,7 +15,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from fastretina.errors import RunError
 from fastretina.metrics.predictions import Predictions, Scores
-from fastretina.metrics.table import SelectionMetric
 from fastretina.models.heads import Decision, Head, Loss
 from fastretina.models.inference import Outputs, no_cudnn_benchmark, run_model
 from fastretina.models.precision import Precision
@@ -23,6 +22,7 @@ from fastretina.models.resnet import freeze_backbone
 from fastretina.system.cuda import Pace, current_stream
 from fastretina.system.progress import progress_bar
 from fastretina.system.tracing import span
+from fastretina.training.config import TrainConfig
 from fastretina.training.distributed import World, without_sum
 from fastretina.training.optim import ExponentialAverage
 from fastretina.training.profiler import StepProfiler
@@ -63,12 +63,9 @@ class Training:
             makes of either. average: of its weights; what is evaluated and kept, if there is one.
         train_loader: gives the loader of an epoch, from 0; the same one until the resolution changes. full_batch: images that this
             rank has of every batch but the last.
-        epochs, patience: when the run is over, see `Progress.is_over`. stop_after: steps of this call, or None.
-        second_phase: the epoch, from 0, that starts again from the best weights, or None. freeze_epochs: how many train the head
-            alone. clip_norm: the largest norm of all gradients together, or None. accumulate: micro-batches that each rank's part
-            of a batch is divided into.
     """
 
+    config: TrainConfig
     model: nn.Module
     wrap: Callable[[nn.Module], Callable[[Tensor], Tensor]]
     head: Head
@@ -83,14 +80,6 @@ class Training:
     full_batch: int
     test_loader: Loader
     val_loader: Loader | None
-    epochs: int
-    patience: int | None
-    select_by: SelectionMetric
-    second_phase: int | None
-    freeze_epochs: int
-    clip_norm: float | None
-    accumulate: int
-    stop_after: int | None
     profiler: StepProfiler
     progress: Progress
 
@@ -102,7 +91,7 @@ class Training:
     @property
     def is_over(self) -> bool:
         """Whether nothing is left to train."""
-        return self.progress.is_over(self.epochs, self.patience, self.second_phase)
+        return self.progress.is_over(self.config)
 
 
 def fit(training: Training, callbacks: Callbacks) -> bool:
@@ -111,15 +100,15 @@ def fit(training: Training, callbacks: Callbacks) -> bool:
     SIGINT and SIGTERM save at the end of the step and leave with KeyboardInterrupt or cli.Terminated. RunError where the loss
     is not finite, or gradients stay infinite however small the scaler makes them; nothing is saved then.
     """
-    at, world = training.progress, training.world
+    config, at, world = training.config, training.progress, training.world
     optimizer, scaler, parameters = training.optimizer, training.scaler, list(training.model.parameters())
     read_every = 1 if world.device.type == "cpu" else READ_EVERY
-    last_step = None if training.stop_after is None else at.step + training.stop_after
+    last_step = None if config.stop_after_steps is None else at.step + config.stop_after_steps
     forward, wrapped_frozen, pace = None, False, Pace(world.device)
     with Signals(world) as signals, training.profiler:
         try:
             while not training.is_over:
-                if at.epoch == training.second_phase and at.batch == 0 and at.best_epoch is not None:
+                if at.epoch == config.second_phase and at.batch == 0 and at.best_epoch is not None:
                     callbacks.load_best()
                     for module in (training.model, training.average):
                         if module is not None:
@@ -128,13 +117,13 @@ def fit(training: Training, callbacks: Callbacks) -> bool:
 
                 loader = training.train_loader(at.epoch)
                 training.model.train()
-                frozen = at.epoch < training.freeze_epochs
-                if training.freeze_epochs:
+                frozen = at.epoch < config.freeze_epochs
+                if config.freeze_epochs:
                     freeze_backbone(training.model, frozen)
                 if forward is None or frozen != wrapped_frozen:  # DistributedDataParallel sums what needs gradients as it is made
                     forward, wrapped_frozen = training.wrap(training.model), frozen
                 tally, sample = at.tally, None
-                with progress_bar(f"epoch {at.epoch + 1}/{training.epochs}", len(loader), at.batch, shown=world.is_main) as bar:
+                with progress_bar(f"epoch {at.epoch + 1}/{config.epochs}", len(loader), at.batch, shown=world.is_main) as bar:
                     for batch in _timed(loader, tally) if at.batch < len(loader) else ():
                         started = time.perf_counter()
                         if at.step == 0:
@@ -142,9 +131,9 @@ def fit(training: Training, callbacks: Callbacks) -> bool:
                         optimizer.zero_grad(set_to_none=True)
                         with nullcontext() if len(batch.ids) == training.full_batch else no_cudnn_benchmark():
                             loss, outputs = _backward(training, forward, batch)
-                        if training.clip_norm is not None:
+                        if config.clip_norm is not None:
                             scaler.unscale_(optimizer)
-                            nn.utils.clip_grad_norm_(parameters, training.clip_norm)
+                            nn.utils.clip_grad_norm_(parameters, config.clip_norm)
                         with span("optimizer"):
                             scaler.step(optimizer)
                             scaler.update()
@@ -176,7 +165,7 @@ def fit(training: Training, callbacks: Callbacks) -> bool:
                 if sample is not None:
                     callbacks.first_batch(*sample)
                 signals.stop_if_asked()
-                if at.step == last_step and at.epoch + 1 < training.epochs:
+                if at.step == last_step and at.epoch + 1 < config.epochs:
                     raise StopAsked
 
                 callbacks.end_epoch(_evaluate(training, signals.stop_if_asked))
@@ -200,12 +189,12 @@ def _backward(training: Training, forward: Callable[[Tensor], Tensor], batch: Ba
 
     Returns the scalar loss, to be averaged over the ranks, and (B, outputs) of the last layer, both without gradients.
     """
-    world = training.world
+    world, accumulate = training.world, training.config.accumulate
     weight = world.sum(training.loss.weight(batch.labels))
     losses, outputs = [], []
-    images, labels = (part.tensor_split(training.accumulate) for part in (batch.images, batch.labels))
-    for number in range(training.accumulate):
-        with nullcontext() if number + 1 == training.accumulate else without_sum(forward):
+    images, labels = (part.tensor_split(accumulate) for part in (batch.images, batch.labels))
+    for number in range(accumulate):
+        with nullcontext() if number + 1 == accumulate else without_sum(forward):
             with span("forward"):
                 with training.precision.autocast():
                     found = forward(images[number])
@@ -299,7 +288,7 @@ def _note_epoch(
         images_per_second=tally.images / max(1e-9, tally.seconds),
     )
     at.history.append(record)
-    metric = training.select_by
+    metric = training.config.select_by
     improved = best_before is None or record.selection.rank(metric) > best_before.selection.rank(metric)
     if improved:
         at.best_epoch, at.best_test, at.decision = record.epoch, test, decision

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from fastretina.models.heads import head_layer
-from fastretina.training.config import OptimizerName, ScheduleName
+from fastretina.training.config import OptimizerName, Recipe
 
 DECAYED_MODULES = (nn.Conv2d, nn.Linear)
 WARMUP_SHARE = 0.05  # of all steps, and one epoch at most: the cosine's climb from 1 % of the rate
@@ -79,48 +78,36 @@ class ExponentialAverage(AveragedModel):
         self.update_parameters(model)
 
 
-def second_phase_epoch(schedule: ScheduleName, epochs: int) -> int | None:
-    """The epoch (from 0) that begins the second phase, from the best weights so far; None for a schedule without one."""
-    return (epochs + 1) // 2 if schedule == "two-phase" and epochs > 1 else None
-
-
-def rate_factor(schedule: ScheduleName, epochs: int, steps_per_epoch: int) -> Callable[[int], float]:
-    """A function from the step (from 0, counted over the whole run) to the factor on the learning rate, 0-1.
+def rate_factor(config: Recipe, steps_per_epoch: int) -> Callable[[int], float]:
+    """A function from the step (from 0, counted over the whole run) to the factor on the learning rate, 0-1, for LambdaLR.
 
     cosine: linear warm-up over 5 % of the run (an epoch at most), then half a cosine to 0. two-phase: 1,
     then 0.1 from the second phase on.
     onecycle: torch's OneCycleLR without its change of momentum. constant: 1.
     """
-    total = max(1, epochs * steps_per_epoch)
-    if schedule == "cosine":
+    total = max(1, config.epochs * steps_per_epoch)
+    if config.schedule == "cosine":
         warmup = min(steps_per_epoch, round(WARMUP_SHARE * total))
         return lambda step: _cosine(step, total, warmup)
-    if schedule == "onecycle":
+    if config.schedule == "onecycle":
         return lambda step: _onecycle(step, total)
-    if schedule == "two-phase":
-        second = second_phase_epoch(schedule, epochs)
-        last = total if second is None else second * steps_per_epoch
-        return lambda step: 1.0 if step < last else SECOND_PHASE_FACTOR
-    return lambda step: 1.0
+    last = math.inf if config.second_phase is None else config.second_phase * steps_per_epoch
+    return lambda step: 1.0 if step < last else SECOND_PHASE_FACTOR
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, schedule: ScheduleName, epochs: int, steps_per_epoch: int) -> LambdaLR:
-    """`rate_factor` as a scheduler: call `.step()` after each optimizer step. Its state is the step number alone."""
-    return LambdaLR(optimizer, rate_factor(schedule, epochs, steps_per_epoch))
+def _between(start: float, end: float, share: float) -> float:
+    """Half a cosine from `start` to `end`; share: 0-1 of the way, more is the end."""
+    return end + (start - end) / 2.0 * (1.0 + math.cos(math.pi * min(1.0, share)))
 
 
 def _cosine(step: int, total: int, warmup: int) -> float:
     if step < warmup:
         return FIRST_FACTOR + (1.0 - FIRST_FACTOR) * step / warmup
-    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+    return _between(1.0, 0.0, (step - warmup) / max(1, total - warmup))
 
 
 def _onecycle(step: int, total: int) -> float:
-    def between(start: float, end: float, share: float) -> float:
-        return end + (start - end) / 2.0 * (1.0 + math.cos(math.pi * share))
-
     peak = ONECYCLE_RISE * total - 1.0
     if step <= peak:
-        return between(1.0 / ONECYCLE_DIV, 1.0, step / peak)
-    share = min(1.0, (step - peak) / max(1.0, total - 1.0 - peak))
-    return between(1.0, 1.0 / (ONECYCLE_DIV * ONECYCLE_FINAL_DIV), share)
+        return _between(1.0 / ONECYCLE_DIV, 1.0, step / peak)
+    return _between(1.0, 1.0 / (ONECYCLE_DIV * ONECYCLE_FINAL_DIV), (step - peak) / max(1.0, total - 1.0 - peak))

@@ -1,13 +1,6 @@
 """Where the time of a few training steps goes: torch's trace for chrome://tracing or Perfetto, and its table of operators.
 
-    profiler = StepProfiler(run.path, steps=5)
-    with profiler:
-        for batch in loader:
-            with span("forward"): ...
-            profiler.step()
-
-`span` marks a range on the host, in the timeline and (on CUDA) for Nsight Systems as an NVTX range. While nothing is profiled it
-costs a comparison.
+The spans in it (`system.tracing`) are marked on the host, and on CUDA for Nsight Systems as NVTX ranges too.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from fastretina.errors import RunError
 from fastretina.metrics.predictions import GradeMetrics, Predictions, Scores, grade_metrics
 from fastretina.models.heads import Decision
 from fastretina.system.cuda import DataWait, current_stream, mark
+from fastretina.training.config import TrainConfig
 from fastretina.training.distributed import ALONE, World
 
 SHOWN_IDS = 64
@@ -214,13 +215,13 @@ class Progress:
         """The record of the best epoch."""
         return None if self.best_epoch is None else self.history[self.best_epoch - 1]
 
-    def is_over(self, epochs: int, patience: int | None, second_phase: int | None) -> bool:
-        """Whether the run is finished: `epochs` are done, or the last `patience` of them (of the second phase, if the schedule
+    def is_over(self, config: TrainConfig) -> bool:
+        """Whether the run is finished: all epochs are done, or the last `patience` of them (of the second phase, if the schedule
         has one) were no better than the best."""
-        if self.epoch >= epochs:
+        if self.epoch >= config.epochs:
             return True
-        since = max(self.best_epoch or 0, second_phase or 0)
-        return patience is not None and self.batch == 0 and self.epoch - since >= patience
+        since = max(self.best_epoch or 0, config.second_phase or 0)
+        return config.patience is not None and self.batch == 0 and self.epoch - since >= config.patience
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and CPU tensors."""

@@ -1,14 +1,14 @@
-"""The run folder: its file names, its lock, and writing of files that are there completely or not at all."""
+"""The run folder: its file names, and its lock."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fastretina.errors import RunError
+from fastretina.system.files import try_lock
 
 _BEGUN = {".lock", ".config.json.tmp"}  # what a run leaves that was killed before it had written anything
 
@@ -28,6 +28,7 @@ class RunFolder:
         self.batch = self.path / "batch.png"
         self.report = self.path / "report.html"
         self.best = self.path / "best.safetensors"
+        self.staged_best = self.path / ".next.best.safetensors"  # a new one, until the last.pt that speaks of it is on disk
         self.last = self.path / "last.pt"
         # The save before that, for the day when last.pt is corrupt; and the best checkpoint that it speaks of, if only as a copy.
         self.previous = self.path / "last.prev.pt"
@@ -54,8 +55,6 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"{self.path}: cannot be used as a run folder: {error.strerror}; give another --out") from error
         with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunError(f"{self.path}: another run is writing to this folder; wait for it or give another --out") from error
+            if not try_lock(handle.fileno()):
+                raise RunError(f"{self.path}: another run is writing to this folder; wait for it or give another --out")
             yield

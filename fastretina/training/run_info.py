@@ -15,6 +15,8 @@ import torchvision
 from fastretina import __version__
 from fastretina.beton.reader import Beton
 from fastretina.grading import patient_of
+from fastretina.metrics.assessment import Assessment
+from fastretina.metrics.predictions import Predictions
 from fastretina.metrics.table import TITLES
 
 SET_TITLES = {"train": "train", "val": "validation", "test": "test"}
@@ -99,6 +101,12 @@ class RunInfo:
     def shared_patients(self) -> int:
         """Patients with one eye in train and the other in test."""
         return len(self.data["train"].patients & self.data["test"].patients) if "train" in self.data else 0
+
+    def assess(self, answers: Predictions | None) -> Assessment | None:
+        """Of answers on the test set; None where these, or the images' file, are not at hand."""
+        if answers is None or self.test_set is None:
+            return None
+        return Assessment.of(answers, self.test_set.names_of(answers.ids.numpy()))
 
     def data_dict(self) -> dict[str, Any]:
         """The data sets, and how many patients each two of them share (None: names tell of no patients), for metrics.json."""

@@ -13,7 +13,7 @@ import torch
 
 from fastretina import __version__
 from fastretina.errors import CheckpointError, RunError
-from fastretina.models.checkpoint import _sealed, read_grader
+from fastretina.models.checkpoint import read_grader, sealed_bytes
 from fastretina.models.weights import load_safely, refuse_inflating
 from fastretina.system.files import sync_folder, unfinished, write_atomically, write_bytes
 from fastretina.training.config import FREE_SETTINGS, renamed
@@ -54,11 +54,6 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def staged_best(run: RunFolder) -> Path:
-    """Where a new best checkpoint waits until the last.pt that speaks of it is on disk."""
-    return run.best.with_name(".next." + run.best.name)
-
-
 def find_best(run: RunFolder, best_epoch: int | None) -> Path | None:
     """The sound checkpoint of `best_epoch` (from 1; None before the first), whatever name it has just now.
 
@@ -66,10 +61,10 @@ def find_best(run: RunFolder, best_epoch: int | None) -> Path | None:
     """
     if best_epoch is None:
         return None
-    for path in (run.best, staged_best(run), run.previous_best):
+    for path in (run.best, run.staged_best, run.previous_best):
         try:
             if read_grader(path).epoch == best_epoch:
-                _sealed(path)
+                sealed_bytes(path)
                 return path
         except CheckpointError:
             continue
@@ -107,7 +102,7 @@ def settle(run: RunFolder, best: Path | None, fell_back: bool) -> None:
         best.replace(run.best)
     elif best != run.best:
         promote_best(run)
-    staged_best(run).unlink(missing_ok=True)
+    run.staged_best.unlink(missing_ok=True)
     unfinished(run.previous_best).unlink(missing_ok=True)
     if fell_back:
         run.previous.replace(run.last)
@@ -126,14 +121,14 @@ def keep_best_twice(run: RunFolder, best_epoch: int | None) -> None:
     except CheckpointError:
         pass
     if best_epoch is not None:
-        write_bytes(run.previous_best, _sealed(run.best))
+        write_bytes(run.previous_best, sealed_bytes(run.best))
 
 
 def promote_best(run: RunFolder) -> None:
     """Give the staged checkpoint its name; the one before it stays, for the state before the last speaks of it."""
     if run.best.is_file():
         run.best.replace(run.previous_best)
-    staged_best(run).replace(run.best)
+    run.staged_best.replace(run.best)
     sync_folder(run.path)
 
 

@@ -6,12 +6,12 @@ python -m fastretina.train --tensorboard ... ; tensorboard --logdir runs
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastretina.errors import UsageError
-from fastretina.training.progress import EpochRecord
 
-SUBFOLDER = "tensorboard"
-SETS = ("train", "test", "val")
+if TYPE_CHECKING:
+    from fastretina.training.progress import EpochRecord
 
 
 def require_tensorboard() -> None:
@@ -36,7 +36,7 @@ class Tracker:
         require_tensorboard()
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder / SUBFOLDER), purge_step=first_epoch)
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch)
 
     def epoch(self, record: EpochRecord) -> None:
         """Write the row of results.csv that belongs to a finished epoch; undefined metrics are left out.
@@ -45,16 +45,12 @@ class Tracker:
         others `run/lr`, `run/images_per_second`, ...
         """
         for column, value in record.row().items():
+            name, _, metric = column.partition("_")
+            tag = f"{metric}/{name}" if name in ("train", "test", "val") and metric != "seconds" else f"run/{column}"
             if value is not None and column != "epoch":
-                self._writer.add_scalar(tag(column), value, record.epoch)
+                self._writer.add_scalar(tag, value, record.epoch)
         self._writer.flush()  # an epoch's metrics are on disk before the next one begins
 
     def close(self) -> None:
         """Write what is left, and end the writer's thread."""
         self._writer.close()
-
-
-def tag(column: str) -> str:
-    """TensorBoard's name of a column of results.csv: `test_qwk` is `qwk/test`, `lr` is `run/lr`."""
-    name, _, metric = column.partition("_")
-    return f"{metric}/{name}" if name in SETS and metric != "seconds" else f"run/{column}"

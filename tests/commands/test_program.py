@@ -35,7 +35,8 @@ def test_the_help_of_a_command_imports_no_torch_and_calls_it_as_the_user_did(com
 
 
 def test_a_module_that_is_called_says_so_in_its_usage():
-    assert call("-m", "fastretina.train", "--help").stdout.startswith("usage: python -m fastretina.train ")
+    for module in ("fastretina.train", "fastretina.sample"):
+        assert call("-m", module, "--help").stdout.startswith(f"usage: python -m {module} ")
 
 
 def test_help_lists_every_command_with_a_line_of_its_own(capsys):

@@ -26,7 +26,7 @@ from fastretina.models.checkpoint import load_grader, read_tensors, write_grader
 from fastretina.models.seal import is_intact
 from fastretina.models.weights import read_weights
 from fastretina.training.run_folder import RunFolder
-from fastretina.training.state import keep_best_twice, load_state, promote_best, resume_state, save_state, staged_best
+from fastretina.training.state import keep_best_twice, load_state, promote_best, resume_state, save_state
 
 SETTINGS = {"lr": 0.1}
 
@@ -34,7 +34,7 @@ SETTINGS = {"lr": 0.1}
 def save(run: RunFolder, epoch: int, best: int | None, improved: bool) -> None:
     """What a run does at the end of an epoch, with small tensors."""
     if improved:
-        write_grader(staged_best(run), {"w": torch.full((50,), float(epoch))}, grader(epoch))
+        write_grader(run.staged_best, {"w": torch.full((50,), float(epoch))}, grader(epoch))
     progress = {"epoch": epoch, "step": 5 * epoch, "best_epoch": best}
     save_state(run.last, {"progress": progress, "settings": SETTINGS, "w": torch.full((500,), epoch)}, older=run.previous)
     if improved:

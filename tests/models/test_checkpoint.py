@@ -20,7 +20,7 @@ from fastretina.models.checkpoint import Grader, load_grader, read_grader, save_
 from fastretina.models.resnet import build_model
 from fastretina.system.files import csv_line, write_bytes, write_csv, write_json
 from fastretina.training.run_folder import RunFolder
-from fastretina.training.state import find_best, load_state, save_state, settle, staged_best
+from fastretina.training.state import find_best, load_state, save_state, settle
 
 
 def grader(epoch: int = 3) -> Grader:
@@ -146,10 +146,10 @@ def test_the_best_checkpoint_is_settled_by_what_last_pt_says(tmp_path, staged):
     run = RunFolder(tmp_path)
     light(run.best, 4 if staged != 4 else 2)
     if staged is not None:
-        light(staged_best(run), staged)
+        light(run.staged_best, staged)
     settle(run, find_best(run, 4), fell_back=False)
     assert read_grader(run.best).epoch == 4
-    assert not staged_best(run).exists()
+    assert not run.staged_best.exists()
 
 
 def test_a_missing_best_checkpoint_is_noticed(tmp_path):

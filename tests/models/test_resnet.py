@@ -14,9 +14,9 @@ import torch
 import torchvision
 
 from fastretina.errors import CheckpointError, UsageError
-from fastretina.models.backbones import BACKBONES
 from fastretina.models.gradcam import GradCam
 from fastretina.models.heads import head_layer
+from fastretina.models.options import BACKBONES
 from fastretina.models.resnet import build_model
 
 

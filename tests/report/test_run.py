@@ -25,8 +25,8 @@ from fastretina.report import plots
 from fastretina.report.assessment import screened, screened_text
 from fastretina.report.run import Results, report_html
 from fastretina.report.sections import class_table, confusion_table
+from fastretina.training.recorder import metrics_summary
 from fastretina.training.run_info import DataInfo, RunInfo, selection_note
-from fastretina.training.summary import metrics_summary
 
 
 class Page(HTMLParser):

@@ -152,13 +152,13 @@ def test_epochs_leave_memory_threads_and_descriptors_flat(tmp_path, device, sett
     count, side, batch_size = (2048, 256, 128) if device == "cuda" else (3, 8, 2)
     path = write_blocks(tmp_path / "blocks.beton", count, side)
     with DeviceLoader(path, device=device, workers=2, batch_size=batch_size, resolution=side, **settings) as loader:
-        figures = []
+        usages = []
         for _ in range(10 if device == "cuda" else 6):
             for batch in loader:
                 (batch.images.float().mean() * batch.labels.sum()).item()
             gc.collect()
-            figures.append(usage(device))
-    first, last = figures[3], figures[-1]
+            usages.append(usage(device))
+    first, last = usages[3], usages[-1]
     assert last["threads"] == first["threads"]
     assert last["descriptors"] == first["descriptors"]
     assert last["rss"] - first["rss"] < 8e6

@@ -5,16 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from fastretina.models.resnet import build_model
-from fastretina.training.optim import (
-    ExponentialAverage,
-    build_optimizer,
-    build_schedule,
-    parameter_groups,
-    rate_factor,
-    second_phase_epoch,
-)
+from fastretina.training.config import TrainConfig
+from fastretina.training.optim import ExponentialAverage, build_optimizer, parameter_groups, rate_factor
 
 SCHEDULES = ("cosine", "two-phase", "onecycle", "constant")
 
@@ -80,7 +75,7 @@ def test_optimizers_lower_the_loss(name):
 
 
 def test_cosine_warms_up_peaks_once_and_ends_at_zero():
-    factor = rate_factor("cosine", epochs=10, steps_per_epoch=20)
+    factor = rate_factor(TrainConfig(schedule="cosine", epochs=10), steps_per_epoch=20)
     values = [factor(step) for step in range(201)]
     assert values[0] == pytest.approx(0.01)
     assert max(values) == values[10] == 1.0
@@ -90,7 +85,7 @@ def test_cosine_warms_up_peaks_once_and_ends_at_zero():
 
 
 def test_warm_up_is_no_longer_than_an_epoch():
-    factor = rate_factor("cosine", epochs=100, steps_per_epoch=3)
+    factor = rate_factor(TrainConfig(schedule="cosine", epochs=100), steps_per_epoch=3)
     assert factor(3) == 1.0
 
 
@@ -100,7 +95,7 @@ def test_onecycle_is_that_of_torch(total):
     oracle = (
         torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=total, cycle_momentum=False) if total > 3 else None
     )
-    factor = rate_factor("onecycle", 1, total)
+    factor = rate_factor(TrainConfig(schedule="onecycle", epochs=1), total)
     for step in range(total):
         if oracle is not None:
             assert factor(step) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
@@ -111,9 +106,9 @@ def test_onecycle_is_that_of_torch(total):
 
 
 def test_two_phase_drops_to_a_tenth_where_the_second_phase_begins():
-    assert [second_phase_epoch("two-phase", epochs) for epochs in (1, 2, 5, 10)] == [None, 1, 3, 5]
-    assert second_phase_epoch("cosine", 10) is None
-    factor = rate_factor("two-phase", epochs=5, steps_per_epoch=4)
+    assert [TrainConfig(schedule="two-phase", epochs=epochs).second_phase for epochs in (1, 2, 5, 10)] == [None, 1, 3, 5]
+    assert TrainConfig(schedule="cosine", epochs=10).second_phase is None
+    factor = rate_factor(TrainConfig(schedule="two-phase", epochs=5), steps_per_epoch=4)
     assert [factor(step) for step in (0, 11, 12, 19)] == [1.0, 1.0, 0.1, 0.1]
 
 
@@ -121,7 +116,7 @@ def test_two_phase_drops_to_a_tenth_where_the_second_phase_begins():
 def test_a_restored_schedule_goes_on_with_the_same_rates(schedule):
     def fresh():
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
-        return optimizer, build_schedule(optimizer, schedule, 4, 5)
+        return optimizer, LambdaLR(optimizer, rate_factor(TrainConfig(schedule=schedule, epochs=4), 5))
 
     def rates(optimizer, scheduler, steps):
         found = []
@@ -143,5 +138,5 @@ def test_a_restored_schedule_goes_on_with_the_same_rates(schedule):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_rates_past_the_planned_end_stay_defined(schedule):
-    factor = rate_factor(schedule, 2, 3)
+    factor = rate_factor(TrainConfig(schedule=schedule, epochs=2), 3)
     assert all(0 <= factor(step) <= 1 for step in range(20))

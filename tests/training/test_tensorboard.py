@@ -30,7 +30,7 @@ def read():
 
 
 @pytest.mark.parametrize("val", [False, True])
-def test_every_figure_of_results_csv_is_there_by_epoch(tmp_path, read, val):
+def test_every_metric_of_results_csv_is_there_by_epoch(tmp_path, read, val):
     records = history(3, val).history
     with closing(Tracker(tmp_path, 1)) as tracker:
         for record in records:

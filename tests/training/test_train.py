@@ -128,7 +128,7 @@ def test_an_epoch_replaces_the_best_only_with_better_metrics_on_the_data_of_the_
         return Predictions(torch.nn.functional.one_hot(predicted, 5).float().log_softmax(1), labels, labels)
 
     training = SimpleNamespace(
-        progress=Progress(), schedule=SimpleNamespace(get_last_lr=lambda: [0.1]), head=Softmax(5), select_by="qwk"
+        progress=Progress(), schedule=SimpleNamespace(get_last_lr=lambda: [0.1]), head=Softmax(5), config=TrainConfig()
     )
     improved = []
     for share, on_test in ((0.2, 0.3), (0.9, 0.5), (0.5, 1.0)):
