@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fastretina.beton import format as fmt
 from fastretina.beton.file import OpenFile, open_file
-from fastretina.beton.names import Selected
+from fastretina.beton.names import Names
 from fastretina.beton.tables import read_tables
 from fastretina.errors import BetonError, SampleError
 from fastretina.grading import CLASSES
@@ -72,11 +72,11 @@ class Beton:
     def select(self, indices: NDArray[np.int64]) -> Self:
         """The samples at these indices (N,), in this order, as a Beton of its own over the same open file; closing either
         leaves the other open. The index that a SampleError names stays that in the file."""
-        chosen = copy.copy(self)
+        chosen, names = copy.copy(self), self.names  # not self in the function: the selection must not keep all of this
         for name in self._columns:
             column = getattr(self, name)
             setattr(chosen, name, None if column is None else column[indices])
-        chosen.names = Selected(self.names, indices)
+        chosen.names = Names(len(indices), lambda i: names[int(indices[i])])
         chosen._indices = indices if self._indices is None else self._indices[indices]
         return chosen
 

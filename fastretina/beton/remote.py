@@ -128,9 +128,6 @@ class _Shard:
     tables: Beton  # closed: all but the samples
     tables_bytes: int  # on disk
 
-    def close(self) -> None:
-        """Nothing is open."""
-
     def is_in(self, other: Beton) -> bool:
         """Whether another copy of the tables is the same: the server may have replaced the file without another ETag."""
 
