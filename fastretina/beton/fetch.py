@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastretina.beton import format as fmt
 from fastretina.beton.reader import Beton
@@ -183,33 +182,24 @@ def fetch_samples(file: RemoteFile, tables: Beton, descriptor: int, patience: Pa
         for start, stop in ((0, first), (last, file.size)):
             for offset in range(start, stop, SPAN):
                 os.pwrite(descriptor, os.pread(source.fileno(), min(SPAN, stop - offset), offset), offset)
+
+    def complete(samples: range) -> None:
+        start, stop = int(starts[samples[0]]), int(starts[samples[-1]] + sizes[samples[-1]])
+
+        def wrong(data: bytes) -> int | None:
+            """The first of these samples whose bytes do not match; None where all do."""
+            view = memoryview(data)
+            return next((i for i in samples if zlib.crc32(view[starts[i] - start :][: sizes[i]]) != crcs[i]), None)
+
+        def attempt() -> None:
+            data = file.read(start, stop, patience, closing)
+            if (bad := wrong(data)) is not None:
+                raise WrongBytes(f"sample {bad} ({tables.names[bad]}) does not match its checksum")
+            os.pwrite(descriptor, data, start)
+
+        if wrong(os.pread(descriptor, stop - start, start)) is not None:  # else an earlier fetch has left it
+            patience.until(file.url, closing, attempt)
+
     bounds = [*np.flatnonzero(np.diff((starts - starts[0]) // SPAN, prepend=-1)).tolist(), len(starts)]
     for begin, end in itertools.pairwise(bounds):
-        span = _Span(starts[begin:end], sizes[begin:end], crcs[begin:end])
-        if span.wrong(os.pread(descriptor, span.stop - span.start, span.start)) is None:
-            continue  # left by an earlier fetch
-
-        def attempt(span: _Span = span, begin: int = begin) -> None:
-            data = file.read(span.start, span.stop, patience, closing)
-            wrong = span.wrong(data)
-            if wrong is not None:
-                raise WrongBytes(f"sample {begin + wrong} ({tables.names[begin + wrong]}) does not match its checksum")
-            os.pwrite(descriptor, data, span.start)
-
-        patience.until(file.url, closing, attempt)
-
-
-class _Span:
-    """Some samples that follow each other: start and size in the file, int64, and crc32."""
-
-    def __init__(self, starts: NDArray[np.int64], sizes: NDArray[np.int64], crcs: NDArray[np.uint32]) -> None:
-        self.start, self.stop = int(starts[0]), int(starts[-1] + sizes[-1])
-        self._samples = list(zip((starts - starts[0]).tolist(), sizes.tolist(), crcs.tolist(), strict=True))
-
-    def wrong(self, data: bytes) -> int | None:
-        """The first sample whose bytes in `data` do not match; None where all do."""
-        view = memoryview(data)
-        for number, (start, size, crc) in enumerate(self._samples):
-            if zlib.crc32(view[start : start + size]) != crc:
-                return number
-        return None
+        complete(range(begin, end))

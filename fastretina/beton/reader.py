@@ -10,14 +10,13 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastretina.beton import format as fmt
-from fastretina.beton.file import OpenFile, open_file
+from fastretina.beton.file import OpenFile
 from fastretina.beton.names import Names
 from fastretina.beton.tables import read_tables
 from fastretina.errors import BetonError, SampleError
@@ -56,7 +55,7 @@ class Beton:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._file: OpenFile | None = open_file(self.path)
+        self._file: OpenFile | None = OpenFile(self.path)
         self._provenance: Mapping[str, Any] | None = None
         tables = read_tables(self._file, self.path)
         self.labels, self.ids, self.crcs, self.names = tables.labels, tables.ids, tables.crcs, tables.names
@@ -183,7 +182,7 @@ class Beton:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
