@@ -21,9 +21,8 @@ from fastretina.errors import ConvertError, LabelError, UsageError
 from fastretina.grading import CLASSES, patients_in_both
 from fastretina.packing.config import PackConfig
 from fastretina.packing.inspect import Source
-from fastretina.packing.labels.layout import Layout
 from fastretina.packing.labels.registry import layout_of
-from fastretina.packing.labels.table import LabelTable
+from fastretina.packing.labels.table import LabelTable, Layout
 from fastretina.packing.pipeline import packed_images
 from fastretina.packing.reencode import QUALITY, SUBSAMPLING
 from fastretina.packing.summary import PackSummary, Tally, skipped_path
@@ -41,7 +40,8 @@ def write_beton(out: str | os.PathLike[str], *, progress: bool = False, **flags:
         UsageError: arguments that do not go together. LabelError: the label files, by file and line.
         ConvertError: a bad image (by label file, line and path), too many of them, a killed worker, a full disk.
     """
-    return pack(PackConfig(Path(out), **flags), progress=progress)
+    paths = {name: Path(flags[name]) for name in ("root", "images", "labels") if flags.get(name) is not None}
+    return pack(PackConfig(Path(out), **flags | paths), progress=progress)
 
 
 def pack(config: PackConfig, *, progress: bool = False) -> PackSummary:
