@@ -7,7 +7,7 @@ import json
 import operator
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -43,13 +43,6 @@ class Beton:
         BetonError: naming the path, where the file cannot be opened, is truncated, corrupt, malicious or not version 2.
     """
 
-    labels: NDArray[np.int64]
-    ids: NDArray[np.int64]
-    crcs: NDArray[np.uint32] | None
-    names: Sequence[str]
-    widths: NDArray[np.uint16]
-    heights: NDArray[np.uint16]
-    modes: NDArray[np.uint8]
     _columns: tuple[str, ...] = ("labels", "ids", "crcs", "widths", "heights", "modes", "_pointers", "_sizes")
     _indices: NDArray[np.int64] | None = None  # of the samples in the file, where these are a selection
 

@@ -147,7 +147,7 @@ class RemoteBeton(ShardedBeton):
     def __init__(self, url: str, tables: Sequence[Beton], shelf: Shelf, opener: Callable[[], Beton]) -> None:
         super().__init__(url, tables, opener)
         self.url, self._shelf = url, shelf
-        weakref.finalize(self._users, shelf.stop)  # when the last selection is forgotten, too
+        weakref.finalize(self._users, shelf.closing.set)  # when the last selection is forgotten, too
 
     def _shard(self, number: int) -> Beton:
         return self._shelf.get(number)
@@ -178,7 +178,7 @@ class Shelf:
         self, shards: Sequence[_Shard], folder: CacheFolder, streams: int, patience: Patience, closing: threading.Event
     ) -> None:
         """streams: shards to fetch at the same time, apart from those that somebody waits for."""
-        self._shards, self._folder, self._patience, self._closing = shards, folder, patience, closing
+        self._shards, self._folder, self._patience, self.closing = shards, folder, patience, closing
         self._streams = streams
         self._room = folder.limit - sum(shard.tables_bytes for shard in shards)
         self._fits = sum(shard.file.size for shard in shards) <= self._room
@@ -220,7 +220,7 @@ class Shelf:
 
     def _fill(self) -> None:
         """Fetch the next shards as far as there is room, or room can be had from one whose turn is later."""
-        while self._queue and len(self._coming) < self._streams and not self._closing.is_set():
+        while self._queue and len(self._coming) < self._streams and not self.closing.is_set():
             number = self._queue[-1]
             if number not in self._open and number not in self._coming:
                 while self._held() + self._size(number) > self._room:
@@ -261,7 +261,7 @@ class Shelf:
 
     def _cached(self, number: int) -> Beton:
         shard = self._shards[number]
-        file, patience, closing = shard.file, self._patience, self._closing
+        file, patience, closing = shard.file, self._patience, self.closing
 
         def fetch(descriptor: int) -> None:
             with self._folder.tables(shard.name, lambda target: fetch_tables(file, target, patience, closing)) as tables:
@@ -289,7 +289,7 @@ class Shelf:
                 del self._open[max(self._open, key=lambda k: -1 if k in self._begun else self._first[k])]
                 return True
             others = len(self._coming) > 1
-        return others and not self._closing.wait(0.1)
+        return others and not self.closing.wait(0.1)
 
     def check(self, sampling: str, url: str) -> None:
         """UsageError where reading in such an order would fetch shards again and again."""
@@ -302,14 +302,9 @@ class Shelf:
                 f"{self._room / 1e9:.3f} GB: allow it more{others}"
             )
 
-    @property
-    def stop(self) -> Callable[[], None]:
-        """Ends the fetches soon, without waiting; knows nothing of this object."""
-        return self._closing.set
-
     def close(self) -> None:
         """End the fetches, and let go of the files; what was half fetched goes on from there another time."""
-        self._closing.set()
+        self.closing.set()
         with self._lock:
             threads = list(self._threads.values())
         for thread in threads:

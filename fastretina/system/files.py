@@ -211,10 +211,4 @@ def csv_line(cells: Iterable[object]) -> str:
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a UTF-8 CSV file with a header atomically."""
-
-    def write(file: BinaryIO) -> None:
-        file.write(csv_line(header).encode())
-        for row in rows:
-            file.write(csv_line(row).encode())
-
-    write_atomically(path, write)
+    write_bytes(path, "".join(map(csv_line, [header, *rows])).encode())
