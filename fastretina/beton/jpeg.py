@@ -45,7 +45,6 @@ _FILL = re.compile(rb"\xff+")
 _EXIF_ORIENTATION, _EXIF_SHORT = 0x0112, 3
 _EXIF_ENTRIES = 128  # IFD0 of a camera has 10 to 20, in ascending order; orientation is among the first
 
-BytesLike = bytes | bytearray | memoryview
 Colour = Literal["YCbCr", "grayscale", "RGB", "CMYK", "YCCK", "ambiguous", "unknown"]
 
 
@@ -96,7 +95,7 @@ class _Walk:
     segments: int = 0
 
 
-def read_header(data: BytesLike, limits: Limits = DEFAULT_LIMITS) -> JpegHeader:
+def read_header(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS) -> JpegHeader:
     """Walk the markers of `data` (not copied) from start to end.
 
     A file that stops before its end-of-image marker is not an error here: `ends_with_eoi` says so.

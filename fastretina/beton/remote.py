@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastretina.beton.cache import CacheFolder
-from fastretina.beton.fetch import Patience, RemoteFile, call, fetch_samples, fetch_tables, look_up
+from fastretina.beton.fetch import Patience, RemoteFile, fetch_samples, fetch_tables, look_up
 from fastretina.beton.paths import as_path
 from fastretina.beton.reader import Beton
 from fastretina.beton.shards import WINDOW, ShardedBeton, in_order, open_all
@@ -75,16 +75,16 @@ def open_remote(url: str, cache: Cache | None = None, **options: Any) -> RemoteB
         RemoteError: by URL, what cannot be had from the server. BetonError: shards that are no set. UsageError: settings.
     """
     cache = cache or Cache()
-    folder, patience, closing = cache.open(), Patience(cache.attempts, cache.timeout), threading.Event()
-    fs, urls = _expand(url, patience, closing, options)
+    folder, patience = cache.open(), Patience(cache.attempts, cache.timeout)
+    fs, urls = _expand(url, patience, options)
 
     def open_one(one: str) -> _Shard:
-        file = look_up(fs, fs._strip_protocol(one), one, patience, closing)
+        file = look_up(fs, fs._strip_protocol(one), one, patience)
         # The version in the name: a file that was replaced on the server is another one here, and the old one gets evicted.
         key = hashlib.sha256(f"{one}\n{file.size}\n{file.version}".encode()).hexdigest()[:16]
         name = f"{key}-{PurePosixPath(urlsplit(one).path).name}"
         name = name if name.endswith(".beton") else f"{name}.beton"
-        with folder.tables(name, lambda target: fetch_tables(file, target, patience, closing)) as tables:
+        with folder.tables(name, partial(fetch_tables, file)) as tables:
             blocks = tables.path.stat().st_blocks
         tables.path = as_path(one)  # for messages; the tables are in memory now
         return _Shard(file, name, tables, 512 * blocks)
@@ -92,11 +92,11 @@ def open_remote(url: str, cache: Cache | None = None, **options: Any) -> RemoteB
     shards = {id(shard.tables): shard for shard in open_all(urls, open_one)}
     tables: list[Beton] = [shard.tables for shard in shards.values()]
     ordered = in_order(as_path(url), tables) if _is_pattern(url) else tables
-    shelf = Shelf([shards[id(one)] for one in ordered], folder, cache.streams, patience, closing)
+    shelf = Shelf([shards[id(one)] for one in ordered], folder, cache.streams, patience.closing)
     return RemoteBeton(url, ordered, shelf, partial(open_remote, url, cache, **options))
 
 
-def _expand(url: str, patience: Patience, closing: threading.Event, options: dict[str, Any]) -> tuple[Any, list[str]]:
+def _expand(url: str, patience: Patience, options: dict[str, Any]) -> tuple[Any, list[str]]:
     try:
         from fsspec.core import url_to_fs
 
@@ -111,7 +111,7 @@ def _expand(url: str, patience: Patience, closing: threading.Event, options: dic
         return fs, [_NUMBERED.sub(f"{number:05d}", url) for number in range(int(numbered[1]))]
     if not _is_pattern(url):
         return fs, [url]
-    found = patience.until(url, closing, lambda: sorted(call(fs, "glob", patience.timeout, closing, path)))
+    found = patience.until(url, lambda: sorted(patience.call(fs, "glob", path)))
     if not found:
         raise RemoteError(url, "no file matches, or the server cannot list; give the number of shards: train-*-of-00064.beton")
     return fs, [fs.unstrip_protocol(one) for one in found]
@@ -174,12 +174,9 @@ class Shelf:
     turn is furthest off.
     """
 
-    def __init__(
-        self, shards: Sequence[_Shard], folder: CacheFolder, streams: int, patience: Patience, closing: threading.Event
-    ) -> None:
-        """streams: shards to fetch at the same time, apart from those that somebody waits for."""
-        self._shards, self._folder, self._patience, self.closing = shards, folder, patience, closing
-        self._streams = streams
+    def __init__(self, shards: Sequence[_Shard], folder: CacheFolder, streams: int, closing: threading.Event) -> None:
+        """streams: shards to fetch at the same time, apart from those that somebody waits for. closing: ends the fetches soon."""
+        self._shards, self._folder, self._streams, self.closing = shards, folder, streams, closing
         self._room = folder.limit - sum(shard.tables_bytes for shard in shards)
         self._fits = sum(shard.file.size for shard in shards) <= self._room
         self._lock = threading.Lock()
@@ -260,24 +257,23 @@ class Shelf:
             self._fill()
 
     def _cached(self, number: int) -> Beton:
-        shard = self._shards[number]
-        file, patience, closing = shard.file, self._patience, self.closing
+        shard, file = self._shards[number], self._shards[number].file
 
         def fetch(descriptor: int) -> None:
-            with self._folder.tables(shard.name, lambda target: fetch_tables(file, target, patience, closing)) as tables:
+            with self._folder.tables(shard.name, partial(fetch_tables, file)) as tables:
                 if shard.is_in(tables):
-                    fetch_samples(file, tables, descriptor, patience, closing)
+                    fetch_samples(file, tables, descriptor)
                     return
             raise RemoteError(file.url, "was replaced on the server; open the set again")
 
         while True:
             try:
-                found = self._folder.file(shard.name, file.size, closing, fetch)
+                found = self._folder.file(shard.name, file.size, self.closing, fetch)
                 if shard.is_in(found):
                     return found
                 found.path.unlink(missing_ok=True)  # of an older version that looked the same to the server
             except CacheError as error:
-                if closing.is_set() or not self._give_up_one(number):
+                if self.closing.is_set() or not self._give_up_one(number):
                     raise RemoteError(file.url, str(error)) from None
 
     def _give_up_one(self, number: int) -> bool:
