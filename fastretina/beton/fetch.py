@@ -16,12 +16,11 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastretina.beton import format as fmt
 from fastretina.beton.reader import Beton
@@ -40,16 +39,17 @@ class Patience:
 
     attempts: int = 6
     timeout: float = 60.0  # seconds for one request of at most 4 MiB, or for what the server says about a file
+    closing: threading.Event = field(default_factory=threading.Event)  # set by whoever does not want to wait any more
 
-    def until(self, url: str, stop: threading.Event, action: Callable[[], _Found]) -> _Found:
+    def until(self, url: str, action: Callable[[], _Found]) -> _Found:
         """What `action` returns, after as many attempts as that takes, with growing pauses between them.
 
         Raises RemoteError with URL and reason after the last attempt, or at once where another cannot help (no such file, no
-        permission), or when `stop` is set.
+        permission), or when `closing` is set.
         """
         started = time.monotonic()
         for attempt in range(self.attempts):
-            if stop.is_set():
+            if self.closing.is_set():
                 raise RemoteError(url, "closed while it was read")
             try:
                 return action()
@@ -61,8 +61,24 @@ class Patience:
                     raise RemoteError(url, f"cannot be read ({reason})") from None
             # Jitter: ranks that failed together should not come back together.
             if attempt + 1 < self.attempts:
-                stop.wait(min(_LONGEST_PAUSE, 0.1 * 2**attempt) * random.uniform(0.5, 1))
+                self.closing.wait(min(_LONGEST_PAUSE, 0.1 * 2**attempt) * random.uniform(0.5, 1))
         raise RemoteError(url, f"{reason}; gave up after {self.attempts} attempts in {time.monotonic() - started:.0f} s")
+
+    def call(self, fs: Any, method: str, *given: Any, **named: Any) -> Any:
+        """A method of a file system, ended after `timeout` seconds or when `closing` is set; local file systems just run."""
+        if not getattr(fs, "async_impl", False):
+            return getattr(fs, method)(*given, **named)
+        future = asyncio.run_coroutine_threadsafe(getattr(fs, f"_{method}")(*given, **named), fs.loop)
+        end = time.monotonic() + self.timeout
+        while True:
+            try:
+                return future.result(timeout=max(0.0, min(0.2, end - time.monotonic())))
+            except concurrent.futures.TimeoutError:
+                if future.done():
+                    raise  # a timeout of the client's own
+                if self.closing.is_set() or time.monotonic() >= end:
+                    future.cancel()
+                    raise TimeoutError(f"no answer within {self.timeout:g} s") from None
 
 
 def _is_final(error: BaseException) -> bool:
@@ -82,18 +98,20 @@ class WrongBytes(Exception):
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on a server: `size` in bytes; `version`: the server's ETag, or the time of its last change, or nothing."""
+    """A file on a server: `size` in bytes; `version`: the server's ETag, or the time of its last change, or nothing; `patience`:
+    how long it is waited for."""
 
     fs: Any
     path: str  # as fsspec names it
     url: str
     size: int
     version: str
+    patience: Patience
 
-    def read(self, start: int, stop: int, patience: Patience, closing: threading.Event) -> bytes:
+    def read(self, start: int, stop: int) -> bytes:
         """Bytes start to stop, in one attempt. Raises what the client raises, TimeoutError, WrongBytes if they are too few, and
         RemoteError where the server sends the whole file, which it would do again."""
-        data = call(self.fs, "cat_file", patience.timeout, closing, self.path, start=start, end=stop)
+        data = self.patience.call(self.fs, "cat_file", self.path, start=start, end=stop)
         if len(data) == self.size > stop - start:
             raise RemoteError(self.url, "the server ignores ranges, which are needed")
         if len(data) != stop - start:
@@ -101,37 +119,20 @@ class RemoteFile:
         return bytes(data)
 
 
-def call(fs: Any, method: str, timeout: float, closing: threading.Event, *given: Any, **named: Any) -> Any:
-    """A method of a file system, ended after `timeout` seconds or when `closing` is set; local file systems just run."""
-    if not getattr(fs, "async_impl", False):
-        return getattr(fs, method)(*given, **named)
-    future = asyncio.run_coroutine_threadsafe(getattr(fs, f"_{method}")(*given, **named), fs.loop)
-    end = time.monotonic() + timeout
-    while True:
-        try:
-            return future.result(timeout=max(0.0, min(0.2, end - time.monotonic())))
-        except concurrent.futures.TimeoutError:
-            if future.done():
-                raise  # a timeout of the client's own
-            if closing.is_set() or time.monotonic() >= end:
-                future.cancel()
-                raise TimeoutError(f"no answer within {timeout:g} s") from None
-
-
-def look_up(fs: Any, path: str, url: str, patience: Patience, closing: threading.Event) -> RemoteFile:
+def look_up(fs: Any, path: str, url: str, patience: Patience) -> RemoteFile:
     """Size and version of a file. Raises RemoteError."""
-    found = patience.until(url, closing, lambda: call(fs, "info", patience.timeout, closing, path))
+    found = patience.until(url, lambda: patience.call(fs, "info", path))
     if not isinstance(found.get("size"), int) or found.get("type") == "directory":
         raise RemoteError(url, "the server does not say how large it is, so that its tables cannot be found")
     version = next((str(found[key]) for key in ("ETag", "etag", "Last-Modified", "LastModified", "mtime") if found.get(key)), "")
-    return RemoteFile(fs, path, url, found["size"], version)
+    return RemoteFile(fs, path, url, found["size"], version, patience)
 
 
-def fetch_tables(file: RemoteFile, target: Path, patience: Patience, closing: threading.Event) -> None:
+def fetch_tables(file: RemoteFile, target: Path) -> None:
     """Write all but the samples to `target`, as long as the file and with a hole instead of them. Raises RemoteError."""
 
     def attempt() -> None:
-        regions = _table_regions(file, lambda start, stop: file.read(start, stop, patience, closing))
+        regions = _table_regions(file)
         with target.open("wb") as out:
             out.truncate(file.size)
             for start, data in regions:
@@ -145,13 +146,13 @@ def fetch_tables(file: RemoteFile, target: Path, patience: Patience, closing: th
         except BetonError as error:
             raise WrongBytes(str(error).removeprefix(f"{target}: ")) from None
 
-    patience.until(file.url, closing, attempt)
+    file.patience.until(file.url, attempt)
 
 
-def _table_regions(file: RemoteFile, read: Callable[[int, int], bytes]) -> Iterator[tuple[int, bytes]]:
+def _table_regions(file: RemoteFile) -> Iterator[tuple[int, bytes]]:
     """(offset, bytes) of header, descriptors and metadata, and of our block and the allocation table. Claims are bounded by the
     file's size; whether they are true is for `Beton` to say."""
-    head = read(0, min(_HEAD, file.size))
+    head = file.read(0, min(_HEAD, file.size))
     if len(head) < fmt.HEADER.itemsize:
         raise WrongBytes("too short for a .beton")
     _, fields, _, count, alloc = (int(value) for value in np.frombuffer(head, fmt.HEADER, 1)[0])
@@ -161,20 +162,20 @@ def _table_regions(file: RemoteFile, read: Callable[[int, int], bytes]) -> Itera
     if not 0 < metadata <= footer < alloc < file.size:
         raise WrongBytes("not a .beton of fastretina, or corrupt")
     if metadata > len(head):
-        head += read(len(head), metadata)
+        head += file.read(len(head), metadata)
     # The block's size is known only from its footer; names of 24 bytes are guessed, and what is missing is asked for.
     start = max(metadata, footer - 24 * count - (64 << 10))
-    tail = read(start, file.size)
+    tail = file.read(start, file.size)
     size = int(np.frombuffer(tail[footer - start :], fmt.FOOTER, 1)[0]["block_size"])
     if not fmt.FOOTER.itemsize <= size <= alloc - metadata:
         raise WrongBytes("the name block does not fit")
     if alloc - size < start:
-        tail, start = read(alloc - size, start) + tail, alloc - size
+        tail, start = file.read(alloc - size, start) + tail, alloc - size
     yield 0, head[:metadata]
     yield alloc - size, tail[alloc - size - start :]
 
 
-def fetch_samples(file: RemoteFile, tables: Beton, descriptor: int, patience: Patience, closing: threading.Event) -> None:
+def fetch_samples(file: RemoteFile, tables: Beton, descriptor: int) -> None:
     """Complete the file behind `descriptor`, which may hold anything, from the tables and from the server. Raises RemoteError."""
     (starts, sizes), crcs = tables.extents, tables.crcs
     assert crcs is not None
@@ -183,33 +184,24 @@ def fetch_samples(file: RemoteFile, tables: Beton, descriptor: int, patience: Pa
         for start, stop in ((0, first), (last, file.size)):
             for offset in range(start, stop, SPAN):
                 os.pwrite(descriptor, os.pread(source.fileno(), min(SPAN, stop - offset), offset), offset)
+
+    def complete(samples: range) -> None:
+        start, stop = int(starts[samples[0]]), int(starts[samples[-1]] + sizes[samples[-1]])
+
+        def wrong(data: bytes) -> int | None:
+            """The first of these samples whose bytes do not match; None where all do."""
+            view = memoryview(data)
+            return next((i for i in samples if zlib.crc32(view[starts[i] - start :][: sizes[i]]) != crcs[i]), None)
+
+        def attempt() -> None:
+            data = file.read(start, stop)
+            if (bad := wrong(data)) is not None:
+                raise WrongBytes(f"sample {bad} ({tables.names[bad]}) does not match its checksum")
+            os.pwrite(descriptor, data, start)
+
+        if wrong(os.pread(descriptor, stop - start, start)) is not None:  # else an earlier fetch has left it
+            file.patience.until(file.url, attempt)
+
     bounds = [*np.flatnonzero(np.diff((starts - starts[0]) // SPAN, prepend=-1)).tolist(), len(starts)]
     for begin, end in itertools.pairwise(bounds):
-        span = _Span(starts[begin:end], sizes[begin:end], crcs[begin:end])
-        if span.wrong(os.pread(descriptor, span.stop - span.start, span.start)) is None:
-            continue  # left by an earlier fetch
-
-        def attempt(span: _Span = span, begin: int = begin) -> None:
-            data = file.read(span.start, span.stop, patience, closing)
-            wrong = span.wrong(data)
-            if wrong is not None:
-                raise WrongBytes(f"sample {begin + wrong} ({tables.names[begin + wrong]}) does not match its checksum")
-            os.pwrite(descriptor, data, span.start)
-
-        patience.until(file.url, closing, attempt)
-
-
-class _Span:
-    """Some samples that follow each other: start and size in the file, int64, and crc32."""
-
-    def __init__(self, starts: NDArray[np.int64], sizes: NDArray[np.int64], crcs: NDArray[np.uint32]) -> None:
-        self.start, self.stop = int(starts[0]), int(starts[-1] + sizes[-1])
-        self._samples = list(zip((starts - starts[0]).tolist(), sizes.tolist(), crcs.tolist(), strict=True))
-
-    def wrong(self, data: bytes) -> int | None:
-        """The first sample whose bytes in `data` do not match; None where all do."""
-        view = memoryview(data)
-        for number, (start, size, crc) in enumerate(self._samples):
-            if zlib.crc32(view[start : start + size]) != crc:
-                return number
-        return None
+        complete(range(begin, end))

@@ -19,15 +19,23 @@ class OpenFile:
     """A file open for reading, by any number of threads. It is closed when nobody refers to it any more: closed under a thread
     that is about to read, its descriptor could be another file's by then.
 
-    size: bytes, when it was opened.
+    size: bytes, when it was opened. BetonError, naming the path: it cannot be opened, is no regular file, or is empty.
     """
 
-    def __init__(self, path: Path, descriptor: int, size: int) -> None:
-        self.size = size
-        self._path, self._descriptor = path, descriptor
+    _descriptor = -1
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._descriptor, self.size = open_regular(path)
+        except OSError as error:
+            raise BetonError(f"{path}: cannot be opened as a .beton: {error.strerror}") from error
+        if self.size == 0:
+            raise BetonError(f"{path}: empty file")
 
     def __del__(self) -> None:
-        os.close(self._descriptor)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
 
     def read(self, start: int, size: int) -> NDArray[np.uint8]:
         """`size` bytes (uint8) from byte `start` on. Raises BetonError where the file has become shorter, and OSError."""
@@ -41,14 +49,3 @@ class OpenFile:
                 )
             done += count
         return data
-
-
-def open_file(path: Path) -> OpenFile:
-    """Open a regular file that is not empty. Raises BetonError naming the path."""
-    try:
-        file = OpenFile(path, *open_regular(path))
-    except OSError as error:
-        raise BetonError(f"{path}: cannot be opened as a .beton: {error.strerror}") from error
-    if file.size == 0:
-        raise BetonError(f"{path}: empty file")
-    return file

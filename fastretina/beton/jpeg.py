@@ -45,7 +45,6 @@ _FILL = re.compile(rb"\xff+")
 _EXIF_ORIENTATION, _EXIF_SHORT = 0x0112, 3
 _EXIF_ENTRIES = 128  # IFD0 of a camera has 10 to 20, in ascending order; orientation is among the first
 
-BytesLike = bytes | bytearray | memoryview
 Colour = Literal["YCbCr", "grayscale", "RGB", "CMYK", "YCCK", "ambiguous", "unknown"]
 
 
@@ -70,18 +69,12 @@ class JpegHeader:
     subsampling: str
     colour: Colour
     orientation: int
-    restart_interval: int
     scans: int
     interleaved: bool
     tables_complete: bool
     app_bytes: int
     trailing: int
     ends_with_eoi: bool
-
-    @property
-    def progressive(self) -> bool:
-        """True for progressive files, Huffman-coded."""
-        return self.process == "progressive"
 
 
 @dataclass(slots=True)
@@ -92,7 +85,6 @@ class _Walk:
     parts: tuple[tuple[int, int, int, int], ...] = ()  # component id, h, v, quantisation table
     quant: int = 0  # bit sets of the 8-bit tables defined before the first scan
     huffman: int = 0
-    restart_interval: int = 0
     jfif: bool = False
     adobe: int = -1
     orientation: int = 0
@@ -103,7 +95,7 @@ class _Walk:
     segments: int = 0
 
 
-def read_header(data: BytesLike, limits: Limits = DEFAULT_LIMITS) -> JpegHeader:
+def read_header(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS) -> JpegHeader:
     """Walk the markers of `data` (not copied) from start to end.
 
     A file that stops before its end-of-image marker is not an error here: `ends_with_eoi` says so.
@@ -150,17 +142,11 @@ def read_header(data: BytesLike, limits: Limits = DEFAULT_LIMITS) -> JpegHeader:
         raise JpegError("corrupt or truncated JPEG: no frame header")
     if walk.scans == 0:
         raise JpegError("corrupt or truncated JPEG: no image data")
-    width, height, components, precision, process = walk.frame
     return JpegHeader(
-        width=width,
-        height=height,
-        components=components,
-        precision=precision,
-        process=process,
+        *walk.frame,
         subsampling=_subsampling(walk),
         colour=_colour(walk),
         orientation=walk.orientation or 1,
-        restart_interval=walk.restart_interval,
         scans=walk.scans,
         interleaved=walk.interleaved,
         tables_complete=walk.tables_complete,
@@ -180,10 +166,8 @@ def _segment(walk: _Walk, marker: int, body: memoryview, limits: Limits) -> None
         _frame(walk, marker, body, limits)
     elif marker == 0xDA:
         _scan(walk, body, limits)
-    elif marker == 0xDD:
-        if len(body) != 2:
-            raise JpegError("corrupt JPEG: restart interval of the wrong length")
-        walk.restart_interval = body[0] << 8 | body[1]
+    elif marker == 0xDD and len(body) != 2:
+        raise JpegError("corrupt JPEG: restart interval of the wrong length")
     elif 0xE0 <= marker <= 0xEF or marker == 0xFE:
         walk.app_bytes += len(body)
         if walk.app_bytes > limits.app_bytes:
@@ -255,10 +239,7 @@ def _quantisation(walk: _Walk, body: memoryview, limits: Limits) -> None:
         tables += 1
         if wide > 1 or table > 3 or position > len(body) or tables > limits.tables:
             raise JpegError("corrupt JPEG: impossible quantisation table")
-        if not wide:
-            walk.quant |= 1 << table
-        else:
-            walk.quant &= ~(1 << table)
+        walk.quant = walk.quant & ~(1 << table) if wide else walk.quant | 1 << table
 
 
 def _huffman(walk: _Walk, body: memoryview, limits: Limits) -> None:
@@ -325,7 +306,6 @@ class Verdict:
     reason: str = ""
 
 
-PASS = Verdict("pass")
 MAX_TRAILING = 64 << 10
 
 
@@ -344,10 +324,6 @@ def verdict(header: JpegHeader, size: int) -> Verdict:
         return Verdict("reject", f"JPEG of {header.components} components")
     if not header.ends_with_eoi:
         return Verdict("reject", "truncated JPEG: the end-of-image marker is missing")
-    return Verdict("convert", reason) if (reason := _convert_reason(header, size)) else PASS
-
-
-def _convert_reason(header: JpegHeader, size: int) -> str:
     checks = (
         (header.process != "baseline", header.process),
         (header.colour != "YCbCr", header.colour),
@@ -358,4 +334,5 @@ def _convert_reason(header: JpegHeader, size: int) -> str:
         (not header.tables_complete, "incomplete tables"),
         (header.trailing > MAX_TRAILING, "trailing data"),
     )
-    return next((reason for failed, reason in checks if failed), "")
+    reason = next((reason for failed, reason in checks if failed), "")
+    return Verdict("convert" if reason else "pass", reason)

@@ -39,14 +39,9 @@ def open_beton(source: str | os.PathLike[str] | Beton, cache: Cache | None = Non
     if not paths:
         raise BetonError(f"{path}: no file matches. Make shards with fastretina pack --shards N")
     shards = open_all(paths, Beton)
-    try:
-        if len(shards) == 1 and "shard" not in shards[0].provenance:
-            return shards[0]
-        return ShardedBeton(path, in_order(path, shards), partial(open_beton, str(path)))
-    except BaseException:
-        for shard in shards:
-            shard.close()
-        raise
+    if len(shards) == 1 and "shard" not in shards[0].provenance:
+        return shards[0]
+    return ShardedBeton(path, in_order(path, shards), partial(open_beton, str(path)))
 
 
 def _open_one(path: Path) -> Beton:

@@ -7,18 +7,17 @@ import json
 import operator
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastretina.beton import format as fmt
-from fastretina.beton.file import OpenFile, open_file
-from fastretina.beton.names import Selected
+from fastretina.beton.file import OpenFile
+from fastretina.beton.names import Names
 from fastretina.beton.tables import read_tables
 from fastretina.errors import BetonError, SampleError
 from fastretina.grading import CLASSES
@@ -44,19 +43,12 @@ class Beton:
         BetonError: naming the path, where the file cannot be opened, is truncated, corrupt, malicious or not version 2.
     """
 
-    labels: NDArray[np.int64]
-    ids: NDArray[np.int64]
-    crcs: NDArray[np.uint32] | None
-    names: Sequence[str]
-    widths: NDArray[np.uint16]
-    heights: NDArray[np.uint16]
-    modes: NDArray[np.uint8]
     _columns: tuple[str, ...] = ("labels", "ids", "crcs", "widths", "heights", "modes", "_pointers", "_sizes")
     _indices: NDArray[np.int64] | None = None  # of the samples in the file, where these are a selection
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._file: OpenFile | None = open_file(self.path)
+        self._file: OpenFile | None = OpenFile(self.path)
         self._provenance: Mapping[str, Any] | None = None
         tables = read_tables(self._file, self.path)
         self.labels, self.ids, self.crcs, self.names = tables.labels, tables.ids, tables.crcs, tables.names
@@ -72,11 +64,11 @@ class Beton:
     def select(self, indices: NDArray[np.int64]) -> Self:
         """The samples at these indices (N,), in this order, as a Beton of its own over the same open file; closing either
         leaves the other open. The index that a SampleError names stays that in the file."""
-        chosen = copy.copy(self)
+        chosen, names = copy.copy(self), self.names  # not self in the function: the selection must not keep all of this
         for name in self._columns:
             column = getattr(self, name)
             setattr(chosen, name, None if column is None else column[indices])
-        chosen.names = Selected(self.names, indices)
+        chosen.names = Names(len(indices), lambda i: names[int(indices[i])])
         chosen._indices = indices if self._indices is None else self._indices[indices]
         return chosen
 
@@ -183,7 +175,7 @@ class Beton:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property

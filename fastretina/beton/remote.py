@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastretina.beton.cache import CacheFolder
-from fastretina.beton.fetch import Patience, RemoteFile, call, fetch_samples, fetch_tables, look_up
+from fastretina.beton.fetch import Patience, RemoteFile, fetch_samples, fetch_tables, look_up
 from fastretina.beton.paths import as_path
 from fastretina.beton.reader import Beton
 from fastretina.beton.shards import WINDOW, ShardedBeton, in_order, open_all
@@ -75,16 +75,16 @@ def open_remote(url: str, cache: Cache | None = None, **options: Any) -> RemoteB
         RemoteError: by URL, what cannot be had from the server. BetonError: shards that are no set. UsageError: settings.
     """
     cache = cache or Cache()
-    folder, patience, closing = cache.open(), Patience(cache.attempts, cache.timeout), threading.Event()
-    fs, urls = _expand(url, patience, closing, options)
+    folder, patience = cache.open(), Patience(cache.attempts, cache.timeout)
+    fs, urls = _expand(url, patience, options)
 
     def open_one(one: str) -> _Shard:
-        file = look_up(fs, fs._strip_protocol(one), one, patience, closing)
+        file = look_up(fs, fs._strip_protocol(one), one, patience)
         # The version in the name: a file that was replaced on the server is another one here, and the old one gets evicted.
         key = hashlib.sha256(f"{one}\n{file.size}\n{file.version}".encode()).hexdigest()[:16]
         name = f"{key}-{PurePosixPath(urlsplit(one).path).name}"
         name = name if name.endswith(".beton") else f"{name}.beton"
-        with folder.tables(name, lambda target: fetch_tables(file, target, patience, closing)) as tables:
+        with folder.tables(name, partial(fetch_tables, file)) as tables:
             blocks = tables.path.stat().st_blocks
         tables.path = as_path(one)  # for messages; the tables are in memory now
         return _Shard(file, name, tables, 512 * blocks)
@@ -92,11 +92,11 @@ def open_remote(url: str, cache: Cache | None = None, **options: Any) -> RemoteB
     shards = {id(shard.tables): shard for shard in open_all(urls, open_one)}
     tables: list[Beton] = [shard.tables for shard in shards.values()]
     ordered = in_order(as_path(url), tables) if _is_pattern(url) else tables
-    shelf = Shelf([shards[id(one)] for one in ordered], folder, cache.streams, patience, closing)
+    shelf = Shelf([shards[id(one)] for one in ordered], folder, cache.streams, patience.closing)
     return RemoteBeton(url, ordered, shelf, partial(open_remote, url, cache, **options))
 
 
-def _expand(url: str, patience: Patience, closing: threading.Event, options: dict[str, Any]) -> tuple[Any, list[str]]:
+def _expand(url: str, patience: Patience, options: dict[str, Any]) -> tuple[Any, list[str]]:
     try:
         from fsspec.core import url_to_fs
 
@@ -111,7 +111,7 @@ def _expand(url: str, patience: Patience, closing: threading.Event, options: dic
         return fs, [_NUMBERED.sub(f"{number:05d}", url) for number in range(int(numbered[1]))]
     if not _is_pattern(url):
         return fs, [url]
-    found = patience.until(url, closing, lambda: sorted(call(fs, "glob", patience.timeout, closing, path)))
+    found = patience.until(url, lambda: sorted(patience.call(fs, "glob", path)))
     if not found:
         raise RemoteError(url, "no file matches, or the server cannot list; give the number of shards: train-*-of-00064.beton")
     return fs, [fs.unstrip_protocol(one) for one in found]
@@ -127,9 +127,6 @@ class _Shard:
     name: str  # in the cache
     tables: Beton  # closed: all but the samples
     tables_bytes: int  # on disk
-
-    def close(self) -> None:
-        """Nothing is open."""
 
     def is_in(self, other: Beton) -> bool:
         """Whether another copy of the tables is the same: the server may have replaced the file without another ETag."""
@@ -150,7 +147,7 @@ class RemoteBeton(ShardedBeton):
     def __init__(self, url: str, tables: Sequence[Beton], shelf: Shelf, opener: Callable[[], Beton]) -> None:
         super().__init__(url, tables, opener)
         self.url, self._shelf = url, shelf
-        weakref.finalize(self._users, shelf.stop)  # when the last selection is forgotten, too
+        weakref.finalize(self._users, shelf.closing.set)  # when the last selection is forgotten, too
 
     def _shard(self, number: int) -> Beton:
         return self._shelf.get(number)
@@ -177,12 +174,9 @@ class Shelf:
     turn is furthest off.
     """
 
-    def __init__(
-        self, shards: Sequence[_Shard], folder: CacheFolder, streams: int, patience: Patience, closing: threading.Event
-    ) -> None:
-        """streams: shards to fetch at the same time, apart from those that somebody waits for."""
-        self._shards, self._folder, self._patience, self._closing = shards, folder, patience, closing
-        self._streams = streams
+    def __init__(self, shards: Sequence[_Shard], folder: CacheFolder, streams: int, closing: threading.Event) -> None:
+        """streams: shards to fetch at the same time, apart from those that somebody waits for. closing: ends the fetches soon."""
+        self._shards, self._folder, self._streams, self.closing = shards, folder, streams, closing
         self._room = folder.limit - sum(shard.tables_bytes for shard in shards)
         self._fits = sum(shard.file.size for shard in shards) <= self._room
         self._lock = threading.Lock()
@@ -223,7 +217,7 @@ class Shelf:
 
     def _fill(self) -> None:
         """Fetch the next shards as far as there is room, or room can be had from one whose turn is later."""
-        while self._queue and len(self._coming) < self._streams and not self._closing.is_set():
+        while self._queue and len(self._coming) < self._streams and not self.closing.is_set():
             number = self._queue[-1]
             if number not in self._open and number not in self._coming:
                 while self._held() + self._size(number) > self._room:
@@ -263,24 +257,23 @@ class Shelf:
             self._fill()
 
     def _cached(self, number: int) -> Beton:
-        shard = self._shards[number]
-        file, patience, closing = shard.file, self._patience, self._closing
+        shard, file = self._shards[number], self._shards[number].file
 
         def fetch(descriptor: int) -> None:
-            with self._folder.tables(shard.name, lambda target: fetch_tables(file, target, patience, closing)) as tables:
+            with self._folder.tables(shard.name, partial(fetch_tables, file)) as tables:
                 if shard.is_in(tables):
-                    fetch_samples(file, tables, descriptor, patience, closing)
+                    fetch_samples(file, tables, descriptor)
                     return
             raise RemoteError(file.url, "was replaced on the server; open the set again")
 
         while True:
             try:
-                found = self._folder.file(shard.name, file.size, closing, fetch)
+                found = self._folder.file(shard.name, file.size, self.closing, fetch)
                 if shard.is_in(found):
                     return found
                 found.path.unlink(missing_ok=True)  # of an older version that looked the same to the server
             except CacheError as error:
-                if closing.is_set() or not self._give_up_one(number):
+                if self.closing.is_set() or not self._give_up_one(number):
                     raise RemoteError(file.url, str(error)) from None
 
     def _give_up_one(self, number: int) -> bool:
@@ -292,7 +285,7 @@ class Shelf:
                 del self._open[max(self._open, key=lambda k: -1 if k in self._begun else self._first[k])]
                 return True
             others = len(self._coming) > 1
-        return others and not self._closing.wait(0.1)
+        return others and not self.closing.wait(0.1)
 
     def check(self, sampling: str, url: str) -> None:
         """UsageError where reading in such an order would fetch shards again and again."""
@@ -305,14 +298,9 @@ class Shelf:
                 f"{self._room / 1e9:.3f} GB: allow it more{others}"
             )
 
-    @property
-    def stop(self) -> Callable[[], None]:
-        """Ends the fetches soon, without waiting; knows nothing of this object."""
-        return self._closing.set
-
     def close(self) -> None:
         """End the fetches, and let go of the files; what was half fetched goes on from there another time."""
-        self._closing.set()
+        self.closing.set()
         with self._lock:
             threads = list(self._threads.values())
         for thread in threads:

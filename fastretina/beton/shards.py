@@ -13,12 +13,12 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastretina.beton.names import NameList
+from fastretina.beton.names import Names
 from fastretina.beton.paths import MAX_SHARDS, as_path, shard_path, whole_path
 from fastretina.beton.reader import Beton
 from fastretina.errors import BetonError, SampleError
@@ -29,27 +29,14 @@ _OPENERS = 8  # threads; parsing tables is numpy and checksums, which release th
 _OWN = frozenset({"shard", "passed_through", "reencoded", "skipped", "grades", "encoder"})
 
 
-class Closable(Protocol):
-    """What can be closed."""
-
-    def close(self) -> None: ...
-
-
 _Source = TypeVar("_Source")
-_Opened = TypeVar("_Opened", bound=Closable)
+_Opened = TypeVar("_Opened")
 
 
 def open_all(sources: Sequence[_Source], opener: Callable[[_Source], _Opened]) -> list[_Opened]:
-    """All of them, opened by several threads; where one fails, the others are closed and its error raised."""
+    """All of them, opened by several threads; where one fails, its error. A Beton that nobody refers to any more is closed."""
     with ThreadPoolExecutor(min(_OPENERS, len(sources)), thread_name_prefix="fastretina-open") as threads:
-        futures = [threads.submit(opener, source) for source in sources]
-    errors = [error for future in futures if (error := future.exception()) is not None]
-    if errors:
-        for future in futures:
-            if future.exception() is None:
-                future.result().close()
-        raise errors[0]
-    return [future.result() for future in futures]
+        return list(threads.map(opener, sources))
 
 
 def in_order(path: Path, shards: Sequence[Beton]) -> list[Beton]:
@@ -96,20 +83,6 @@ def _packing(shard: Beton) -> Mapping[str, Any]:
     return {key: value for key, value in shard.provenance.items() if key not in _OWN}
 
 
-class _ShardNames(NameList):
-    """The names of all shards, one after the other."""
-
-    def __init__(self, shards: Sequence[Beton], starts: Sequence[int], count: int) -> None:
-        self._names, self._starts, self._count = [shard.names for shard in shards], starts, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def _name(self, index: int) -> str:
-        shard = bisect.bisect_right(self._starts, index) - 1
-        return self._names[shard][index - self._starts[shard]]
-
-
 class ShardedBeton(Beton):
     """The shards of one packing as one Beton, whose sample i lies in one of them.
 
@@ -135,7 +108,13 @@ class ShardedBeton(Beton):
             setattr(self, column, whole)
             for shard, start in zip(shards, self._starts, strict=True):
                 setattr(shard, column, whole[start : start + len(shard)])  # once in memory, not twice
-        self.names = _ShardNames(shards, self._starts, len(self.labels))
+        names, starts = [shard.names for shard in shards], self._starts  # not self in the function: a cycle would keep files open
+
+        def name(index: int) -> str:
+            shard = bisect.bisect_right(starts, index) - 1
+            return names[shard][index - starts[shard]]
+
+        self.names = Names(len(self.labels), name)
         self._closed = False
         self._users = _Users()
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fastretina.beton import format as fmt
 from fastretina.beton.file import OpenFile
 from fastretina.beton.jpeg import MAX_SIDE
-from fastretina.beton.names import Names
+from fastretina.beton.names import Names, stored_names
 from fastretina.errors import BetonError
 from fastretina.system.memory import available_bytes
 
@@ -99,11 +99,12 @@ def _read(file: OpenFile, path: Path) -> Tables:
     sizes = _check_extents(pointers, starts, sizes, range(end, block.start if block else alloc), page, ordered=block is not None)
     _check_images(modes, widths, heights, sizes)
     if block is None:
-        return Tables(labels, np.arange(count), None, Names(None, count, path), widths, heights, modes, pointers, sizes, b"")
+        numbered = Names(count, "sample {}".format, f"{path}: ")
+        return Tables(labels, np.arange(count), None, numbered, widths, heights, modes, pointers, sizes, b"")
     ids, crcs = rest
     _require(bool((ids[1:] > ids[:-1]).all()) and ids[0] >= 0, "sample ids are not ascending")
     _require(int(crcs.min()) >= 0 and int(crcs.max()) < 1 << 32, "checksums out of range")
-    listed = Names(block.names, count, path)
+    listed = stored_names(block.names, count, path)
     return Tables(labels, ids, crcs.astype(np.uint32), listed, widths, heights, modes, pointers, sizes, block.provenance)
 
 

@@ -78,7 +78,6 @@ def _reasons(beton: Beton, workers: int) -> Iterator[str]:
                 yield from reasons
         finally:
             left.set()  # whoever pressed Ctrl-C need not wait for sixteen of the largest images
-            threads.shutdown(wait=True, cancel_futures=True)
 
 
 def _check(beton: Beton, index: int) -> str:

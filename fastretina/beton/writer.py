@@ -8,16 +8,14 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from array import array
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
 from fastretina.beton import format as fmt
-from fastretina.beton.format import ALLOCATION, DESCRIPTOR, FOOTER, HEADER, MARKER, OUR_FIELDS
+from fastretina.beton.format import DESCRIPTOR, FOOTER, HEADER, MARKER, OUR_FIELDS
 from fastretina.beton.reader import Beton
 from fastretina.errors import ConvertError
 from fastretina.system.files import AtomicFile, unfinished
@@ -40,9 +38,7 @@ class BetonWriter:
         self._page, self._capacity = page, capacity
         self._tables_start = HEADER.itemsize + len(OUR_FIELDS) * DESCRIPTOR.itemsize
         self._position = -(-(self._tables_start + capacity * self._row.itemsize) // page) * page
-        self._pointers, self._sizes, self._crcs = array("Q"), array("Q"), array("q")
-        self._labels, self._ids = array("q"), array("q")
-        self._widths, self._heights = array("H"), array("H")
+        self._metadata, self._table = np.zeros(capacity, self._row), np.zeros(capacity, fmt.ALLOCATION)
         self._names: list[str] = []
         self._buffer, self._buffer_start = bytearray(), self._position
         path = Path(path)
@@ -68,13 +64,8 @@ class BetonWriter:
         room = -self._position % self._page
         if size > room > 0:
             self._put(bytes(room))
-        self._pointers.append(self._position)
-        self._sizes.append(size)
-        self._crcs.append(crc)
-        self._labels.append(label)
-        self._ids.append(id)
-        self._widths.append(width)
-        self._heights.append(height)
+        self._metadata[len(self)] = (fmt.MODE_JPEG, width, height, self._position), label, id, crc
+        self._table[len(self)] = len(self), self._position, size
         self._names.append(name)
         self._put(payload)
 
@@ -127,21 +118,11 @@ class BetonWriter:
         for descriptor, (name, type_id) in zip(descriptors, OUR_FIELDS, strict=True):
             descriptor["name"], descriptor["type_id"] = name, type_id
         descriptors["arguments"][0, : len(MARKER)] = np.frombuffer(MARKER, np.uint8)
-        metadata = np.zeros(count, dtype=self._row)
-        image = metadata["f0"]
-        image["mode"], image["width"], image["height"], image["data_ptr"] = (
-            fmt.MODE_JPEG,
-            self._widths,
-            self._heights,
-            self._pointers,
-        )
-        metadata["f1"], metadata["f2"], metadata["f3"] = self._labels, self._ids, self._crcs
-        table = np.zeros(count, dtype=ALLOCATION)
-        table["sample_id"], table["ptr"], table["size"] = np.arange(count), self._pointers, self._sizes
-        return header.tobytes() + descriptors.tobytes() + metadata.tobytes(), table.tobytes()
+        head = header.tobytes() + descriptors.tobytes() + self._metadata[:count].tobytes()
+        return head, self._table[:count].tobytes()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.discard()

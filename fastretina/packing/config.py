@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -54,11 +54,6 @@ class PackConfig:
     def preparation(self) -> Preparation:
         """What --crop and --contrast ask for."""
         return Preparation(self.crop, self.contrast)
-
-    def __post_init__(self) -> None:
-        for field in fields(self):  # from Python strings will do
-            if "Path" in str(field.type) and isinstance(given := getattr(self, field.name), str):
-                object.__setattr__(self, field.name, Path(given))
 
     def check(self) -> None:
         """UsageError naming a flag whose value cannot be; which flags go together is for the layouts of labels to say."""

@@ -56,17 +56,12 @@ def inspect(path: str, size: int, verify: bool = False, preparation: Preparation
         if found.action == "convert":
             return Source(None, 0, found.reason)
         if verify:
-            _decode(data)
+            simplejpeg.decode_jpeg(data, strict=True)
     except JpegError as error:
         return Source(None, 0, str(error), bad=True)
-    return Source(data, zlib.crc32(data))
-
-
-def _decode(data: bytes) -> None:
-    try:
-        simplejpeg.decode_jpeg(data, strict=True)
     except ValueError as error:
-        raise JpegError(f"cannot be decoded: {error}") from None
+        return Source(None, 0, f"cannot be decoded: {error}", bad=True)
+    return Source(data, zlib.crc32(data))
 
 
 def read_file(path: str) -> bytes:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,76 @@ from fastretina import __version__
 from fastretina.beton.paths import parse_shard, shard_path, shard_rows
 from fastretina.beton.writer import BetonWriter
 from fastretina.errors import ConvertError, LabelError, UsageError
-from fastretina.grading import CLASSES, patients_in_both
+from fastretina.grading import CLASSES, NUM_CLASSES, patients_in_both
 from fastretina.packing.config import PackConfig
 from fastretina.packing.inspect import Source
-from fastretina.packing.labels.layout import Layout
 from fastretina.packing.labels.registry import layout_of
-from fastretina.packing.labels.table import LabelTable
+from fastretina.packing.labels.table import LabelTable, Layout
 from fastretina.packing.pipeline import packed_images
 from fastretina.packing.reencode import QUALITY, SUBSAMPLING
-from fastretina.packing.summary import PackSummary, Tally, skipped_path
 from fastretina.system.files import AtomicFile, csv_line
 from fastretina.system.progress import progress_bar
+
+
+def skipped_path(out: Path) -> Path:
+    """Where the rows that were left out of `out` are listed: row (1-based line of the label file), name, reason."""
+    return out.with_name(out.name + ".skipped.csv")
+
+
+@dataclass
+class Tally:
+    """What became of some rows; bytes: of their files; skipped: (line of the label file, name, reason)."""
+
+    bytes: int = 0
+    passed: int = 0
+    reencoded: Counter[str] = field(default_factory=Counter)
+    grades: list[int] = field(default_factory=lambda: [0] * NUM_CLASSES)
+    skipped: list[tuple[int, str, str]] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        """What became of some more rows."""
+        self.bytes += other.bytes
+        self.passed += other.passed
+        self.reencoded += other.reencoded
+        self.grades = [a + b for a, b in zip(self.grades, other.grades, strict=True)]
+        self.skipped += other.skipped
+
+
+@dataclass(frozen=True)
+class PackSummary:
+    """What was packed. Sizes in bytes; `reencoded` counts by reason; `grades` are the counts by grade."""
+
+    out: Path
+    rows: int
+    passed: int
+    reencoded: Mapping[str, int]
+    skipped: int
+    grades: tuple[int, ...]
+    shared_patients: int | None  # patients also in the other split; None where there is no other split to look at
+    bytes: int
+    seconds: float
+    notes: tuple[str, ...]
+
+    @property
+    def images(self) -> int:
+        """Images in the file."""
+        return self.passed + sum(self.reencoded.values())
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.reencoded.items())
+        each = self.bytes / max(1, self.images) / 1e3
+        lines = [
+            f"{self.out}: {self.images:,} images, {self.bytes / 1e6:,.1f} MB ({each:.1f} KB each)",
+            f"  passed through byte for byte: {self.passed:,}",
+            f"  re-encoded at quality {QUALITY}, {SUBSAMPLING}: {sum(self.reencoded.values()):,}"
+            + (f" ({reasons})" if reasons else ""),
+            f"  skipped: {self.skipped:,}" + (f" (listed in {skipped_path(self.out)})" if self.skipped else ""),
+            "  grades: " + ", ".join(f"{i}: {n:,} ({n / max(1, self.images):.1%})" for i, n in enumerate(self.grades)),
+        ]
+        if self.shared_patients is not None:
+            lines.append(f"  patients in both train and test: {self.shared_patients:,}")
+        lines += [f"  {note}" for note in self.notes]
+        return "\n".join([*lines, f"  {self.seconds:.2f} s, {self.rows / max(self.seconds, 1e-9):,.0f} images/s"])
 
 
 def write_beton(out: str | os.PathLike[str], *, progress: bool = False, **flags: Any) -> PackSummary:
@@ -41,7 +101,8 @@ def write_beton(out: str | os.PathLike[str], *, progress: bool = False, **flags:
         UsageError: arguments that do not go together. LabelError: the label files, by file and line.
         ConvertError: a bad image (by label file, line and path), too many of them, a killed worker, a full disk.
     """
-    return pack(PackConfig(Path(out), **flags), progress=progress)
+    paths = {name: Path(flags[name]) for name in ("root", "images", "labels") if flags.get(name) is not None}
+    return pack(PackConfig(Path(out), **flags | paths), progress=progress)
 
 
 def pack(config: PackConfig, *, progress: bool = False) -> PackSummary:
@@ -55,14 +116,12 @@ def pack(config: PackConfig, *, progress: bool = False) -> PackSummary:
     shared, notes = _shared_patients(config, layout, table)
     files = _files(config, len(table))
     rows = range(files[0].rows.start, files[-1].rows.stop)
-    total, size = Tally(), 0
+    total = Tally()
     # closing: an error here must end the worker processes now, not when its traceback is forgotten.
     bar = progress_bar("packing", len(rows), unit="image", shown=progress, lines=True)
     with bar, closing(packed_images(config, table, rows)) as images:
         for file in files:
-            tally, written = _write(config, table, file, islice(images, len(file.rows)), allowed - len(total.skipped), bar)
-            total.add(tally)
-            size += written
+            total.add(_write(config, table, file, islice(images, len(file.rows)), allowed - len(total.skipped), bar))
     return PackSummary(
         out=files[0].path if len(files) == 1 else shard_path(config.out, "*", len(files)),
         rows=len(rows),
@@ -71,7 +130,7 @@ def pack(config: PackConfig, *, progress: bool = False) -> PackSummary:
         skipped=len(total.skipped),
         grades=tuple(total.grades),
         shared_patients=shared,
-        bytes=size,
+        bytes=total.bytes,
         seconds=time.perf_counter() - started,
         notes=notes,
     )
@@ -98,10 +157,8 @@ def _files(config: PackConfig, rows: int) -> list[_File]:
     return [_File(shard_path(config.out, *shard), shard_rows(rows, *shard), shard) for shard in shards]
 
 
-def _write(
-    config: PackConfig, table: LabelTable, file: _File, images: Iterable[Source], allowed: int, bar: Any
-) -> tuple[Tally, int]:
-    """Write one file from the images of its rows; what became of them, and its size in bytes."""
+def _write(config: PackConfig, table: LabelTable, file: _File, images: Iterable[Source], allowed: int, bar: Any) -> Tally:
+    """Write one file from the images of its rows; what became of them."""
     tally = Tally()
     with BetonWriter(file.path, len(file.rows)) as writer:
         for row, image in zip(file.rows, images, strict=True):
@@ -122,12 +179,12 @@ def _write(
                 listed = stack.enter_context(AtomicFile(skipped_path(file.path), ConvertError))
                 lines = map(csv_line, [("row", "name", "reason"), *tally.skipped])
                 listed.write("".join(lines).encode("utf-8", "replace"), 0)
-            size = writer.finish(provenance)
+            tally.bytes = writer.finish(provenance)
             if tally.skipped:
                 listed.publish()
     if not tally.skipped:
         skipped_path(file.path).unlink(missing_ok=True)  # of an earlier run: it would lie about this file
-    return tally, size
+    return tally
 
 
 def _shared_patients(config: PackConfig, layout: Layout, table: LabelTable) -> tuple[int | None, tuple[str, ...]]:

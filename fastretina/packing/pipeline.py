@@ -11,12 +11,13 @@ import zlib
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 
 from fastretina.errors import ConvertError
 from fastretina.packing.config import PackConfig
 from fastretina.packing.inspect import Source, inspect
 from fastretina.packing.labels.table import LabelTable
-from fastretina.packing.reencode import ReencodePool, WorkerDied
+from fastretina.packing.reencode import Reencoded, ReencodePool, WorkerDied
 
 _CHUNK = 32  # images a thread reads at a time
 _AHEAD = 4  # chunks in flight for each worker
@@ -40,7 +41,7 @@ def packed_images(config: PackConfig, table: LabelTable, rows: range) -> Generat
     submitted = 0  # rows whose re-encoding, if needed, has been asked for
     threads = ThreadPoolExecutor(workers, thread_name_prefix="fastretina-pack")
     try:
-        with ReencodePool(workers, config.size, config.preparation) as pool:
+        with closing(ReencodePool(workers, config.size, config.preparation)) as pool:
             while True:
                 while len(pending) < _AHEAD * workers and (start := next(starts, None)) is not None:
                     pending.append((start, threads.submit(read, start)))
@@ -57,20 +58,16 @@ def packed_images(config: PackConfig, table: LabelTable, rows: range) -> Generat
                         submitted = start + _CHUNK
                 start, future = pending.popleft()
                 for row, source in enumerate(future.result(), start):
-                    yield _finished(row, source, pool, table)
+                    yield source if source.payload is not None or source.bad else _finished(pool.result(row), source.reason)
                 pool.poll()
+    except WorkerDied as error:
+        at = row if error.row is None else error.row  # an idle one: near the image that is waited for
+        raise ConvertError(f"{table.where(at)}: {table.paths[at]}: {error}") from None
     finally:
         threads.shutdown(wait=True, cancel_futures=True)
 
 
-def _finished(row: int, source: Source, pool: ReencodePool, table: LabelTable) -> Source:
-    if source.payload is not None or source.bad:
-        return source
-    try:
-        answer = pool.result(row)
-    except WorkerDied as error:
-        at = error.key if isinstance(error.key, int) else row
-        raise ConvertError(f"{table.where(at)}: {table.paths[at]}: {error}") from None
+def _finished(answer: Reencoded | str, reason: str) -> Source:
     if isinstance(answer, str):
         return Source(None, 0, answer, bad=True)
-    return Source(answer.jpeg, zlib.crc32(answer.jpeg), source.reason + (WHOLE_FRAME if answer.whole_frame else ""))
+    return Source(answer.jpeg, zlib.crc32(answer.jpeg), reason + (WHOLE_FRAME if answer.whole_frame else ""))

@@ -18,11 +18,9 @@ import subprocess
 import sys
 import warnings
 from collections import deque
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
@@ -79,7 +77,10 @@ def _square(data: bytes, size: int, preparation: Preparation) -> tuple[Image.Ima
         else:
             image, cropped = _cropped(data, size)
         if preparation.contrast == "local":
-            image = _local_contrast(image)
+            from fastretina.packing.fundus import find_disc, local_contrast  # not before: see _cropped
+
+            pixels = np.asarray(image)
+            image = Image.fromarray(local_contrast(pixels, find_disc(pixels)))
         return image, not cropped
     except JpegError:
         raise
@@ -126,11 +127,9 @@ def _letterbox(image: Image.Image, size: int) -> Image.Image:
     return canvas
 
 
-# OpenCV takes 0.2 s to import: as long as packing 2,000 images that pass through. Only those wait for it who need it.
-
-
 def _cropped(data: bytes, size: int) -> tuple[Image.Image, bool]:
     """The square of the retina's disc, True; or, its rim out of sight, the whole frame, letterboxed, False."""
+    # OpenCV takes 0.2 s to import: as long as packing 2,000 images that pass through. Only those wait for it who need it.
     from fastretina.packing.fundus import crop_to_disc, find_disc
 
     image, shrunk = _decode(data, longer=_SPARE * size, shorter=_SPARE_OF_DISC * size)
@@ -141,13 +140,6 @@ def _cropped(data: bytes, size: int) -> tuple[Image.Image, bool]:
     if disc is None:
         return _letterbox(image, size), False
     return Image.fromarray(crop_to_disc(np.asarray(image), disc, size)), True
-
-
-def _local_contrast(image: Image.Image) -> Image.Image:
-    from fastretina.packing.fundus import find_disc, local_contrast
-
-    pixels = np.asarray(image)
-    return Image.fromarray(local_contrast(pixels, find_disc(pixels)))
 
 
 # ---- worker processes ------------------------------------------------------------------------------------------------
@@ -177,30 +169,30 @@ def serve(descriptor: int) -> None:
 class _Worker:
     process: subprocess.Popen[bytes]
     pipe: Connection
-    keys: deque[Hashable] = field(default_factory=deque)  # in its hands, oldest first
+    rows: deque[int] = field(default_factory=deque)  # in its hands, oldest first
 
 
 class WorkerDied(ConvertError):
-    """A worker process ended on its own. `key`: what it was at, None if it was idle."""
+    """A worker process ended on its own. `row`: what it was at, None if it was idle."""
 
-    def __init__(self, key: Hashable, code: int) -> None:
+    def __init__(self, row: int | None, code: int) -> None:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         super().__init__(f"a worker process {how} (out of memory, or killed by hand?)")
-        self.key = key
+        self.row = row
 
 
 class ReencodePool:
-    """Worker processes for `reencode`. Use from one thread; results are asked for by key, in any order."""
+    """Worker processes for `reencode`. Use from one thread; results are asked for by row, in any order."""
 
     def __init__(self, workers: int, size: int, preparation: Preparation = UNPREPARED) -> None:
         self._size, self._preparation, self._count = size, preparation, workers
         self._workers: list[_Worker] = []
-        self._backlog: deque[tuple[Hashable, str]] = deque()
-        self._done: dict[Hashable, Reencoded | str] = {}
+        self._backlog: deque[tuple[int, str]] = deque()
+        self._done: dict[int, Reencoded | str] = {}
 
-    def submit(self, key: Hashable, path: str) -> None:
+    def submit(self, row: int, path: str) -> None:
         """Have the image at `path` re-encoded. Starts a worker while there are fewer than asked for."""
-        self._backlog.append((key, path))
+        self._backlog.append((row, path))
         if len(self._workers) < self._count:
             self._workers.append(_start())
         self._feed()
@@ -209,11 +201,11 @@ class ReencodePool:
         """Take finished images and hand out new ones, without waiting. Raises WorkerDied."""
         self._pump(0.0)
 
-    def result(self, key: Hashable) -> Reencoded | str:
-        """The image submitted as `key`, or why there is none; waits for it. Raises WorkerDied."""
-        while key not in self._done:
+    def result(self, row: int) -> Reencoded | str:
+        """The image submitted as `row`, or why there is none; waits for it. Raises WorkerDied."""
+        while row not in self._done:
             self._pump(None)
-        return self._done.pop(key)
+        return self._done.pop(row)
 
     def _pump(self, timeout: float | None) -> None:
         pipes = {worker.pipe: worker for worker in self._workers}
@@ -223,15 +215,15 @@ class ReencodePool:
                 answer = worker.pipe.recv()
             except (EOFError, ConnectionError):
                 raise self._died(worker) from None
-            self._done[worker.keys.popleft()] = answer
+            self._done[worker.rows.popleft()] = answer
         self._feed()
 
     def _feed(self) -> None:
         for depth in range(_QUEUED):  # everyone's first before anyone's second
             for worker in self._workers:
-                if self._backlog and len(worker.keys) <= depth:
-                    key, path = self._backlog.popleft()
-                    worker.keys.append(key)
+                if self._backlog and len(worker.rows) <= depth:
+                    row, path = self._backlog.popleft()
+                    worker.rows.append(row)
                     try:
                         worker.pipe.send((path, self._size, self._preparation))
                     except ConnectionError:
@@ -243,7 +235,7 @@ class ReencodePool:
             worker.process.wait(_LAST_WORDS)
         except subprocess.TimeoutExpired:
             worker.process.kill()
-        return WorkerDied(worker.keys[0] if worker.keys else None, worker.process.wait())
+        return WorkerDied(worker.rows[0] if worker.rows else None, worker.process.wait())
 
     def close(self) -> None:
         """End all workers now, whatever they are at."""
@@ -252,13 +244,6 @@ class ReencodePool:
             worker.pipe.close()
         for worker in self._workers:
             worker.process.wait()
-        self._workers.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 def _start() -> _Worker:

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from fastretina.sample.lesions import View, cover, fill_blob
+from fastretina.sample.lesions import Range, View, cover, fill_blob
 from fastretina.sample.retina import CANVAS, DISC_DIAMETER, FOVEA, OPTIC_DISC, Image
 
 Count = tuple[int, int]
-Range = tuple[float, float]
 
 
 @dataclass(frozen=True)

@@ -121,14 +121,14 @@ class _Painter:
         return cv2.multiply(canvas, cv2.LUT(cv2.merge([blood] * 3), _TRANSMISSION), scale=1 / 255)
 
     def draw_microaneurysm(self, i: int) -> None:
-        self.fill(
-            self.blood, self.place(i), self.uniform("microaneurysm_radius"), self.opacity("microaneurysm_density"), roughness=0.1
-        )
+        at, radius, opacity = self.place(i), self.uniform("microaneurysm_radius"), self.opacity("microaneurysm_density")
+        fill_blob(self.blood, self.rng, at, radius, opacity, roughness=0.1)
 
     def draw_haemorrhage(self, i: int) -> None:
         low, high = self.settings.haemorrhage_radius
         radius = low + (high - low) * self.rng.random() ** 1.7  # small dots are commoner than large blots
-        self.fill(self.blood, self.place(i), radius, self.opacity("blood_density"), roughness=0.4, stretch=self.rng.uniform(1, 1.6))
+        at, opacity = self.place(i), self.opacity("blood_density")
+        fill_blob(self.blood, self.rng, at, radius, opacity, roughness=0.4, stretch=self.rng.uniform(1, 1.6))
 
     def draw_flame(self, i: int) -> None:
         """Blood between nerve fibres: a sheaf of tapered streaks along the fibres, which fan out from the optic disc."""
@@ -139,7 +139,8 @@ class _Painter:
             along, across = self.rng.normal(0, 0.15) * length, self.rng.normal(0, 0.07) * length
             at = (x + along * math.cos(fibre) - across * math.sin(fibre), y + along * math.sin(fibre) + across * math.cos(fibre))
             half = length * self.rng.uniform(0.2, 0.45)
-            self.fill(self.blood, at, 0.08 * half, opacity, roughness=0.2, stretch=12, angle=fibre + self.rng.normal(0, 0.07))
+            heading = fibre + self.rng.normal(0, 0.07)
+            fill_blob(self.blood, self.rng, at, 0.08 * half, opacity, roughness=0.2, stretch=12, angle=heading)
 
     def draw_exudates(self, i: int) -> None:
         """A cluster of waxy flecks, or (one in three) a circinate ring of them around a leaking vessel."""
@@ -155,7 +156,7 @@ class _Painter:
         size = low + (high - low) * self.rng.random(flecks) ** 2
         for r, a, s in zip(radius, angle, size, strict=True):
             at = (x + r * math.cos(a), y + r * math.sin(a))
-            self.fill(self.exudate, at, s, self.opacity("exudate_alpha"), roughness=0.6, stretch=self.rng.uniform(1, 1.8))
+            fill_blob(self.exudate, self.rng, at, s, self.opacity("exudate_alpha"), roughness=0.6, stretch=self.rng.uniform(1, 1.8))
 
     def draw_cotton_wool(self, i: int) -> None:
         """A swollen patch of the nerve-fibre layer: white, fluffy, two or three lobes."""
@@ -163,7 +164,7 @@ class _Painter:
         radius = self.uniform("cotton_wool_radius")
         for _ in range(3):
             at = (x + self.rng.normal(0, 0.4) * radius, y + self.rng.normal(0, 0.4) * radius)
-            self.fill(self.cotton, at, 0.75 * radius, self.opacity("cotton_wool_alpha"), roughness=0.4, stretch=1.4)
+            fill_blob(self.cotton, self.rng, at, 0.75 * radius, self.opacity("cotton_wool_alpha"), roughness=0.4, stretch=1.4)
 
     def draw_tuft(self, i: int) -> None:
         """New vessels: fine, curling, branching, from the optic disc (the first, if in view) or from an arcade."""
@@ -210,11 +211,6 @@ class _Painter:
             x, y = self.view.x + r * math.cos(angle), self.view.y + r * math.sin(angle)
             if math.hypot(x - OPTIC_DISC[0], y - OPTIC_DISC[1]) > 0.65 * DISC_DIAMETER:
                 return x, y
-
-    def fill(
-        self, layer: Image, at: Point, radius: float, opacity: int, roughness: float, stretch: float = 1, angle: float | None = None
-    ) -> None:
-        fill_blob(layer, self.rng, at, radius, opacity, roughness, stretch, angle)
 
 
 def fill_blob(

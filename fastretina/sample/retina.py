@@ -23,16 +23,7 @@ DISC_DIAMETER = 96.0  # of the optic disc, canvas px
 OPTIC_DISC = (143.0, 358.0)
 FOVEA = (386.0, 382.0)
 # Points on the large temporal and nasal vessels: new vessels grow from these and from the optic disc.
-ARCADES = (
-    (188.0, 243.0),
-    (247.0, 199.0),
-    (432.0, 245.0),
-    (577.0, 226.0),
-    (181.0, 550.0),
-    (267.0, 629.0),
-    (426.0, 632.0),
-    (247.0, 511.0),
-)
+ARCADES = ((188, 243), (247, 199), (432, 245), (577, 226), (181, 550), (267, 629), (426, 632), (247, 511))
 
 # The photograph's retina, px: a circle, apart from the camera's orientation tab at the upper right.
 _PHOTO_CENTRE, _PHOTO_RADIUS = 705.0, 696.0

@@ -25,7 +25,7 @@ def mark(stream: torch.cuda.Stream | None, timed: bool = False) -> torch.cuda.Ev
     """
     if stream is None:
         return None
-    event = torch.cuda.Event(enable_timing=True, blocking=True) if timed else torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    event = torch.cuda.Event(enable_timing=timed, blocking=True)  # type: ignore[no-untyped-call]
     event.record(stream)
     return event
 

@@ -12,7 +12,6 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from fastretina.errors import FastretinaError, RunError
@@ -96,7 +95,7 @@ class AtomicFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.discard()
 
 
@@ -212,10 +211,4 @@ def csv_line(cells: Iterable[object]) -> str:
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a UTF-8 CSV file with a header atomically."""
-
-    def write(file: BinaryIO) -> None:
-        file.write(csv_line(header).encode())
-        for row in rows:
-            file.write(csv_line(row).encode())
-
-    write_atomically(path, write)
+    write_bytes(path, "".join(map(csv_line, [header, *rows])).encode())

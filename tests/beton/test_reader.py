@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from fastretina.beton import format as fmt
+from fastretina.beton.names import stored_names
 from fastretina.beton.reader import Beton
 from fastretina.beton.writer import BetonWriter
 from fastretina.errors import BetonError, ConvertError, SampleError
@@ -231,10 +232,9 @@ def test_marks_of_our_files_are_believed_only_together(tampered: Callable[[Calla
 
 
 def test_wrong_number_of_names_is_our_error(packed: Path) -> None:
-    with Beton(packed) as beton:
-        beton.names._blob = np.frombuffer(b"one\ntwo\n", np.uint8)  # type: ignore[attr-defined]
-        with pytest.raises(BetonError, match="2 names for 12 samples"):
-            _ = beton.names[0]
+    names = stored_names(np.frombuffer(b"one\ntwo\n", np.uint8), 12, packed)
+    with pytest.raises(BetonError, match="2 names for 12 samples"):
+        _ = names[0]
 
 
 def test_what_is_no_file_is_our_error_and_names_the_path(tmp_path: Path) -> None:

@@ -166,8 +166,10 @@ def test_a_file_that_is_no_shard_is_refused_beside_others_and_opened_alone(folde
 def test_a_damaged_shard_is_named_and_the_others_are_closed(folder):
     path = folder / shard_path("train.beton", 5, SHARDS)
     path.write_bytes(path.read_bytes()[:-24])
+    before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(BetonError, match="train-00005-of-00007"):
         open_beton(folder / "train-*.beton")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_pattern_without_a_match_and_a_name_without_its_file_say_what_to_do(folder):

@@ -18,7 +18,7 @@ from fastretina.beton.reader import Beton
 from fastretina.beton.verify import verify_beton
 from fastretina.errors import ConvertError, JpegError, UsageError
 from fastretina.packing.pack import write_beton
-from fastretina.packing.reencode import reencode
+from fastretina.packing.reencode import ReencodePool, WorkerDied, reencode
 
 SIZE = 64
 
@@ -113,6 +113,18 @@ def test_the_rest_is_reencoded_and_counted(tmp_path: Path) -> None:
             assert np.abs(pixels - original).mean() < 3, name
         turned = simplejpeg.decode_jpeg(beton.jpeg(list(beton.names).index("3_right")))
         assert np.abs(turned - np.rot90(original, -1)).mean() < 3
+
+
+def test_a_worker_found_dead_between_two_images_names_its_image_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found_dead(pool: ReencodePool) -> None:
+        raise WorkerDied(2, -9)
+
+    monkeypatch.setattr(ReencodePool, "poll", found_dead)
+    monkeypatch.setattr("fastretina.packing.pipeline._CHUNK", 1)  # more than one, so that it looks at its workers in between
+    root = folder(tmp_path / "in", plain(3))
+    with pytest.raises(ConvertError, match=r"train_img\.csv, line 3: .*1_right\.jpeg: a worker process was killed by signal 9"):
+        write_beton(tmp_path / "o.beton", root=root, split="train", size=SIZE, workers=2)
+    assert listing(tmp_path) == ["in"]
 
 
 def test_the_output_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:

@@ -89,11 +89,8 @@ class CsvFile:
             if not rows:
                 fail(self.source, 1, "a header and no rows")
         elif len(rows[0]) != len(words):
-            fail(
-                self.source,
-                1,
-                f"{len(rows[0])} column(s) where {len(words)} are expected, {','.join(column[0] for column in words)}",
-            )
+            expected = ",".join(column[0] for column in words)
+            fail(self.source, 1, f"{len(rows[0])} column(s) where {len(words)} are expected, {expected}")
         start = 2 if header else 1
         return list(range(start, start + len(rows))), [[row[number] for row in rows] for number in columns]
 
@@ -107,14 +104,10 @@ def _check_lines(source: Path, raw: bytes) -> None:
     longest = int(np.argmax(np.diff(ends)))
     if ends[longest + 1] - ends[longest] > MAX_LINE:
         fail(source, longest + 1, f"more than {MAX_LINE} bytes in one line")
-    for position in (raw.find(b"\0"), _first_undecodable(raw)):
-        if position >= 0:
-            fail(source, raw.count(b"\n", 0, position) + 1, "a NUL or a byte that is not UTF-8 text")
-
-
-def _first_undecodable(raw: bytes) -> int:
+    position = raw.find(b"\0")
     try:
         raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        return error.start
-    return -1
+        position = error.start if position < 0 else position
+    if position >= 0:
+        fail(source, raw.count(b"\n", 0, position) + 1, "a NUL or a byte that is not UTF-8 text")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from fastretina.packing.config import PackConfig
 from fastretina.packing.labels.csv_file import GRADE_WORDS, IMAGE_WORDS, CsvFile
 from fastretina.packing.labels.images import ImageIndex
-from fastretina.packing.labels.layout import Layout
-from fastretina.packing.labels.table import LabelTable, parse_grades
+from fastretina.packing.labels.table import LabelTable, Layout, parse_grades
 
 
 def _read(config: PackConfig, missing_ok: bool) -> LabelTable:

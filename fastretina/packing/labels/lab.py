@@ -12,8 +12,7 @@ from fastretina.errors import LabelError, UsageError
 from fastretina.packing.config import PackConfig
 from fastretina.packing.labels.csv_file import GRADE_WORDS, IMAGE_WORDS, CsvFile
 from fastretina.packing.labels.images import ImageIndex, image_stem
-from fastretina.packing.labels.layout import Layout
-from fastretina.packing.labels.table import LabelTable, fail, parse_grades
+from fastretina.packing.labels.table import LabelTable, Layout, fail, parse_grades
 
 _OTHER_SPLIT = {"train": "test", "test": "train"}
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 from fastretina.errors import UsageError
 from fastretina.packing.config import PackConfig
 from fastretina.packing.labels import kaggle, lab
-from fastretina.packing.labels.layout import Layout
+from fastretina.packing.labels.table import Layout
 
-LAYOUTS: tuple[Layout, ...] = (
-    lab.LAYOUT,
-    kaggle.LAYOUT,
-)
+LAYOUTS = (lab.LAYOUT, kaggle.LAYOUT)
 
 
 def layout_of(config: PackConfig) -> Layout:

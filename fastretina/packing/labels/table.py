@@ -1,8 +1,8 @@
-"""The rows of one split that can be packed: name, path of the image and grade of each, or an error that names file and line."""
+"""What a layout of labels is, and what it reads: name, path of the image and grade of each row, or an error with file and line."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fastretina.errors import LabelError
 from fastretina.grading import GRADES, NUM_CLASSES
+from fastretina.packing.config import PackConfig
 from fastretina.packing.labels.images import ImageIndex, image_stem
 
 
@@ -82,25 +83,39 @@ class LabelTable:
                 fail(source, line, f"image {name!r} is named a second time (first in line {seen[key]})")
             seen[key] = line
             paths.append(path)
-        return cls(
-            names=tuple(image_stem(name) for name in cells),
-            paths=tuple(paths),
-            grades=grades,
-            lines=np.asarray(lines, dtype=np.int64),
-            source=source,
-            layout=layout,
-            digests=digests,
-            problems=problems,
-        )
+        names = tuple(image_stem(name) for name in cells)
+        return cls(names, tuple(paths), grades, np.asarray(lines, dtype=np.int64), source, layout, digests, problems)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout of labels. Fields are those of PackConfig that only say where labels and images are.
+
+    Attributes:
+        name: what the file's provenance calls it. usage: the flags that it needs, as a user would type them.
+        field: the one that means this layout; `needs` go with it, `takes` may.
+        read: the table; missing images are errors, or, where the second argument is true, its `problems`. LabelError, UsageError.
+        other_names: the images' names in the other split, to look for patients in both; None where there is none. LabelError.
+    """
+
+    name: str
+    usage: str
+    field: str
+    needs: tuple[str, ...]
+    read: Callable[[PackConfig, bool], LabelTable]
+    takes: tuple[str, ...] = ()
+    other_names: Callable[[PackConfig], Sequence[str] | None] = lambda config: None
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """All that it may be given."""
+        return frozenset({self.field, *self.needs, *self.takes})
 
 
 def parse_grades(source: Path, lines: Sequence[int], cells: Sequence[str]) -> NDArray[np.int64]:
     """The grades that these cells hold, int64 (N,). Raises LabelError."""
-    values = np.empty(len(cells), dtype=np.int64)
-    for row, cell in enumerate(cells):
-        grade = GRADES.get(cell, -1)
-        if grade < 0:
+    for line, cell in zip(lines, cells, strict=True):
+        if cell not in GRADES:
             shown = repr(cell[:40]) if cell else "an empty cell"
-            fail(source, lines[row], f"grade must be an integer from 0 to {NUM_CLASSES - 1}, not {shown}")
-        values[row] = grade
-    return values
+            fail(source, line, f"grade must be an integer from 0 to {NUM_CLASSES - 1}, not {shown}")
+    return np.array([GRADES[cell] for cell in cells], dtype=np.int64)
