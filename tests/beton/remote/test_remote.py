@@ -44,8 +44,8 @@ from tests.http_faults import Fault
 def test_batches_are_those_of_local_files(folder, serve, cache, sampling):
     url = f"{serve().url}/{PATTERN}"
     with Loader(url, cache=cache, **settings(sampling=sampling)) as remote:
-        assert isinstance(remote.beton, RemoteBeton)
-        assert list(remote.beton.names[:3]) == ["0_left", "1_left", "2_left"]
+        assert isinstance(remote.dataset, RemoteBeton)
+        assert list(remote.dataset.names[:3]) == ["0_left", "1_left", "2_left"]
         with Loader(folder / PATTERN, **settings(sampling=sampling)) as local:
             same_epochs(remote, local, epochs=2)
     assert len(complete(cache)) == SHARDS
