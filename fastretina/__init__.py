@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from fastretina.errors import FastretinaError
+from fastretina.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from fastretina.beton.open import open_beton
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from fastretina.models.resnet import build_model
     from fastretina.packing.pack import write_beton
 
-__version__ = "0.2.0"
 __all__ = ["Augment", "FastretinaError", "Loader", "build_model", "open_beton", "verify_beton", "write_beton"]
 
 _HOME = {

@@ -16,8 +16,8 @@ from typing import NoReturn, TypeVar
 
 import tyro
 
-from fastretina import __version__
 from fastretina.errors import EXIT_SIGINT, FastretinaError, Terminated
+from fastretina.version import __version__
 
 Config = TypeVar("Config")
 

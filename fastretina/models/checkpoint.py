@@ -16,7 +16,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fastretina import __version__
 from fastretina.errors import CheckpointError
 from fastretina.grading import CLASSES
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
@@ -28,6 +27,7 @@ from fastretina.models.seal import UNSEALED, is_intact, seal
 from fastretina.models.weights import load_backbone
 from fastretina.packing.preprocessing import UNPREPARED, Preparation
 from fastretina.system.files import write_atomically
+from fastretina.version import __version__
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from typing import Any
 import PIL
 from PIL import features
 
-from fastretina import __version__
 from fastretina.beton.paths import parse_shard, shard_path, shard_rows
 from fastretina.beton.writer import BetonWriter
 from fastretina.errors import ConvertError, LabelError, UsageError
@@ -28,6 +27,7 @@ from fastretina.packing.pipeline import packed_images
 from fastretina.packing.reencode import QUALITY, SUBSAMPLING
 from fastretina.system.files import AtomicFile, csv_line
 from fastretina.system.progress import progress_bar
+from fastretina.version import __version__
 
 
 def skipped_path(out: Path) -> Path:

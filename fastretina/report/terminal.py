@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fastretina import __version__
 from fastretina.grading import grade_title
 from fastretina.metrics.predictions import Scores
 from fastretina.metrics.table import TITLES
@@ -13,6 +12,7 @@ from fastretina.training.distributed import World
 from fastretina.training.progress import EpochRecord, Progress
 from fastretina.training.run_folder import RunFolder
 from fastretina.training.run_info import SET_TITLES, RunInfo
+from fastretina.version import __version__
 
 
 def header(config: TrainConfig, run: Run, folder: RunFolder) -> str:

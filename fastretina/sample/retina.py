@@ -31,7 +31,7 @@ _PHOTO_CENTRE, _PHOTO_RADIUS = 705.0, 696.0
 
 @cache
 def healthy_retina() -> Image:
-    """The photograph as RGB uint8 (768, 768, 3), read-only, mirrored outwards at its rim so that no black ever shows.
+    """The photograph as RGB uint8 (768, 768, 3), read-only, reflected outwards at its rim so that no black ever shows.
 
     The mirror starts at 0.985 of the radius, inside the dark, blurred rim; it also covers the camera's tab.
     """

@@ -12,12 +12,12 @@ import numpy.typing as npt
 import torch
 import torchvision
 
-from fastretina import __version__
 from fastretina.beton.reader import Beton
 from fastretina.grading import patient_of
 from fastretina.metrics.assessment import Assessment
 from fastretina.metrics.predictions import Predictions
 from fastretina.metrics.table import TITLES
+from fastretina.version import __version__
 
 SET_TITLES = {"train": "train", "val": "validation", "test": "test"}
 PAIRS = (("train", "val"), ("train", "test"), ("val", "test"))

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from fastretina import __version__
 from fastretina.errors import CheckpointError, RunError
 from fastretina.models.checkpoint import read_grader, sealed_bytes
 from fastretina.models.weights import load_safely, refuse_inflating
@@ -19,6 +18,7 @@ from fastretina.system.files import sync_folder, unfinished, write_atomically, w
 from fastretina.training.config import FREE_SETTINGS, renamed
 from fastretina.training.loop import Training
 from fastretina.training.run_folder import RunFolder
+from fastretina.version import __version__
 
 STATE_FORMAT = 2  # last.pt's layout; one more whenever an older program could misread it
 
