@@ -19,7 +19,8 @@ from fastretina.training.run_folder import RunFolder
 
 def main(config: TrainConfig) -> int:
     # What imports torch, scipy and matplotlib comes now: --help is there before them.
-    from fastretina.report import pictures, terminal
+    from fastretina.report import terminal
+    from fastretina.report.run import RunPictures
     from fastretina.system.files import write_json
     from fastretina.training import build, distributed, recorder, state, tensorboard
     from fastretina.training.loop import Callbacks, fit
@@ -43,9 +44,9 @@ def main(config: TrainConfig) -> int:
         if not world.is_main:
             fit(training, Callbacks())
             return 0
-        drawn = pictures.RunPictures(folder, info, training.progress, training.head.objective)
-        after_epoch = [drawn.after_epoch, lambda record: print(terminal.epoch_line(record, config.epochs), flush=True)]
-        callbacks = recorder.Recorder(folder, info, training, run.grader, drawn.first_batch, after_epoch)
+        pictures = RunPictures(folder, info, training.progress, training.head.objective)
+        after_epoch = [pictures.after_epoch, lambda record: print(terminal.epoch_line(record, config.epochs), flush=True)]
+        callbacks = recorder.Recorder(folder, info, training, run.grader, pictures.first_batch, after_epoch)
         callbacks.catch_up()
         if config.tensorboard:
             tracker = tensorboard.Tracker(folder.path, training.progress.epoch + 1)
@@ -55,7 +56,7 @@ def main(config: TrainConfig) -> int:
         finished = fit(training, callbacks)
         if training.profiler.table:
             print(f"{training.profiler.table}\ntimeline: {folder.path / 'profile.json.gz'}", flush=True)
-        drawn.finish()
+        pictures.finish()
         print(terminal.last_lines(training.progress, info, folder, finished), flush=True)
     return 0
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from fastretina import train
-from fastretina.report.pictures import RunPictures
+from fastretina.report.run import RunPictures
 from fastretina.training import build, loop
 from fastretina.training.progress import Tally
 

@@ -23,8 +23,7 @@ from fastretina.models.heads import HEADS, Decision, Head
 from fastretina.models.options import BACKBONES, AmpChoice, HeadName
 from fastretina.models.precision import Precision, choose_device, choose_precision
 from fastretina.models.resnet import build_model
-from fastretina.models.seal import UNSEALED, is_intact, seal
-from fastretina.models.weights import load_backbone
+from fastretina.models.weights import UNSEALED, is_intact, load_backbone, seal
 from fastretina.packing.preprocessing import UNPREPARED, Preparation
 from fastretina.system.files import write_atomically
 from fastretina.version import __version__

@@ -19,12 +19,12 @@ from fastretina.errors import UsageError
 from fastretina.loading.augment import Augment
 from fastretina.metrics.table import SelectionMetric
 from fastretina.models.options import AmpDtype, ArchName, ClassWeights, HeadName
-from fastretina.training.split import SplitBy
 
 REFERENCE_BATCH = 256  # what --lr is meant for with --scale-lr
 OptimizerName = Literal["adamw", "sgd"]
 ScheduleName = Literal["cosine", "two-phase", "onecycle", "constant"]
 CompileSetting = Literal["auto", "off", "default", "max-autotune-no-cudagraphs", "reduce-overhead"]
+SplitBy = Literal["patient", "image"]
 AugmentName = Literal["off", "flips", "on", "full"]
 AUGMENTATIONS: dict[AugmentName, Augment] = {
     "off": Augment.none(),

@@ -20,7 +20,7 @@ import torch
 
 from fastretina import train
 from fastretina.loading.loader import Loader
-from fastretina.report.pictures import RunPictures
+from fastretina.report.run import RunPictures
 from fastretina.training import build, loop
 from fastretina.training.recorder import Recorder
 

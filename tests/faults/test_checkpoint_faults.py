@@ -23,8 +23,7 @@ from test_checkpoint import grader
 
 from fastretina.errors import CheckpointError
 from fastretina.models.checkpoint import load_grader, read_tensors, write_grader
-from fastretina.models.seal import is_intact
-from fastretina.models.weights import read_weights
+from fastretina.models.weights import is_intact, read_weights
 from fastretina.training.run_folder import RunFolder
 from fastretina.training.state import keep_best_twice, load_state, promote_best, resume_state, save_state
 

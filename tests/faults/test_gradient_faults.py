@@ -12,7 +12,7 @@ from fork_runs import Tiny
 from fastretina.errors import RunError
 from fastretina.models import heads
 from fastretina.models.precision import Precision
-from fastretina.report.pictures import RunPictures
+from fastretina.report.run import RunPictures
 from fastretina.train import main
 from fastretina.training import build
 from fastretina.training.config import TrainConfig

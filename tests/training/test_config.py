@@ -17,7 +17,7 @@ from fastretina.evaluate import EvaluateConfig
 from fastretina.grading import patients_in_both
 from fastretina.models.checkpoint import load_grader, read_grader
 from fastretina.models.precision import Precision
-from fastretina.report.pictures import RunPictures
+from fastretina.report.run import RunPictures
 from fastretina.train import main
 from fastretina.training import build, loop
 from fastretina.training.config import TrainConfig, check

@@ -18,7 +18,7 @@ import torch
 
 from fastretina import Loader, train
 from fastretina.errors import UsageError
-from fastretina.report.pictures import RunPictures
+from fastretina.report.run import RunPictures
 from fastretina.training import build, loop
 from fastretina.training.config import TrainConfig, as_settings
 from fastretina.training.distributed import World

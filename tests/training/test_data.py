@@ -7,7 +7,7 @@ import pytest
 
 from fastretina.errors import UsageError
 from fastretina.grading import patients_in_both
-from fastretina.training.split import validation_split
+from fastretina.training.data import validation_split
 
 
 def data_set(patients: int = 500, seed: int = 0) -> tuple[list[str], np.ndarray]:
