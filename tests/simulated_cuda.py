@@ -74,7 +74,7 @@ class Stream:
 
 
 class Event:
-    def __init__(self, cuda: SimulatedCuda, blocking: bool = False) -> None:
+    def __init__(self, cuda: SimulatedCuda, blocking: bool = False, enable_timing: bool = False) -> None:
         self.cuda = cuda
         self.mark: Mark | None = None
 

@@ -207,8 +207,9 @@ def test_the_host_waits_for_the_step_before_the_last_two_and_for_no_later_one(mo
     class Event:
         made = 0
 
-        def __init__(self, blocking):
+        def __init__(self, blocking, enable_timing):
             assert blocking
+            assert not enable_timing
 
         def record(self, stream):
             assert stream == "the current one"

@@ -20,7 +20,7 @@ import torch
 import tyro
 
 from fastretina.errors import RunError, Terminated, UsageError
-from fastretina.metrics.predictions import Predictions
+from fastretina.metrics.predictions import Predictions, Scores
 from fastretina.models import heads
 from fastretina.models.checkpoint import load_grader, read_grader
 from fastretina.models.heads import Softmax
@@ -137,7 +137,7 @@ def test_an_epoch_replaces_the_best_only_with_better_metrics_on_the_data_of_the_
         improved.append(loop._note_epoch(training, *pair, None, 1.0))
     assert improved == [True, True, False]
     assert training.progress.best_epoch == 2
-    assert training.progress.best_test.metrics == training.progress.history[1].test.metrics
+    assert Scores.of(training.progress.best_test).metrics == training.progress.history[1].test.metrics
     assert (training.progress.epoch, training.progress.batch) == (3, 0)
 
 
