@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
-import sys
 import time
 import traceback
 import warnings
@@ -23,7 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from measure import FULL_TRAIN_SET, brief, cpu_seconds, roof, save, summary, timed
+from measure import FULL_TRAIN_SET, brief, command, cpu_seconds, roof, save, summary, timed
 from torch import Tensor
 from training_step import DeviceLoader
 
@@ -215,7 +214,7 @@ def fill(device: torch.device, config: DeviceBenchmark, keep: Keep) -> dict[str,
 def main(config: DeviceBenchmark) -> int:
     """The pieces of the device half, measured one by one. 1 where one fails."""
     device = choose_device(config.device)
-    result: dict[str, Any] = {"benchmark": "device", "command": " ".join(["python", *sys.argv]), "batch_size": config.batch_size}
+    result: dict[str, Any] = {"benchmark": "device", "command": command(), "batch_size": config.batch_size}
     limits = cache(lambda: roof(device, config.rounds))
     opened = cache(lambda: Beton(config.data))  # roofs and kernel need none
     where = torch.empty(0, device=device).device  # with its number

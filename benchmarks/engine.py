@@ -38,7 +38,7 @@ from unittest import mock
 import numpy as np
 import simplejpeg
 import torch
-from measure import brief, interleave, save, summary
+from measure import brief, command, interleave, save, summary
 from numpy.typing import NDArray
 
 from fastretina import Loader
@@ -367,7 +367,7 @@ PIECES: dict[Piece, Callable[[EngineBenchmark, Path], dict[str, Any]]] = {
 
 def main(config: EngineBenchmark) -> None:
     """Error latency, memory and opening time of the loader; what shards, a cache and several processes cost."""
-    result: dict[str, Any] = {"benchmark": "engine", "command": " ".join(["python", *sys.argv])}
+    result: dict[str, Any] = {"benchmark": "engine", "command": command()}
     for piece in config.only:
         with tempfile.TemporaryDirectory(prefix="fastretina-engine-") as name:
             result[piece] = PIECES[piece](config, Path(name))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from measure import save
+from measure import command, save
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -108,7 +107,7 @@ def main(config: KernelCode) -> None:
         config.json,
         {
             "benchmark": "kernel_code",
-            "command": " ".join(["python", *sys.argv]),
+            "command": command(),
             "capability": config.capability,
             "variants": variants,
         },

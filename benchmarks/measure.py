@@ -61,6 +61,11 @@ def hardware() -> dict[str, object]:
     return found
 
 
+def command() -> str:
+    """What repeats this run, from the project's root, wherever that is."""
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+
+
 def save(path: Path | None, result: Mapping[str, object]) -> None:
     """Write a result as JSON, with what it was measured on; without a path nothing.
 
@@ -235,7 +240,7 @@ class Journal:
             earlier = json.loads(path.read_text())
             if all(earlier.get(key) == value for key, value in header.items()):
                 self.result = earlier
-        self.result |= {"processes": self.result["processes"] + 1, "command": " ".join(["python", *sys.argv]), "ended": None}
+        self.result |= {"processes": self.result["processes"] + 1, "command": command(), "ended": None}
 
     def report(self, line: str) -> None:
         """Save, then say so: what is on standard output is on disk."""

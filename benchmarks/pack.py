@@ -10,14 +10,13 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import interleave, save, summary
+from measure import command, interleave, save, summary
 from photographs import sample, views
 from PIL import Image
 
@@ -104,7 +103,7 @@ def main(config: PackBenchmark) -> None:
         found = interleave({"fastretina": ours, "ffcv": ffcv}, config.rounds)
     result: dict[str, Any] = {
         "benchmark": "pack",
-        "command": " ".join(["python", *sys.argv]),
+        "command": command(),
         "images": len(paths),
         "mean_kb": round(mean_kb, 1),
         "workers": config.workers,

@@ -18,14 +18,13 @@ from __future__ import annotations
 import math
 import os
 import statistics
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import save
+from measure import command, save
 from scaling_ranks import Measured, RankTask, ranks_apart, ranks_here, why_no_namespaces
 
 from fastretina.beton.reader import Beton
@@ -245,7 +244,7 @@ def main(config: ScalingBenchmark) -> None:
         )
     result = {
         "benchmark": "scaling",
-        "command": " ".join(["python", *sys.argv]),
+        "command": command(),
         "image": {"bytes": sample_bytes, "decode_cpu_s": decode_cpu_s, f"decode_cpu_s_{FULL_SIZE}_px": full_decode},
         "gradient_bytes": gradients,
         "measured": [asdict(measured) for measured in here.values()],

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
-from measure import FULL_TRAIN_SET, brief, hardware, interleave, save, summary
+from measure import FULL_TRAIN_SET, brief, command, hardware, interleave, save, summary
 from side_process import SideProcess
 from sides import IMPORTS, Task
 
@@ -312,7 +312,7 @@ def main(config: ThroughputBenchmark) -> None:
     hard = hardware()
     workers, cuda = config.workers or int(str(hard["cores"])), config.device == "cuda"
     print(f"{hard['cpu']}, {hard['cores']} cores; {workers} workers a side; {config.rounds} rounds")
-    result: dict[str, Any] = {"benchmark": "throughput", "command": " ".join(["python", *sys.argv]), "workers": workers}
+    result: dict[str, Any] = {"benchmark": "throughput", "command": command(), "workers": workers}
     result["comparisons"] = []
     if config.only != "pack":
         beton = Beton(config.data)
