@@ -50,7 +50,8 @@ def main(config: TrainConfig) -> int:
         callbacks.catch_up()
         if config.tensorboard:
             tracker = tensorboard.Tracker(folder.path, training.progress.epoch + 1)
-            after_epoch.append(stack.enter_context(closing(tracker)).epoch)
+            stack.enter_context(closing(tracker))
+            after_epoch.append(lambda record: tracker.epoch(record.row()))
         write_json(folder.config, settings)
         print(terminal.header(config, run, folder), flush=True)
         finished = fit(training, callbacks)

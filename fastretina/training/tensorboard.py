@@ -5,13 +5,10 @@ python -m fastretina.train --tensorboard ... ; tensorboard --logdir runs
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fastretina.errors import UsageError
-
-if TYPE_CHECKING:
-    from fastretina.training.progress import EpochRecord
 
 
 def require_tensorboard() -> None:
@@ -38,17 +35,17 @@ class Tracker:
 
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch)
 
-    def epoch(self, record: EpochRecord) -> None:
-        """Write the row of results.csv that belongs to a finished epoch; undefined metrics are left out.
+    def epoch(self, row: Mapping[str, float | None]) -> None:
+        """Write the row of results.csv, by column, that belongs to a finished epoch; undefined metrics are left out.
 
         Metrics of a data set are named `loss/train`, `qwk/test`, ..., so that TensorBoard draws the sets of a metric together; the
         others `run/lr`, `run/images_per_second`, ...
         """
-        for column, value in record.row().items():
+        for column, value in row.items():
             name, _, metric = column.partition("_")
             tag = f"{metric}/{name}" if name in ("train", "test", "val") and metric != "seconds" else f"run/{column}"
             if value is not None and column != "epoch":
-                self._writer.add_scalar(tag, value, record.epoch)
+                self._writer.add_scalar(tag, value, row["epoch"])
         self._writer.flush()  # an epoch's metrics are on disk before the next one begins
 
     def close(self) -> None:

@@ -34,7 +34,7 @@ def test_every_metric_of_results_csv_is_there_by_epoch(tmp_path, read, val):
     records = history(3, val).history
     with closing(Tracker(tmp_path, 1)) as tracker:
         for record in records:
-            tracker.epoch(record)
+            tracker.epoch(record.row())
     found = read(tmp_path)
     rows = [record.row() for record in records]
     assert len(found) == len(rows[0]) - 1
@@ -48,17 +48,17 @@ def test_a_resumed_run_has_one_point_for_each_epoch(tmp_path, read):
     records = history(5).history
     first = Tracker(tmp_path, 1)
     for record in records[:4]:
-        first.epoch(record)
+        first.epoch(record.row())
     del first  # never closed
     with closing(Tracker(tmp_path, 4)) as second:
         for record in records[3:]:
-            second.epoch(record)
+            second.epoch(record.row())
     assert all([step for step, _ in points] == [1, 2, 3, 4, 5] for points in read(tmp_path).values())
 
 
 def test_undefined_metrics_are_left_out(tmp_path, read):
     with closing(Tracker(tmp_path, 1)) as tracker:
-        tracker.epoch(history(1, single=True).history[0])
+        tracker.epoch(history(1, single=True).history[0].row())
     found = read(tmp_path)
     assert "qwk/test" not in found
     assert "qwk/train" in found
@@ -67,7 +67,7 @@ def test_undefined_metrics_are_left_out(tmp_path, read):
 def test_closing_leaves_no_thread(tmp_path, read):
     before = set(threading.enumerate())
     with closing(Tracker(tmp_path, 1)) as tracker:
-        tracker.epoch(history(1).history[0])
+        tracker.epoch(history(1).history[0].row())
     assert set(threading.enumerate()) == before
 
 
