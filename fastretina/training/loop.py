@@ -1,4 +1,4 @@
-"""The training loop, and one pass over a data set without training."""
+"""The training loop."""
 
 from __future__ import annotations
 
@@ -95,9 +95,9 @@ class Training:
 
 
 def fit(training: Training, callbacks: Callbacks) -> bool:
-    """Train from `training.progress` until the run is over: True. Or stop after `stop_after` steps, state saved: False.
+    """Train from `training.progress` until the run is over: True. Or stop after `config.stop_after_steps`, state saved: False.
 
-    SIGINT and SIGTERM save at the end of the step and leave with KeyboardInterrupt or cli.Terminated. RunError where the loss
+    SIGINT and SIGTERM save at the end of the step and leave with KeyboardInterrupt or errors.Terminated. RunError where the loss
     is not finite, or gradients stay infinite however small the scaler makes them; nothing is saved then.
     """
     config, at, world = training.config, training.progress, training.world
