@@ -18,35 +18,15 @@ import pytest
 import reference
 import simplejpeg
 import torch
+from loader_cases import COUNT, SIDE, epoch, kwargs, same, write
 
 from fastretina.beton.reader import Beton
 from fastretina.beton.writer import BetonWriter
 from fastretina.errors import LoaderError, SampleError, UsageError
 from fastretina.loading import batches as feed
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, draw
-from fastretina.loading.batches import Batch
 from fastretina.loading.config import LoaderConfig
 from fastretina.loading.loader import Loader
-from fastretina.loading.pipeline import Pipeline
-
-SIDE, COUNT = 64, 150
-
-
-def write(path: Path, count: int = COUNT, side: int = SIDE, width: int | None = None, seed: int = 0) -> Path:
-    """A .beton of `count` images of coloured noise; sample n's id is 3 n + 1."""
-    rng = np.random.default_rng(seed)
-    with BetonWriter(path, count) as writer:
-        for n in range(count):
-            coarse = rng.integers(0, 255, (side // 8, (width or side) // 8, 3), dtype=np.uint8)
-            jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(np.kron(coarse, np.ones((8, 8, 1), np.uint8))), quality=90)
-            writer.add(jpeg, zlib.crc32(jpeg), name=f"{n}_left", label=n % 5, id=3 * n + 1, width=width or side, height=side)
-        writer.finish({})
-    return path
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory) -> Path:
-    return write(tmp_path_factory.mktemp("loader") / "data.beton")
 
 
 @pytest.fixture
@@ -61,19 +41,6 @@ def corrupt(path, tmp_path) -> tuple[Path, set[int]]:
     copy = tmp_path / "corrupt.beton"
     copy.write_bytes(data)
     return copy, bad
-
-
-def kwargs(**changes):
-    return {"batch_size": 16, "resolution": SIDE, "workers": 2, "seed": 5} | changes
-
-
-def same(a: Batch, b: Batch) -> bool:
-    return torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and torch.equal(a.ids, b.ids)
-
-
-def epoch(path: Path, **changes) -> list[Batch]:
-    with Loader(path, **kwargs(**changes)) as loader:
-        return list(loader)
 
 
 def test_a_batch_is_channels_last_normalised_and_labelled(path):
@@ -138,115 +105,10 @@ def test_drop_last_leaves_out_the_short_batch(path):
     assert [len(b.ids) for b in epoch(path, drop_last=True)] == [16] * 9
 
 
-@pytest.mark.parametrize("point", range(20))
-def test_a_resume_goes_on_with_the_very_next_batch(path, point):
-    done = int(np.random.default_rng(point).integers(0, 25))
-    with Loader(path, **kwargs(augment=Augment.full())) as loader:
-        batches, state = [], loader.state_dict()
-        for _ in range(3):
-            for batch in loader:
-                batches.append(batch)
-                if len(batches) == done:
-                    state = loader.state_dict()
-    with Loader(path, **kwargs(augment=Augment.full(), workers=1 + point % 4)) as loader:
-        loader.load_state_dict(state)
-        resumed: list[Batch] = []
-        while loader.epoch < 3:
-            resumed += list(loader)
-    assert len(resumed) == len(batches) - done
-    assert all(same(a, b) for a, b in zip(resumed, batches[done:], strict=True))
-
-
 def test_the_loader_tells_its_data_set_and_its_batch_size(path):
     with Beton(path) as beton, Loader(beton, **kwargs()) as loader:
         assert loader.dataset is beton
         assert loader.batch_size == 16
-
-
-@pytest.mark.parametrize("world_size", [1, 3])
-def test_an_epoch_that_is_named_begins_at_its_beginning_on_every_rank(path, world_size):
-    for rank in range(world_size):
-        with Loader(path, **kwargs(rank=rank, world_size=world_size)) as plain:
-            epochs = [list(plain) for _ in range(4)]
-
-        def as_in(number: int, found: list[Batch], epochs: list[list[Batch]] = epochs) -> bool:
-            return len(found) == len(epochs[number]) and all(same(a, b) for a, b in zip(found, epochs[number], strict=True))
-
-        with Loader(path, **kwargs(rank=rank, world_size=world_size)) as loader:
-            for number in (0, 1, 3, 3, 0):
-                loader.set_epoch(number)
-                assert loader.epoch == number
-                assert as_in(number, list(loader))
-            for _, _ in zip(range(4), loader, strict=False):
-                pass
-            loader.set_epoch(1)  # the one that was left in the middle
-            assert as_in(1, list(loader))
-            assert as_in(2, list(loader))
-
-
-def test_a_loop_that_names_its_epochs_starts_no_work_anew(path, monkeypatch):
-    begun = []
-    real = Pipeline.start
-    monkeypatch.setattr(Pipeline, "start", lambda self, jobs: begun.append(jobs) or real(self, jobs))
-    with Loader(path, **kwargs()) as loader:
-        for number in range(3):
-            loader.set_epoch(number)
-            assert len(list(loader)) == 10
-    assert len(begun) == 1
-
-
-@pytest.mark.parametrize("world_size", [1, 3])
-@pytest.mark.parametrize("done", [0, 4, 10, 13])
-def test_a_resumed_loop_that_names_its_epochs_goes_on_with_the_very_next_batch(path, world_size, done):
-    for rank in range(world_size):
-        settings = kwargs(rank=rank, world_size=world_size)
-        with Loader(path, **settings) as loader:
-            batches, state = [], loader.state_dict()
-            for number in (5, 6):
-                loader.set_epoch(number)
-                state = loader.state_dict() if len(batches) == done else state
-                for batch in loader:
-                    batches.append(batch)
-                    state = loader.state_dict() if len(batches) == done else state
-        with Loader(path, **settings) as loader:
-            loader.set_epoch(9)  # forgotten when a state is loaded
-            loader.load_state_dict(state)
-            resumed = []
-            for number in range(state["epoch"], 7):
-                loader.set_epoch(number)
-                resumed += list(loader)
-            assert len(resumed) == len(batches) - done
-            assert all(same(a, b) for a, b in zip(resumed, batches[done:], strict=True))
-            loader.load_state_dict(state)
-            loader.set_epoch(6 if state["epoch"] == 5 else 5)  # another one than the state's
-            loader.set_epoch(6)
-            assert all(same(a, b) for a, b in zip(list(loader), batches[10:], strict=True))
-
-
-def test_an_epoch_before_the_first_is_refused(path):
-    with Loader(path, **kwargs()) as loader, pytest.raises(UsageError, match="-1"):
-        loader.set_epoch(-1)
-
-
-@pytest.mark.parametrize("change", [{"seed": 6}, {"batch_size": 8}, {"drop_last": True}, {"sampling": "sqrt"}])
-def test_a_resume_that_would_change_the_order_is_refused(path, change):
-    with (
-        Loader(path, **kwargs()) as one,
-        Loader(path, **kwargs(**change)) as other,
-        pytest.raises(LoaderError, match=next(iter(change))),
-    ):
-        other.load_state_dict(one.state_dict())
-
-
-def test_a_break_goes_on_with_the_next_epoch(path):
-    with Loader(path, **kwargs()) as loader:
-        for _ in loader:
-            break
-        assert loader.epoch == 1
-        second = list(loader)
-    with Loader(path, **kwargs()) as loader:
-        list(loader)
-        assert all(same(a, b) for a, b in zip(second, loader, strict=True))
 
 
 def test_balanced_sampling_augments_a_returning_sample_differently(path, tmp_path):
@@ -395,25 +257,6 @@ def test_each_option_is_an_argument_of_the_loader_by_place_as_well_as_by_name(pa
         assert len(loader) == 22
     with pytest.raises(TypeError, match="unexpected keyword argument 'batchsize'"):
         Loader(path, batchsize=7)
-
-
-def test_an_older_iteration_cannot_go_on_beside_a_newer_one(path):
-    with Loader(path, **kwargs()) as loader:
-        older = iter(loader)
-        next(older)
-        next(iter(loader))
-        with pytest.raises(LoaderError, match="later iteration"):
-            next(older)
-
-
-@pytest.mark.parametrize("turn", [lambda loader: loader.set_epoch(0), lambda loader: loader.load_state_dict(loader.state_dict())])
-def test_an_iteration_cannot_go_on_when_the_loader_was_set_elsewhere(path, turn):
-    with Loader(path, **kwargs()) as loader:
-        iterator = iter(loader)
-        next(iterator)
-        turn(loader)
-        with pytest.raises(LoaderError, match="set to another epoch"):
-            next(iterator)
 
 
 def test_a_closed_loader_says_so(path):
