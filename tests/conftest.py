@@ -47,3 +47,14 @@ def tiny_betons(tmp_path_factory: pytest.TempPathFactory) -> TinyBetons:
     for folder in folders:
         write_beton(folder.with_suffix(".beton"), images=folder, labels=folder / "labels.csv", size=64, workers=1)
     return TinyBetons(*(folder.with_suffix(".beton") for folder in folders), *folders)
+
+
+@pytest.fixture
+def one_thread():
+    """Networks this small are no faster on more threads, and much slower where other processes want the cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

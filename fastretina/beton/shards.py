@@ -165,8 +165,9 @@ class ShardedBeton(Beton):
     def select(self, indices: NDArray[np.int64]) -> Self:
         """The samples at these indices (N,), in this order, as a set of its own over the same open files, which stay open until
         the last of their sets is closed."""
-        self._users.enter()
-        return super().select(indices)
+        chosen = super().select(indices)
+        self._users.enter()  # only now: what no such sample is asked of must not hold the files open
+        return chosen
 
     def close(self) -> None:
         """Let go of the files. Twice is fine."""

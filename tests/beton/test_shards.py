@@ -124,6 +124,15 @@ def test_a_selection_is_a_set_of_its_own(packed):
         chosen.jpeg(0)
 
 
+def test_a_selection_of_what_is_not_there_holds_no_file_open(packed):
+    many = open_beton(packed / "train-*.beton")
+    with pytest.raises(IndexError):
+        many.select(np.array([0, 10**6]))
+    many.close()
+    with pytest.raises(BetonError, match="closed"):
+        many.shards[0].jpeg(0)
+
+
 def test_the_file_rather_than_its_name_says_which_shard_it_is(folder):
     for number in range(SHARDS):
         (folder / shard_path("train.beton", number, SHARDS)).rename(folder / f"part-{SHARDS - number}.beton")

@@ -31,13 +31,7 @@ NAMES = ("accuracy", "balanced_accuracy", "qwk", "macro_f1")
 SMALL = {"epochs": 2, "batch_size": 20, "resolution": 32, "lr": 3e-4, "workers": 1}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks this small are no faster on more threads, and much slower where other processes want the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

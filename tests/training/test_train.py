@@ -39,13 +39,7 @@ TIMINGS = {"images_per_second", "data_wait_seconds", "train_seconds", "epoch_sec
 STEPS = 5  # an epoch: 40 images, 8 at a time
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks this small are no faster on more threads, and much slower where other processes want the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def config(tiny_betons, out: Path, **changes) -> TrainConfig:
