@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,10 +28,13 @@ class BetonWriter:
 
     Args:
         path: the final name. capacity: the most samples that will come (room for their metadata comes first in the file).
+        columns: names of the columns of text that each sample has beside its name (see `Beton.columns`).
         page: bytes, a power of two; grows by itself where a sample needs it.
     """
 
-    def __init__(self, path: str | os.PathLike[str], capacity: int, page: int = fmt.DEFAULT_PAGE) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], capacity: int, columns: Sequence[str] = (), page: int = fmt.DEFAULT_PAGE
+    ) -> None:
         if not (fmt.MIN_PAGE <= page <= fmt.MAX_PAGE and page & (page - 1) == 0):
             raise ConvertError(f"page size {page}: a power of two from {fmt.MIN_PAGE} to {fmt.MAX_PAGE} is needed")
         self._row = fmt.metadata_dtype([type_id for _, type_id in OUR_FIELDS])
@@ -40,6 +43,7 @@ class BetonWriter:
         self._position = -(-(self._tables_start + capacity * self._row.itemsize) // page) * page
         self._metadata, self._table = np.zeros(capacity, self._row), np.zeros(capacity, fmt.ALLOCATION)
         self._names: list[str] = []
+        self._columns: dict[str, list[str]] = {name: [] for name in columns}
         self._buffer, self._buffer_start = bytearray(), self._position
         path = Path(path)
         try:
@@ -51,13 +55,15 @@ class BetonWriter:
     def __len__(self) -> int:
         return len(self._names)
 
-    def add(self, payload: bytes, crc: int, *, name: str, label: int, id: int, width: int, height: int) -> None:
-        """One sample: the bytes of a JPEG of `width` x `height` pixels and their zlib.crc32. Raises ConvertError."""
+    def add(
+        self, payload: bytes, crc: int, *, name: str, label: int, id: int, width: int, height: int, text: Sequence[str] = ()
+    ) -> None:
+        """One sample: the bytes of a JPEG of `width` x `height` pixels and their zlib.crc32. text: of each column. ConvertError."""
         size = len(payload)
         if not 0 < size <= fmt.MAX_PAGE:
             raise ConvertError(f"{self._file.path}: image {name!r} has {size} bytes; the format allows 1 to {fmt.MAX_PAGE}")
-        if len(self) >= self._capacity or "\n" in name:
-            raise ConvertError(f"{self._file.path}: image {name!r} is one too many, or its name holds a line break")
+        if len(self) >= self._capacity or any("\n" in value for value in (name, *text)):
+            raise ConvertError(f"{self._file.path}: image {name!r} is one too many, or its name or another text holds a line break")
         # Pages only say where no sample may straddle, so a larger one never invalidates what is already there.
         while self._page < size:
             self._page *= 2
@@ -67,6 +73,8 @@ class BetonWriter:
         self._metadata[len(self)] = (fmt.MODE_JPEG, width, height, self._position), label, id, crc
         self._table[len(self)] = len(self), self._position, size
         self._names.append(name)
+        for column, value in zip(self._columns.values(), text, strict=True):
+            column.append(value)
         self._put(payload)
 
     def _put(self, data: bytes) -> None:
@@ -88,8 +96,9 @@ class BetonWriter:
         count = len(self)
         if count == 0:
             raise ConvertError(f"{self._file.path}: no image was left to pack")
-        names = "".join(f"{name}\n" for name in self._names).encode("utf-8", "surrogateescape")
-        text = json.dumps(provenance, ensure_ascii=True, sort_keys=True, separators=(",", ":")).encode()
+        columns = [self._names, *self._columns.values()]
+        names = "".join(f"{value}\n" for column in columns for value in column).encode("utf-8", "surrogateescape")
+        text = json.dumps({**provenance, "columns": list(self._columns)}, ensure_ascii=True, sort_keys=True, separators=(",", ":")).encode()
         self._put(bytes(-self._position % 8))
         payload = names + text
         payload += bytes(-len(payload) % 8)

@@ -18,7 +18,7 @@ from PIL import features
 from fastretina.beton.paths import parse_shard, shard_path, shard_rows
 from fastretina.beton.writer import BetonWriter
 from fastretina.errors import ConvertError, LabelError, UsageError
-from fastretina.grading import CLASSES, NUM_CLASSES, patients_in_both
+from fastretina.grading import Classes, all_known, eye_of, patients_in_both
 from fastretina.packing.config import PackConfig
 from fastretina.packing.inspect import Source
 from fastretina.packing.labels.registry import layout_of
@@ -42,7 +42,7 @@ class Tally:
     bytes: int = 0
     passed: int = 0
     reencoded: Counter[str] = field(default_factory=Counter)
-    grades: list[int] = field(default_factory=lambda: [0] * NUM_CLASSES)
+    grades: Counter[int] = field(default_factory=Counter)
     skipped: list[tuple[int, str, str]] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
@@ -50,7 +50,7 @@ class Tally:
         self.bytes += other.bytes
         self.passed += other.passed
         self.reencoded += other.reencoded
-        self.grades = [a + b for a, b in zip(self.grades, other.grades, strict=True)]
+        self.grades += other.grades
         self.skipped += other.skipped
 
 
@@ -128,7 +128,7 @@ def pack(config: PackConfig, *, progress: bool = False) -> PackSummary:
         passed=total.passed,
         reencoded=dict(sorted(total.reencoded.items())),
         skipped=len(total.skipped),
-        grades=tuple(total.grades),
+        grades=tuple(_counts(total, table.classes)),
         shared_patients=shared,
         bytes=total.bytes,
         seconds=time.perf_counter() - started,
@@ -160,15 +160,16 @@ def _files(config: PackConfig, rows: int) -> list[_File]:
 def _write(config: PackConfig, table: LabelTable, file: _File, images: Iterable[Source], allowed: int, bar: Any) -> Tally:
     """Write one file from the images of its rows; what became of them."""
     tally = Tally()
-    with BetonWriter(file.path, len(file.rows)) as writer:
+    with BetonWriter(file.path, len(file.rows), columns=list(table.columns)) as writer:
         for row, image in zip(file.rows, images, strict=True):
             if image.payload is None:
                 _bad(config, table, row, image.reason, tally.skipped, allowed)
             else:
                 tally.reencoded[image.reason] += 1
-                name, grade = table.names[row], int(table.grades[row])
+                name, grade, text = table.names[row], int(table.grades[row]), [column[row] for column in table.columns.values()]
                 tally.grades[grade] += 1
-                writer.add(image.payload, image.crc, name=name, label=grade, id=row, width=config.size, height=config.size)
+                size, number = config.size, int(table.ids[row])
+                writer.add(image.payload, image.crc, name=name, label=grade, id=number, width=size, height=size, text=text)
             bar.update()
         tally.passed = tally.reencoded.pop("", 0)
         provenance = _provenance(config, table, tally)
@@ -187,11 +188,16 @@ def _write(config: PackConfig, table: LabelTable, file: _File, images: Iterable[
     return tally
 
 
+def _counts(tally: Tally, classes: Classes) -> list[int]:
+    return [tally.grades[number] for number in range(len(classes))]
+
+
 def _shared_patients(config: PackConfig, layout: Layout, table: LabelTable) -> tuple[int | None, tuple[str, ...]]:
     """How many patients are in both splits, None where that is unknown; and why it is."""
     try:
         other = layout.other_names(config)
-        return (None if other is None else len(patients_in_both(table.names, other))), ()
+        patients = None if other is None else all_known([eye and eye[0] for eye in map(eye_of, other)])
+        return patients_in_both(all_known(table.patients), patients), ()
     except LabelError as error:
         return None, (f"patients in both train and test: unknown ({error})",)
 
@@ -216,8 +222,8 @@ def _provenance(config: PackConfig, table: LabelTable, tally: Tally) -> dict[str
         "passed_through": tally.passed,
         "reencoded": dict(sorted(tally.reencoded.items())),
         "skipped": len(tally.skipped),
-        "classes": list(CLASSES),
-        "grades": tally.grades,
+        "classes": table.classes.as_dict(),
+        "grades": _counts(tally, table.classes),
     }
     if config.preparation:
         made["preparation"] = asdict(config.preparation)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fastretina.beton import format as fmt
-from fastretina.beton.names import stored_names
+from fastretina.beton.names import StoredText
 from fastretina.beton.reader import Beton
 from fastretina.beton.writer import BetonWriter
 from fastretina.errors import BetonError, ConvertError, SampleError
