@@ -21,7 +21,7 @@ from fastretina.beton.jpeg import read_header, verdict
 from fastretina.errors import JpegError
 from fastretina.models.checkpoint import Grader
 from fastretina.packing.inspect import read_file
-from fastretina.packing.labels.images import EXTENSIONS
+from fastretina.packing.kinds import EXTENSIONS
 from fastretina.packing.preprocessing import UNPREPARED, Preparation
 from fastretina.packing.reencode import square
 
