@@ -18,7 +18,7 @@ from PIL import features
 from fastretina.beton.paths import parse_shard, shard_path, shard_rows
 from fastretina.beton.writer import BetonWriter
 from fastretina.errors import ConvertError, LabelError, UsageError
-from fastretina.grading import Classes, all_known, eye_of, patients_in_both
+from fastretina.grading import Classes, all_known, patients_in_both
 from fastretina.packing.config import PackConfig
 from fastretina.packing.inspect import Source
 from fastretina.packing.labels.registry import layout_of
@@ -101,7 +101,7 @@ def write_beton(out: str | os.PathLike[str], *, progress: bool = False, **flags:
         UsageError: arguments that do not go together. LabelError: the label files, by file and line.
         ConvertError: a bad image (by label file, line and path), too many of them, a killed worker, a full disk.
     """
-    paths = {name: Path(flags[name]) for name in ("root", "images", "labels") if flags.get(name) is not None}
+    paths = {name: Path(flags[name]) for name in ("root", "images", "labels", "class_folders") if flags.get(name) is not None}
     return pack(PackConfig(Path(out), **flags | paths), progress=progress)
 
 
@@ -195,9 +195,7 @@ def _counts(tally: Tally, classes: Classes) -> list[int]:
 def _shared_patients(config: PackConfig, layout: Layout, table: LabelTable) -> tuple[int | None, tuple[str, ...]]:
     """How many patients are in both splits, None where that is unknown; and why it is."""
     try:
-        other = layout.other_names(config)
-        patients = None if other is None else all_known([eye and eye[0] for eye in map(eye_of, other)])
-        return patients_in_both(all_known(table.patients), patients), ()
+        return patients_in_both(all_known(table.patients), all_known(layout.other_patients(config))), ()
     except LabelError as error:
         return None, (f"patients in both train and test: unknown ({error})",)
 
