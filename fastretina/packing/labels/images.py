@@ -17,6 +17,7 @@ from fastretina.packing.kinds import EXTENSIONS
 __all__ = ["EXTENSIONS", "MAX_NAME", "Found", "ImageIndex", "image_stem"]
 
 MAX_NAME = 255  # bytes; what file systems allow for one component
+_EXTENSIONS = frozenset(EXTENSIONS)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
 _ABSOLUTE = re.compile(r"[\\/]|[A-Za-z]:[\\/]")
@@ -68,9 +69,12 @@ class ImageIndex:
             relative = path[self._start :]
             stem = image_stem(relative)
             self._stems[stem] += 1
-            name = relative.rpartition("/")[2]
-            for key in {relative, stem, name, image_stem(name)}:
+            keys = {relative, stem}
+            if "/" in relative:
+                keys |= {relative.rpartition("/")[2], stem.rpartition("/")[2]}
+            for key in keys:
                 self._files.setdefault(_composed(key), []).append(path)
+        self._twins = any(count > 1 for count in self._stems.values())
 
     def relative(self, path: str | os.PathLike[str]) -> str:
         """A path of `images`, from the folder on."""
@@ -79,6 +83,8 @@ class ImageIndex:
     def called(self, path: str, name: str) -> str:
         """What an image that a table names `name` is called: without its extension, unless another image differs in that alone."""
         stem = image_stem(name)
+        if not self._twins:
+            return stem
         relative = self.relative(path)
         return stem + relative[len(image_stem(relative)) :] if self._stems[image_stem(relative)] > 1 else stem
 
@@ -166,5 +172,5 @@ def _composed(name: str) -> str:
 
 def image_stem(name: str) -> str:
     """An image's name without its extension, if it has one of EXTENSIONS."""
-    stem, extension = os.path.splitext(name)  # noqa: PTH122
-    return stem if extension.lower() in EXTENSIONS else name
+    stem, dot, extension = name.rpartition(".")
+    return stem if dot + extension.lower() in _EXTENSIONS and stem and stem[-1] != "/" else name
