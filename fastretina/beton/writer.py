@@ -90,8 +90,8 @@ class BetonWriter:
         self._buffer_start += len(self._buffer)
         self._buffer = bytearray()
 
-    def finish(self, provenance: Mapping[str, Any]) -> int:
-        """Write block and tables, check the result with the reader, publish. Returns the file's size in bytes.
+    def finish(self, provenance: Mapping[str, Any], publish: bool = True) -> int:
+        """Write block and tables, check the result with the reader, publish now or later. Returns the file's size in bytes.
 
         `provenance` must be JSON, and the same for the same input: no times, no absolute paths. Raises ConvertError.
         """
@@ -117,8 +117,13 @@ class BetonWriter:
         self._flush()
         self._file.write(head, 0)
         Beton(unfinished(self._file.path)).close()
-        self._file.publish()
+        if publish:
+            self.publish()
         return self._position
+
+    def publish(self) -> None:
+        """Give the finished file its name. Raises ConvertError."""
+        self._file.publish()
 
     def _tables(self, alloc: int) -> tuple[bytes, bytes]:
         """Header, descriptors and metadata; and the allocation table."""

@@ -79,7 +79,7 @@ def build(
         fail(listing.source, 0, f"no row is left to pack; the first is left out as {left_out[0]}")
     located = _locate(listing, index, missing_ok, left_out)
     columns = _columns(listing, people or [image_stem(name) for name in located.names], config)
-    said = (*listing.notes, *result.notes, ungradable_note, *located.notes, _partly(columns.get(PATIENT)), _beside(index))
+    said = (*listing.notes, *result.notes, ungradable_note, *located.notes, _beside(index))
     return LabelTable(
         names=tuple(located.names),
         paths=tuple(located.paths),
@@ -158,11 +158,6 @@ def _columns(listing: Listing, names: Sequence[str], config: PackConfig) -> dict
     groups = {GROUP + name: text for name, text in listing.groups.items()}
     columns = {PATIENT: patients, EYE: eyes, QUALITY: listing.quality or (), **groups}
     return {name: tuple(text) for name, text in columns.items() if any(text)}
-
-
-def _partly(patients: Sequence[str] | None) -> str:
-    known = sum(map(bool, patients or ()))
-    return f"patients: known of {known:,} of {len(patients):,} images" if patients and known < len(patients) else ""
 
 
 def _beside(index: ImageIndex) -> str:

@@ -38,8 +38,7 @@ class LabelTable:
         problems: row to reason, for the rows whose image is missing; empty unless read with `missing_ok`.
         columns: text of each row, "" where unknown, by name as in `Beton.columns`: patient, eye, quality, groups.
         left_out: row to reason, for the rows to be left out as asked: ungradable, or without a valid grade. No bad images.
-        ids: int64 (N,), what each row is called for ever.
-        notes: what must be said about how the labels and the folder were read.
+        ids: int64 (N,), what each row is called for ever. notes: what must be said about how labels and folder were read.
     """
 
     names: tuple[str, ...]
