@@ -71,7 +71,7 @@ def test_links_are_followed_when_asked_also_in_circles(tmp_path: Path) -> None:
     store = tree(tmp_path / "store", "9_left.jpg", "more/8_left.jpg")
     (tmp_path / "train" / "0").mkdir(parents=True)
     (tmp_path / "train" / "0" / "9_left.jpg").symlink_to(store / "9_left.jpg")
-    with pytest.raises(LabelError, match="'0/9_left.jpg' is a link that leaves the image folder .*--follow-links"):
+    with pytest.raises(LabelError, match=r"'0/9_left.jpg' is a link that leaves the image folder .*--follow-links"):
         read_folders(tmp_path / "train")
     (tmp_path / "train" / "2").symlink_to(store / "more")
     (store / "more" / "back").symlink_to(tmp_path / "train")

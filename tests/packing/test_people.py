@@ -56,6 +56,12 @@ def test_an_eye_of_another_word_is_an_error_by_row(place: Path) -> None:
         read_table(place, "image,level,which\na_L,0,OD\na_R,1,2\n", eye_column="which")
 
 
+def test_a_column_of_eyes_in_other_words_is_taken_when_asked_only(place: Path) -> None:
+    table = read_table(place, "image_id,level,exam_eye\na_L,0,1\nIM3,2,2\n")
+    assert table.columns["eye"] == ("left", "")
+    assert "eyes: not from the column 'exam_eye', where '1' is neither left nor right" in table.notes
+
+
 def test_a_pattern_finds_patients_and_eyes_in_names_with_their_folder(tmp_path: Path) -> None:
     images(tmp_path, ["s1/P7-OD-1.jpg", "s2/P7-OS-1.jpg", "s2/X.jpg"])
     text = "image,level,patient\ns1/P7-OD-1,0,A\nP7-OS-1,1,B\nX,2,C\n"

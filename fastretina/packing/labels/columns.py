@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from fastretina.errors import UsageError
+from fastretina.grading import side_of
 from fastretina.packing.config import PackConfig
 from fastretina.packing.labels import words
 from fastretina.packing.labels.classes import known_grade, whole
@@ -110,6 +111,9 @@ class _Understanding:
             patient = self.recognised("patients", words.PATIENT | also, taken, "--patient-column")
         if config.eye_column is None and len(images) == len(grades) == 1:
             eye = self.recognised("eyes", words.EYE, taken, "--eye-column")
+            if eye is not None and (other := next((cell for cell in self.cells(eye) if cell and not side_of(cell)), None)):
+                self.notes[-1] = f"eyes: not from the column {self.names[eye]!r}, where {other[:40]!r} is neither left nor right"
+                eye = None
         if len(set(images)) < len(images) or set(images) & set(grades):
             raise UsageError("--image-column and --grade-column: each names another column")
         return Columns(self.header, images, grades, patient, eye, quality, groups, tuple(self.notes))

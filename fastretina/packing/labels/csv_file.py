@@ -117,12 +117,14 @@ class _Parsed:
 def _separated(source: Path, first: int, lines: Sequence[str], is_header: Callable[[Sequence[str]], bool], blanks: bool) -> _Parsed:
     """The rows by the separator that divides them. LabelError where that may be one or another."""
     tried = [_split(lines, separator) for separator in SEPARATORS if separator != " " and separator in lines[0]]
-    likely = [parsed for parsed in tried if parsed.divides] or [p for p in tried if p.problem or len(p.rows[0]) > 1]
-    if not likely:
-        spaced = _split([line.strip(" \r\n") for line in lines], " ") if blanks and not tried else None
+    likely = [parsed for parsed in tried if parsed.divides]
+    if not likely and blanks and all(parsed.problem for parsed in tried):
+        spaced = _split([line.strip(" \r\n") for line in lines], " ")
         # Blanks also stand within names: only where every row has as many cells do they separate.
-        if spaced and spaced.divides and len({len(row) for row in spaced.rows}) == 1:
+        if spaced.divides and len({len(row) for row in spaced.rows}) == 1:
             return spaced
+    likely = likely or [parsed for parsed in tried if parsed.problem or len(parsed.rows[0]) > 1]
+    if not likely:
         return _split(lines, ",")
     if len(likely) > 1:
         likely = [parsed for parsed in likely if parsed.rows and is_header(parsed.rows[0])] or likely

@@ -22,7 +22,7 @@ IMAGE = _known(
 )
 GRADE = _known(
     "level levels label labels grade grades class classes diagnosis target drgrade drlevel drlabel drclass drseverity "
-    "retinopathygrade retinopathylevel diabeticretinopathygrade adjudicateddrgrade dricdr drsdrg icdr patientdrlevel "
+    "retinopathygrade retinopathylevel diabeticretinopathygrade adjudicateddrgrade dricdr drsdrg icdr finalicdr patientdrlevel "
     "lefteyedrlevel righteyedrlevel leftdr rightdr leftgrade rightgrade"
 )
 PATIENT = _known("patient patients patientid patientno patientnumber patientcode subject subjectid")
