@@ -134,7 +134,8 @@ class ImageIndex:
         paths = self._files.get(_composed(name)) or self._files.get(_composed(image_stem(name)))
         if folder and paths:
             return f"; there is {self.relative(paths[0])!r}: give the --images that {folder.partition('/')[0]!r} lies in"
-        return f" (looked for {', '.join(EXTENSIONS)})"
+        linked = "; linked folders are entered with --follow-links" if self.left_out[LINKED] else ""
+        return f" (looked for {', '.join(EXTENSIONS)}){linked}"
 
     def check_link(self, path: str) -> None:
         """LabelError where a path of `images` is a link that leads out of the folder; FileNotFoundError where to nothing."""

@@ -32,12 +32,6 @@ def by_name(names: Sequence[str], config: PackConfig) -> tuple[list[str], list[s
     return patients, [(side_of(match[EYE] or "") or "") if match else "" for match in matches]
 
 
-def check_pattern(config: PackConfig) -> None:
-    """UsageError where --patient-pattern is none."""
-    if config.patient_pattern is not None:
-        _pattern(config.patient_pattern)
-
-
 def _pattern(text: str) -> tuple[re.Pattern[str], int]:
     """A compiled pattern, and the number of the group that is the patient."""
     try:
