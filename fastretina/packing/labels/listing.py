@@ -28,7 +28,8 @@ class Listing:
         patients, eyes, quality: N texts each, "" where unknown, of columns; None where there is no column. eyes: "left", "right".
         groups: N texts by name of the group.
         ungradable: row to reason, of the rows that the table itself calls ungradable; way_out: the flags that leave them out.
-        headless: the first row was taken for data, though it may be a header of unknown words. encoding: of the table.
+        hint: what to say where the first row's image is missing and its label a word: it may be a header; "" where it is none.
+        encoding: of the table.
     """
 
     source: Path
@@ -43,7 +44,7 @@ class Listing:
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     ungradable: Mapping[int, str] = field(default_factory=dict)
     way_out: str = ""
-    headless: bool = False
+    hint: str = ""
     encoding: str = "UTF-8"
     notes: tuple[str, ...] = ()
 
@@ -76,7 +77,11 @@ def build(
     result = unlabelled(count, config) if listing.labels is None else graded(listing.labels, config, left_out)
     left_out |= result.invalid
     if len(left_out) == count:
-        fail(listing.source, 0, f"no row is left to pack; the first is left out as {left_out[0]}")
+        fail(
+            listing.source,
+            0,
+            f"no row is left to pack; the first is left out as {left_out[0]}; --grade-column none packs images without grades",
+        )
     located = _locate(listing, index, missing_ok, left_out)
     columns = _columns(listing, people or [image_stem(name) for name in located.names], config)
     said = (*listing.notes, *result.notes, ungradable_note, *located.notes, _beside(index))
@@ -121,8 +126,8 @@ def _locate(listing: Listing, index: ImageIndex, missing_ok: bool, left_out: Col
             fail(listing.source, line, str(error))
         except FileNotFoundError as error:
             reason = f"{error}{_garbled(listing, name)}"
-            if row == 0 and listing.headless and not (listing.labels and whole(listing.labels.cells[0])):
-                fail(listing.source, line, f"{reason}. Or is that a header? Then say --image-column {name} and --grade-column NAME")
+            if row == 0 and listing.hint and not (listing.labels and whole(listing.labels.cells[0])):
+                fail(listing.source, line, f"{reason}{listing.hint}")
             if not missing_ok and row not in left_out:
                 fail(listing.source, line, f"{reason}. Add the file, remove the row, or leave such rows out with --on-bad skip")
             image = Found("", image_stem(name))
