@@ -17,7 +17,7 @@ from fastretina.loading.sampler import rank_positions
 from fastretina.models.checkpoint import Grader
 from fastretina.models.heads import HEADS, Loss
 from fastretina.models.precision import Precision, bf16_speedup, choose_precision, device_name
-from fastretina.models.resnet import build_model
+from fastretina.models.resnet import build_model, load_initial
 from fastretina.packing.preprocessing import common_preparation
 from fastretina.system.cuda import training_bytes
 from fastretina.training.batchnorm_values import refuse_single_values
@@ -66,7 +66,9 @@ def build_run(
     torch.backends.cudnn.benchmark = True
     head = HEADS[config.head](NUM_CLASSES)
     # Made before the data is opened: weights that cannot be had should not cost a decoding of the data set.
-    model = build_model(config.arch, head.outputs, config.weights).to(world.device)
+    model = build_model(config.arch, head.outputs)
+    start = "from scratch" if config.weights is None else load_initial(model, config.arch, config.weights)
+    model.to(world.device)
     data = open_data(config, stack)
     begun = 0 if state is None else int(state["progress"]["epoch"])
     refuse_single_values(config, model, len(data["train"]), world.size, begun)
@@ -99,6 +101,7 @@ def build_run(
         amp_dtype=precision.name,
         precision_note=precision.note,
         loader=growth(0).description,
+        start=start,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         test_set=data["test"],
         selection_metric=config.select_by,
