@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -84,7 +85,7 @@ def main(config: CompareConfig) -> int:
         raise RunError(f"{folder.path}: is the folder of a single training run; give another --out")
     with folder.locked():
         _refuse_other_settings(runs)
-        _check_weights([run for run in runs if not _finished(run)])
+        _check_models([run for run in runs if not _finished(run)])
         settings = as_settings(config)
         write_json(folder.config, settings)
         done: list[ComparedRun] = []
@@ -192,21 +193,26 @@ def _refuse_other_settings(runs: Sequence[PlannedRun]) -> None:
             )
 
 
-def _check_weights(runs: Sequence[PlannedRun]) -> None:
-    """Load all initial weights once, fetching what must be fetched: an error here has cost no training."""
+def _check_models(runs: Sequence[PlannedRun]) -> None:
+    """Make all models once, with their initial weights, fetching what must be fetched: an error here has cost no training."""
     from fastretina.models.heads import HEADS
     from fastretina.models.resnet import build_model
+    from fastretina.training.batchnorm_values import refuse_single_values
+    from fastretina.training.data import open_data
 
+    if not runs:
+        return
+    with ExitStack() as stack:
+        images = len(open_data(runs[0].config, stack)["train"])  # the same for all
     for run in runs:
-        if run.config.weights is None:
-            continue
         try:
-            build_model(run.config.arch, HEADS[run.config.head](NUM_CLASSES).outputs, run.config.weights)
+            model = build_model(run.config.arch, HEADS[run.config.head](NUM_CLASSES).outputs, run.config.weights)
         except CheckpointError as error:
             raise CheckpointError(
                 f"--weights {run.entry} for {run.config.arch}: {error}. A file for one architecture alone: "
                 f"ARCH=FILE; one for each: {{arch}} in its path. Nothing was trained"
             ) from error
+        refuse_single_values(run.config, model, images)
 
 
 run_command = partial(cli.run, CompareConfig, main, flags_from=partial(flags_from, CompareConfig))

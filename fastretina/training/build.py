@@ -17,9 +17,10 @@ from fastretina.loading.sampler import rank_positions
 from fastretina.models.checkpoint import Grader
 from fastretina.models.heads import HEADS, Loss
 from fastretina.models.precision import Precision, bf16_speedup, choose_precision, device_name
-from fastretina.models.resnet import build_model
+from fastretina.models.resnet import build_model, load_initial
 from fastretina.packing.preprocessing import common_preparation
 from fastretina.system.cuda import training_bytes
+from fastretina.training.batchnorm_values import refuse_single_values
 from fastretina.training.compile import CompileChoice, StepForward, choose_compile
 from fastretina.training.config import TrainConfig
 from fastretina.training.data import Growth, decoding, image_dtype, make_loader, open_data
@@ -65,7 +66,12 @@ def build_run(
     torch.backends.cudnn.benchmark = True
     head = HEADS[config.head](NUM_CLASSES)
     # Made before the data is opened: weights that cannot be had should not cost a decoding of the data set.
-    model = build_model(config.arch, head.outputs, config.weights).to(world.device)
+    model = build_model(config.arch, head.outputs)
+    start = "from scratch" if config.weights is None else load_initial(model, config.arch, config.weights)
+    model.to(world.device)
+    data = open_data(config, stack)
+    begun = 0 if state is None else int(state["progress"]["epoch"])
+    refuse_single_values(config, model, len(data["train"]), world.size, begun)
     largest = -(-config.batch_size // world.size), 3, config.resolution, config.resolution  # of a rank's steps
     began = None if state is None else state.get("precision")
     precision = world.decided(
@@ -73,7 +79,6 @@ def build_run(
     )
     if config.sync_batchnorm and world.size > 1:
         model = synchronise_batchnorm(model, world.device)
-    data = open_data(config, stack)
     preparation = common_preparation(data)
     described = {name: DataInfo.of(str(beton.path), beton.labels, beton.names, NUM_CLASSES) for name, beton in data.items()}
     loss = Loss(head, described["train"].grades, config.class_weights, config.logit_adjustment, config.label_smoothing)
@@ -87,7 +92,6 @@ def build_run(
 
     growth = stack.enter_context(closing(Growth(config, lambda resolution: loader("train", resolution))))
     evaluated = {name: stack.enter_context(loader(name, config.resolution)) for name in data if name != "train"}
-    begun = 0 if state is None else int(state["progress"]["epoch"])
     steps = (config.epochs - begun) * len(growth(0))  # made here, by all ranks: they share what it keeps
     compiling = world.decided(lambda: compile_choice(config, model, world, steps))
     info = RunInfo(
@@ -97,6 +101,7 @@ def build_run(
         amp_dtype=precision.name,
         precision_note=precision.note,
         loader=growth(0).description,
+        start=start,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         test_set=data["test"],
         selection_metric=config.select_by,

@@ -75,6 +75,7 @@ class RunInfo:
 
     test_set: the open file of the test set: its names say whose eye an image is, and the report shows some of the images.
     selection_metric: the metric that the best epoch is chosen by, by its name in metrics.json.
+    start: the weights that it begins with, and how their file was understood.
     """
 
     settings: Mapping[str, Any]
@@ -86,6 +87,7 @@ class RunInfo:
     parameters: int
     test_set: Beton | None = None
     selection_metric: str = "qwk"
+    start: str = "from scratch"
 
     @property
     def selected_on(self) -> str:
