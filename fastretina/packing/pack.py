@@ -42,6 +42,7 @@ class Tally:
     bytes: int = 0
     passed: int = 0
     reencoded: Counter[str] = field(default_factory=Counter)
+    image_notes: Counter[str] = field(default_factory=Counter)
     grades: list[int] = field(default_factory=lambda: [0] * NUM_CLASSES)
     skipped: list[tuple[int, str, str]] = field(default_factory=list)
 
@@ -50,6 +51,7 @@ class Tally:
         self.bytes += other.bytes
         self.passed += other.passed
         self.reencoded += other.reencoded
+        self.image_notes += other.image_notes
         self.grades = [a + b for a, b in zip(self.grades, other.grades, strict=True)]
         self.skipped += other.skipped
 
@@ -68,6 +70,8 @@ class PackSummary:
     bytes: int
     seconds: float
     notes: tuple[str, ...]
+    checked: bool = True  # what passed through was decoded, too
+    image_notes: Mapping[str, int] = field(default_factory=dict)  # what there is to tell of images, counted
 
     @property
     def images(self) -> int:
@@ -79,7 +83,7 @@ class PackSummary:
         each = self.bytes / max(1, self.images) / 1e3
         lines = [
             f"{self.out}: {self.images:,} images, {self.bytes / 1e6:,.1f} MB ({each:.1f} KB each)",
-            f"  passed through byte for byte: {self.passed:,}",
+            f"  passed through byte for byte: {self.passed:,} ({'decoded and looked at' if self.checked else 'not checked'})",
             f"  re-encoded at quality {QUALITY}, {SUBSAMPLING}: {sum(self.reencoded.values()):,}"
             + (f" ({reasons})" if reasons else ""),
             f"  skipped: {self.skipped:,}" + (f" (listed in {skipped_path(self.out)})" if self.skipped else ""),
@@ -87,6 +91,7 @@ class PackSummary:
         ]
         if self.shared_patients is not None:
             lines.append(f"  patients in both train and test: {self.shared_patients:,}")
+        lines += [f"  {note}: {count:,}" for note, count in self.image_notes.items()]
         lines += [f"  {note}" for note in self.notes]
         return "\n".join([*lines, f"  {self.seconds:.2f} s, {self.rows / max(self.seconds, 1e-9):,.0f} images/s"])
 
@@ -95,7 +100,7 @@ def write_beton(out: str | os.PathLike[str], *, progress: bool = False, **flags:
     """Pack images and grades into `out`. `progress` reports on stderr.
 
     flags: fields of `PackConfig`: root="data", split="train"; or images="images", labels="labels.csv"; size=512, workers=None,
-    on_bad="error", max_bad="0.5%", verify=False, crop="none", contrast="none", shards=None, shard=None. Paths may be strings.
+    on_bad="error", max_bad="0.5%", check=True, crop="none", contrast="none", shards=None, shard=None. Paths may be strings.
 
     Raises:
         UsageError: arguments that do not go together. LabelError: the label files, by file and line.
@@ -108,7 +113,7 @@ def write_beton(out: str | os.PathLike[str], *, progress: bool = False, **flags:
 def pack(config: PackConfig, *, progress: bool = False) -> PackSummary:
     """`write_beton` for a configuration that is already there. Raises the same."""
     started = time.perf_counter()
-    config.check()
+    config.validate()
     layout = layout_of(config)
     # A machine that packs one shard needs only the images of that one; those missing from its own rows stop it later.
     table = layout.read(config, config.on_bad == "skip" or config.shard is not None)
@@ -133,6 +138,8 @@ def pack(config: PackConfig, *, progress: bool = False) -> PackSummary:
         bytes=total.bytes,
         seconds=time.perf_counter() - started,
         notes=notes,
+        checked=config.check,
+        image_notes=dict(sorted(total.image_notes.items())),
     )
 
 
@@ -166,6 +173,7 @@ def _write(config: PackConfig, table: LabelTable, file: _File, images: Iterable[
                 _bad(config, table, row, image.reason, tally.skipped, allowed)
             else:
                 tally.reencoded[image.reason] += 1
+                tally.image_notes.update(image.notes)
                 name, grade = table.names[row], int(table.grades[row])
                 tally.grades[grade] += 1
                 writer.add(image.payload, image.crc, name=name, label=grade, id=row, width=config.size, height=config.size)
