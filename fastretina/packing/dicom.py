@@ -31,6 +31,7 @@ _BY_PYDICOM = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _MARKED = ("YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "RGB", "MONOCHROME1", "MONOCHROME2")
 _NO_TRANSFORM = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0"  # the marker that says that a JPEG's components are R, G and B
+_MARKERS = 512  # bytes of a JPEG in which JFIF's and Adobe's markers lie, which are the first
 _EXPORT = "export the photograph as JPEG, PNG or uncompressed DICOM"
 
 # pydicom warns of all that is not by the book, through a filter that belongs to the whole process.
@@ -87,10 +88,10 @@ def _contents(header: Dataset) -> Contents:
     encoded = next(generate_frames(header.PixelData, number_of_frames=1))
     if syntax in _AS_JPEG_2000:
         return Contents(encoded, inverted=meaning == "MONOCHROME1", ybr=meaning.startswith("YBR_FULL"), bits=stored)
-    if meaning == "RGB" and encoded[2:4] not in (b"\xff\xe0", b"\xff\xee"):
-        # By the standard they are RGB; without a marker every decoder takes them for YCbCr. A file that says itself what it is is
-        # believed: many cameras write RGB into the header of a YCbCr JPEG.
-        encoded = encoded[:2] + _NO_TRANSFORM + encoded[2:]
+    if meaning == "RGB" and b"Adobe" not in encoded[:_MARKERS]:
+        if b"JFIF" in encoded[:_MARKERS]:  # both kinds of file exist: cameras label wrongly, and archives rewrite markers
+            raise JpegError(f"DICOM that says RGB, of a JPEG that says YCbCr: its colours are unknown; {_EXPORT}")
+        encoded = encoded[:2] + _NO_TRANSFORM + encoded[2:]  # without a marker every decoder takes it for YCbCr
     return Contents(encoded, inverted=meaning == "MONOCHROME1", bits=stored)
 
 

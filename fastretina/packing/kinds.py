@@ -44,6 +44,7 @@ DICOM = Kind("DICOM")
 _MAGIC = tuple(
     (re.compile(pattern, re.DOTALL), kind)
     for pattern, kind in (
+        (rb".{128}DICM", DICOM),  # first: what stands before it may be a TIFF's beginning, for programs that know no DICOM
         (rb"\xff\xd8", JPEG),
         (rb"\x89PNG\r\n\x1a\n", PNG),
         (rb"II\*\0.{4}CR", Kind("camera raw", readable=False)),  # Canon's CR2, which is a TIFF with a preview in front
@@ -55,7 +56,6 @@ _MAGIC = tuple(
         (rb"P[56]\s", PPM),
         (rb"GIF8[79]a", GIF),
         (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", JPEG_2000),
-        (rb".{128}DICM", DICOM),
         (rb".{4}ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)", Kind("HEIC", readable=False)),
         (rb".{4}ftypavi[fs]", Kind("AVIF", readable=False)),
         (rb".{4}ftypcrx |IIR[OS]|IIU\0|MMOR|FUJIFILMCCD-RAW", Kind("camera raw", readable=False)),
