@@ -61,6 +61,8 @@ def decode(data: bytes, longer: float, shorter: float = 0, passes_at: int = 0) -
         check_seen(np.asarray(image))
     except JpegError:
         raise
+    except Image.DecompressionBombError as error:  # where the process that calls has left Pillow its own limit
+        raise JpegError(f"past the limit: {error}") from None
     except UnidentifiedImageError:
         raise JpegError("cannot be decoded: corrupt or truncated at its beginning") from None
     except Exception as error:  # Pillow raises whatever its plug-ins meet: OSError, SyntaxError, ValueError, struct.error
@@ -96,11 +98,9 @@ def _check_depth(image: Image.Image, bits: int) -> None:
     """
     extrema = image.getextrema()
     top = int(max(pair[1] for pair in extrema) if isinstance(extrema[0], tuple) else extrema[1])
-    if top < 64:
-        used = max(1, bits - (8 - top.bit_length()))
-        raise JpegError(
-            f"{bits}-bit picture that uses no more than its lowest {used} bits; save it with 8 bits, or with all {bits}"
-        )
+    if top <= 64:
+        used = bits - 8 + max(0, top - 1).bit_length()
+        raise JpegError(f"{bits}-bit picture that uses about {used} of its bits; save it with 8 bits, or with all {bits} used")
 
 
 def _stored(data: bytes, longer: float, shorter: float, passes_at: int) -> Stored:
