@@ -13,6 +13,7 @@ import io
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -102,7 +103,7 @@ def main(config: PackBenchmark) -> None:
                 DatasetWriter(str(out), fields, num_workers=config.workers).from_indexed_dataset(PillowDataset(paths))
             return len(paths) / (time.perf_counter() - started)
 
-        sides = {"fastretina": partial(ours, True), "fastretina_unchecked": partial(ours, False), "ffcv": ffcv}
+        sides: dict[str, Callable[[], float]] = {"fastretina": partial(ours, True), "fastretina_unchecked": partial(ours, False), "ffcv": ffcv}
         found = interleave(sides, config.rounds)
     result: dict[str, Any] = {
         "benchmark": "pack",
