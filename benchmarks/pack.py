@@ -103,7 +103,11 @@ def main(config: PackBenchmark) -> None:
                 DatasetWriter(str(out), fields, num_workers=config.workers).from_indexed_dataset(PillowDataset(paths))
             return len(paths) / (time.perf_counter() - started)
 
-        sides: dict[str, Callable[[], float]] = {"fastretina": partial(ours, True), "fastretina_unchecked": partial(ours, False), "ffcv": ffcv}
+        sides: dict[str, Callable[[], float]] = {
+            "fastretina": partial(ours, True),
+            "fastretina_unchecked": partial(ours, False),
+            "ffcv": ffcv,
+        }
         found = interleave(sides, config.rounds)
     result: dict[str, Any] = {
         "benchmark": "pack",

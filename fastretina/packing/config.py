@@ -16,8 +16,8 @@ from fastretina.packing.preprocessing import Contrast, Crop, Preparation
 class PackConfig:
     """Pack a folder of fundus photographs and their grades into one .beton file.
 
-    Give either --root and --split (the lab layout: SPLIT_img.csv and SPLIT_label.csv in ROOT) or --images and --labels
-    (Kaggle's layout: one CSV of image,level).
+    Give --images and --labels (one table), or --class-folders (one folder a class), or --root and --split (the lab layout:
+    SPLIT_img.csv and SPLIT_label.csv in ROOT).
     """
 
     out: Path
@@ -29,7 +29,42 @@ class PackConfig:
     images: Path | None = None
     """The folder with the images, if it is not ROOT."""
     labels: Path | None = None
-    """Kaggle's layout: the CSV file."""
+    """One table of names and grades: comma, semicolon, tab or blanks between, with a header or without."""
+    class_folders: Path | None = None
+    """Instead of a table: a folder that holds one folder of images for each class, named like it."""
+    image_column: str | None = None
+    """Which column of --labels names the image; LEFT,RIGHT: two, one for each eye of the row's patient."""
+    grade_column: str | None = None
+    """Which column holds the grade; LEFT,RIGHT as for the images; none: pack images without grades, for prediction."""
+    patient_column: str | None = None
+    """Which column holds the patient: both eyes of a person belong together, in splits, intervals and fusion."""
+    eye_column: str | None = None
+    """Which column says which eye it is: left or right, L or R, OS or OD."""
+    group_columns: str | None = None
+    """Columns to keep for tables of subgroups, like camera,sex,site."""
+    quality_column: str | None = None
+    """Which column says whether an image can be graded; kept, and what --ungradable speaks of."""
+    ungradable: str | None = None
+    """Values that mean that an image cannot be graded, like 0,poor: of --quality-column, without that one of the grade itself.
+    Such rows are left out and counted."""
+    classes: str | None = None
+    """What the classes are called, in ascending order: no,yes. auto: whatever the labels say. Default: the five grades of diabetic
+    retinopathy, 0 to 4; two classes where all labels are 0 or 1."""
+    referable: str | None = None
+    """Which of --classes should see an ophthalmologist, by name, or none. Default: retinopathy from grade 2 on; the second
+    of two."""
+    class_order: Literal["auto", "ordinal", "nominal"] = "auto"
+    """Whether each class is worse than the one before. auto: they are where they are numbers in sequence, more than two."""
+    patient_pattern: str | None = None
+    """Regular expression that finds the patient in an image's name (the first group, or a group called patient; one called eye is
+    the eye). Default: <patient>_<left|right|L|R|OD|OS>."""
+    follow_links: bool = False
+    """Enter linked folders, and take linked files from anywhere."""
+    splits: str | None = None
+    """Divide the table, like train=0.7,val=0.1,test=0.2, into as many files: --out data/{split}.beton. By patient where patients
+    are known, with the same share of every class, always in the same way."""
+    split_seed: int = 0
+    """Another seed of --splits is another division."""
     size: int = 512
     """Pixels a side of the square images in the .beton."""
     workers: int | None = None

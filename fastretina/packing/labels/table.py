@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastretina.beton.reader import EYE, PATIENT
 from fastretina.errors import LabelError
-from fastretina.grading import GRADES, NUM_CLASSES
+from fastretina.grading import GRADES, NUM_CLASSES, RETINOPATHY, Classes, eye_of
 from fastretina.packing.config import PackConfig
 from fastretina.packing.labels.images import ImageIndex, image_stem
 
@@ -27,9 +28,12 @@ class LabelTable:
 
     Attributes:
         names: as in the CSV, without image extension. paths: of the images; "" where missing (see `problems`).
-        grades: int64 (N,), 0 to NUM_CLASSES - 1. lines: int64 (N,), 1-based line in `source`.
+        grades: int64 (N,), numbers of `classes`; UNLABELLED. lines: int64 (N,), 1-based line in `source`.
         source: the CSV that holds the names. digests: SHA-256 by file name of the CSVs read.
         problems: row to reason, for the rows whose image is missing; empty unless read with `missing_ok`.
+        columns: text of each row, "" where unknown, by name as in `Beton.columns`: patient, eye, quality, groups.
+        left_out: row to reason, for the rows to be left out as asked: ungradable, or without a valid grade. No bad images.
+        ids: int64 (N,), what each row is called for ever. notes: what must be said about the table.
     """
 
     names: tuple[str, ...]
@@ -40,6 +44,11 @@ class LabelTable:
     layout: str
     digests: Mapping[str, str]
     problems: Mapping[int, str]
+    classes: Classes
+    columns: Mapping[str, Sequence[str]]
+    left_out: Mapping[int, str]
+    ids: NDArray[np.int64]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -84,7 +93,41 @@ class LabelTable:
             seen[key] = line
             paths.append(path)
         names = tuple(image_stem(name) for name in cells)
-        return cls(names, tuple(paths), grades, np.asarray(lines, dtype=np.int64), source, layout, digests, problems)
+        columns = _people_by_name(names)
+        ids = np.arange(len(names))
+        lined = np.asarray(lines, dtype=np.int64)
+        return cls(names, tuple(paths), grades, lined, source, layout, digests, problems, RETINOPATHY, columns, {}, ids)
+
+    @property
+    def patients(self) -> list[str | None] | None:
+        """Of each row, None where unknown; None for all where nobody's is known."""
+        found = self.columns.get(PATIENT)
+        return [text or None for text in found] if found else None
+
+    def select(self, rows: Sequence[int]) -> LabelTable:
+        """These rows alone, in this order, under the ids that they had."""
+        at = list(rows)
+
+        def moved(reasons: Mapping[int, str]) -> dict[int, str]:
+            return {new: reasons[row] for new, row in enumerate(at) if row in reasons}
+
+        return replace(
+            self,
+            names=tuple(self.names[row] for row in at),
+            paths=tuple(self.paths[row] for row in at),
+            grades=self.grades[at],
+            lines=self.lines[at],
+            ids=self.ids[at],
+            problems=moved(self.problems),
+            left_out=moved(self.left_out),
+            columns={name: tuple(text[row] for row in at) for name, text in self.columns.items()},
+        )
+
+
+def _people_by_name(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Columns of patients and eyes, as names tell of them; none where no name does."""
+    eyes = [eye_of(name) or ("", "") for name in names]
+    return {column: tuple(text) for column, text in zip((PATIENT, EYE), zip(*eyes, strict=True), strict=True) if any(text)}
 
 
 @dataclass(frozen=True)
