@@ -75,6 +75,11 @@ class Classes(Sequence[str]):
         return "grade" if self.ordinal else "class"
 
     @property
+    def nouns(self) -> Literal["grades", "classes"]:
+        """What several of them are called."""
+        return "grades" if self.ordinal else "classes"
+
+    @property
     def referable_title(self) -> str:
         """Which are referable, in words: `grade 2 or more`, `yes`, `AMD or glaucoma`; "" where none is."""
         first = len(self) - len(self.referable)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastretina.errors import RunError
+from fastretina.grading import Classes
 from fastretina.metrics.predictions import GradeMetrics, Predictions, Scores, grade_metrics
 from fastretina.models.heads import Decision
 from fastretina.system.cuda import DataWait, current_stream, mark
@@ -74,7 +75,8 @@ class EpochRecord:
         """The inverse of dataclasses.asdict."""
 
         def scores(value: dict[str, Any]) -> Scores:
-            return Scores(value["loss"], GradeMetrics(value["metrics"]["confusion"]))
+            # One of an older last.pt held each metric by itself too, and nothing of an order, which all classes had.
+            return Scores(value["loss"], GradeMetrics(**{key: value["metrics"][key] for key in ("confusion", "ordinal") if key in value["metrics"]}))
 
         val = scores(data["val"]) if data["val"] is not None else None
         return cls(**{**data, "train": scores(data["train"]), "test": scores(data["test"]), "val": val})
@@ -172,9 +174,9 @@ class Tally:
             parts = world.gather([torch.cat(noted).cpu() if noted else none for noted in (self._predicted, self._labels)])
             self._predicted, self._labels = ([part[column] for part in parts] for column in (0, 1))
 
-    def scores(self, num_classes: int) -> Scores:
+    def scores(self, classes: Classes) -> Scores:
         """Loss and metrics of the pass so far; everything added must have been read, and gathered."""
-        return Scores(self.loss, grade_metrics(torch.cat(self._predicted), torch.cat(self._labels), num_classes))
+        return Scores(self.loss, grade_metrics(torch.cat(self._predicted), torch.cat(self._labels), classes))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and CPU tensors."""
