@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from fastretina import train
 from fastretina.cli import run
+from fastretina.errors import UsageError
 from fastretina.loading.augment import Augment
 from fastretina.loading.loader import Loader
 from fastretina.metrics.bootstrap import LEVEL, RESAMPLES, draws, patient_groups
@@ -135,7 +136,10 @@ def rotated_answers(data: Path, folder: Path) -> Floats:
     model, grader, device, precision = open_grader(folder / "best.safetensors", "auto", "auto")
     with Loader(data, 32, train=False, resolution=grader.resolution, device=device, augment=ROTATED) as loader:
         answers = run_model(model, loader, precision, "rotated").answers(grader.grading, grader.decision)
-        groups = patient_groups(loader.dataset.names)
+        patients = loader.dataset.patients_of(answers.ids.numpy())
+    if patients is None:
+        raise UsageError(f"{data}: whose images these are is unknown; pack them with --patient-column or --patient-pattern")
+    groups = patient_groups(patients)
     classes, people = grader.num_classes, int(groups.max()) + 1
     cells = groups * classes**2 + answers.labels.numpy() * classes + answers.predicted.numpy()
     return np.bincount(cells, minlength=people * classes**2).reshape(people, classes, classes).astype(np.float64)

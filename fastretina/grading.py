@@ -50,9 +50,9 @@ class Classes(Sequence[str]):
     def stored(cls, value: Any) -> Classes:
         """Out of JSON, the inverse of `as_dict`; a bare list of names is that of an older file. ValueError."""
         match value:
-            case {"names": [*names], "referable": [*numbers], "ordinal": bool(ordinal)} if (
-                all(isinstance(name, str) for name in names) and all(type(number) is int for number in numbers)
-            ):
+            case {"names": [*names], "referable": [*numbers], "ordinal": bool(ordinal)} if all(
+                isinstance(name, str) for name in names
+            ) and all(type(number) is int for number in numbers):
                 return cls(tuple(names), tuple(numbers), ordinal)
             case [*names] if all(isinstance(name, str) for name in names):
                 return RETINOPATHY if tuple(names) == RETINOPATHY.names else cls(tuple(names))

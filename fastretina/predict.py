@@ -19,7 +19,6 @@ import tyro
 
 from fastretina import cli
 from fastretina.errors import RunError, UsageError
-from fastretina.grading import REFERABLE_FROM, grade_title
 from fastretina.models.options import BACKBONES, AmpChoice
 
 
@@ -65,6 +64,10 @@ def main(config: PredictConfig) -> int:
         model = explainer.model
     tally = Tally()
 
+    def referable(grade: int) -> str:
+        """Empty where no class is."""
+        return "" if not grader.classes.referable else "yes" if grade in grader.classes.referable else "no"
+
     def write(file: BinaryIO) -> None:
         file.write(csv_line(["path", "grade", "referable", *(f"p{number}" for number in range(grader.num_classes))]).encode())
         ahead = config.batch_size + 2 * workers
@@ -77,12 +80,12 @@ def main(config: PredictConfig) -> int:
                 probabilities = grader.grading.answer(outputs, grader.decision).exp().cpu()
                 grades = probabilities.argmax(dim=1)
                 for path, best, row in zip(paths, grades.tolist(), probabilities.tolist(), strict=True):
-                    line = csv_line([str(path), best, "yes" if best >= REFERABLE_FROM else "no", *row])
+                    line = csv_line([str(path), best, referable(best), *row])
                     file.write(line.encode(errors="backslashreplace"))  # a file's name may hold bytes that are no text
                 file.flush()
                 if explainer is not None:
                     found = zip(grades.tolist(), probabilities.amax(dim=1).tolist(), strict=True)
-                    answers = [f"{grade_title(best)}, {percent(probability)}" for best, probability in found]
+                    answers = [f"{grader.classes.title(best)}, {percent(probability)}" for best, probability in found]
                     explainer.write(paths, images, answers, partial(grader.grading.target, grades=grades.to(device)))
                 tally.graded += len(paths)
                 bar.update(len(paths))

@@ -91,9 +91,7 @@ def bootstrap(
     names = [*(metric.name for metric in table), *(ranking.name for ranking in RANKINGS)]
     names += [AUROC_REFERABLE] if classes.referable else []
     rest = iter(intervals[len(names) :])
-    return Intervals(
-        dict(zip(names, intervals, strict=False)), {ranking.name: list(islice(rest, number)) for ranking in RANKINGS}
-    )
+    return Intervals(dict(zip(names, intervals, strict=False)), {ranking.name: list(islice(rest, number)) for ranking in RANKINGS})
 
 
 def _interval(point: float, resampled: Floats) -> Interval:

@@ -33,8 +33,8 @@ def eyes_of(beton: Beton) -> list[Eye]:
     found = [Eye(patient, side, name) for patient, side, name in rows if patient is not None and side is not None]
     if len(found) < len(beton):
         raise UsageError(
-            f"--fuse-eyes: {beton.path}: of {len(beton) - len(found):,} of {len(beton):,} images it is unknown whose eye they show, "
-            "or which; pack them with --patient-column and --eye-column, or with --patient-pattern, or leave --fuse-eyes away"
+            f"--fuse-eyes: {beton.path}: of {len(beton) - len(found):,} of {len(beton):,} images it is unknown whose eye they "
+            "show, or which; pack them with --patient-column and --eye-column, or with --patient-pattern, or leave --fuse-eyes away"
         )
     return found
 

@@ -81,7 +81,8 @@ class Metric(NamedTuple):
     """A scalar metric.
 
     Attributes:
-        name: in files and of --select-by. title, meaning: for people; {one} and {many} stand for what the classes are called.
+        name: in files and of --select-by. title, meaning: for people; {one} and {many} stand for what a class is called,
+            {first} and {second} for the names of two.
         percent: shown as per cent, else as a number of three decimals. needs: what the classes must be for it to be defined.
     """
 
@@ -96,7 +97,7 @@ class Metric(NamedTuple):
 METRICS = (
     Metric(
         "accuracy", "accuracy", accuracy, True,
-        "the share of photographs given the right {one}. Where most of them are of one {one}, that answer for everyone scores high.",
+        "the share of photographs given the right {one}. Where most of them are of one {one}, to say so of everyone scores high.",
     ),
     Metric(
         "balanced_accuracy", "balanced accuracy", balanced_accuracy, True,
@@ -111,22 +112,23 @@ METRICS = (
     Metric("macro_f1", "macro F1", macro_f1, False, "the mean F1 of the {many}."),
     Metric(
         "sensitivity", "sensitivity", sensitivity, True,
-        "of the photographs of the second {one}, the share that the model calls so, where its probability is above a half.",
+        "of the photographs that are “{second}”, the share that the model calls so: where its probability is above a half.",
         needs="two classes",
     ),
     Metric(
-        "specificity", "specificity", specificity, True, "of the photographs of the first {one}, the share that the model calls so.",
+        "specificity", "specificity", specificity, True,
+        "of the photographs that are “{first}”, the share that the model calls so.",
         needs="two classes",
     ),
     Metric(
         "ppv", "PPV", ppv, True,
-        "positive predictive value: of the photographs that the model calls the second {one}, the share that are. Like the next, it "
-        "is another where the {one} is rarer or more frequent than here.",
+        "positive predictive value: of the photographs that the model calls “{second}”, the share that are. Like the next, it is "
+        "another where these are rarer or more frequent than here.",
         needs="two classes",
     ),
     Metric(
         "npv", "NPV", npv, True,
-        "negative predictive value: of the photographs that the model calls the first {one}, the share that are.",
+        "negative predictive value: of the photographs that the model calls “{first}”, the share that are.",
         needs="two classes",
     ),
 )  # fmt: skip

@@ -1,7 +1,8 @@
 """What the network's last layer means: its loss, and the probabilities of the classes.
 
-Three heads. `softmax` knows of no order; where the classes are grades, `regression` predicts the grade as a number, which thresholds
-divide, and `ordinal` predicts for each grade whether the disease is worse. Losses and answers use no synchronisation with the device.
+Three heads. `softmax` knows of no order; where the classes are grades, `regression` predicts the grade as a number, which
+thresholds divide, and `ordinal` predicts for each grade whether the disease is worse. Losses and answers use no synchronisation
+with the device.
 """
 
 from __future__ import annotations

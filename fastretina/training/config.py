@@ -213,7 +213,9 @@ def _check_data(config: TrainConfig) -> None:
     if config.val is not None and config.val_fraction:
         raise UsageError("--val and --val-fraction: give one of them")
     if not files_of(config.train):
-        raise UsageError(f"{config.train}: no such file. Make it of photographs and their grades:  {_packing(config.train, 'train')}")
+        raise UsageError(
+            f"{config.train}: no such file. Make it of photographs and their grades:  {_packing(config.train, 'train')}"
+        )
     if (test := config.test_file) is not None and not files_of(test):
         raise UsageError(
             f"{test}: no such file. Test on a part of {config.train}, which is then not trained on:  --test-fraction 0.2  "
@@ -230,4 +232,5 @@ def _check_data(config: TrainConfig) -> None:
 
 
 def _packing(out: Path, split: str) -> str:
-    return f"fastretina pack --images DIR --labels FILE --out {out}  (of four CSVs: fastretina pack --root DIR --split {split} --out {out})"
+    lab = f"fastretina pack --root DIR --split {split} --out {out}"
+    return f"fastretina pack --images DIR --labels FILE --out {out}  (of four CSVs without a header: {lab})"

@@ -39,8 +39,9 @@ def open_data(config: TrainConfig, stack: ExitStack) -> dict[str, Beton]:
     for beton in data.values():
         if unlabelled := int((beton.labels == UNLABELLED).sum()):
             raise UsageError(
-                f"{beton.path}: {unlabelled:,} of {len(beton):,} images were packed without a {classes.noun}, and training needs one of "
-                "each; pack them again with a label file that has them. fastretina evaluate writes a model's answers for such a file"
+                f"{beton.path}: {unlabelled:,} of {len(beton):,} images were packed without a {classes.noun}, and training needs "
+                "one of each; pack them again with a label file that has them. fastretina evaluate writes a model's answers for such "
+                "a file"
             )
         if int(beton.labels.min()) < 0 or int(beton.labels.max()) >= len(classes):
             raise RunError(
@@ -61,8 +62,8 @@ def common_classes(data: Mapping[str, Beton]) -> Classes:
     for other, beton in others:
         if beton.classes != first.classes:
             raise UsageError(
-                f"--{name} {first.path} and --{other} {beton.path} have other classes: {first.classes}, and {beton.classes}; pack one "
-                "of them again with the --classes, --referable and --class-order of the other"
+                f"--{name} {first.path} and --{other} {beton.path} have other classes: {first.classes}, and {beton.classes}; pack "
+                "one of them again with the --classes, --referable and --class-order of the other"
             )
     return first.classes
 
@@ -80,8 +81,9 @@ def split_groups(beton: Beton, by: SplitBy, flag: str) -> list[str]:
     patients = beton.patients or [None] * len(beton)
     if (known := all_known(patients)) is None:
         raise UsageError(
-            f"{flag} with --split-by patient: {beton.path}: the patients of {patients.count(None):,} of {len(beton):,} images are unknown; "
-            "pack it with --patient-column or --patient-pattern, or use --split-by image, which may part a person's two eyes"
+            f"{flag} with --split-by patient: {beton.path}: the patients of {patients.count(None):,} of {len(beton):,} images "
+            "are unknown; pack it with --patient-column or --patient-pattern, or use --split-by image, which may part a "
+            "person's two eyes"
         )
     return known
 
@@ -113,7 +115,9 @@ def split(
             chosen += members[group]
     taken = np.array(sorted(chosen), dtype=np.int64)
     if not 0 < len(taken) < len(labels):
-        raise UsageError(f"{flag}: takes {len(taken)} of {len(labels)} images and leaves {len(labels) - len(taken)}; both sides need some")
+        raise UsageError(
+            f"{flag}: takes {len(taken)} of {len(labels)} images and leaves {len(labels) - len(taken)}; both sides need some"
+        )
     return np.setdiff1d(np.arange(len(labels)), taken), taken
 
 

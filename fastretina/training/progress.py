@@ -76,7 +76,10 @@ class EpochRecord:
 
         def scores(value: dict[str, Any]) -> Scores:
             # One of an older last.pt held each metric by itself too, and nothing of an order, which all classes had.
-            return Scores(value["loss"], GradeMetrics(**{key: value["metrics"][key] for key in ("confusion", "ordinal") if key in value["metrics"]}))
+            return Scores(
+                value["loss"],
+                GradeMetrics(**{key: value["metrics"][key] for key in ("confusion", "ordinal") if key in value["metrics"]}),
+            )
 
         val = scores(data["val"]) if data["val"] is not None else None
         return cls(**{**data, "train": scores(data["train"]), "test": scores(data["test"]), "val": val})
