@@ -18,7 +18,7 @@ from fastretina.metrics.table import Floats, Ints, defined, metrics_for
 
 LEVEL = 0.95
 RESAMPLES = 1000
-CHUNK = 32  # resamples at a time: 1.8 MB of weights for 7,000 images, which stay in a core's cache
+CHUNK = 16  # resamples at a time: 0.9 MB of weights for 7,000 images, which stay in a core's cache
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,9 @@ def bootstrap(
     def metrics(weights: Floats) -> Floats:
         """(r, M) metrics where the groups count (r, people) times: scalars first, then those by class."""
         matrices = (weights @ confusion).reshape(-1, number, number)
+        people_first = np.ascontiguousarray(weights.T)
         # By question, by ranking: (r,) each.
-        ranked = [[ranking.function(*counts) for ranking in RANKINGS] for counts in (counted(weights) for counted in asked)]
+        ranked = [[ranking.function(*counts) for ranking in RANKINGS] for counts in (counted(people_first) for counted in asked)]
         by_class = [np.stack(column, axis=1) for column in zip(*ranked[:number], strict=True)]
         scalars = [*(metric.function(matrices) for metric in table), *map(overall, by_class)]
         scalars += [found[0] for found in ranked[number:]]  # the AUROC of referable disease

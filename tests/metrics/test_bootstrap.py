@@ -153,7 +153,8 @@ def test_images_of_a_patient_are_one_group():
 def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
     labels, probabilities = answers(1, 60)
     one, same, other = (
-        bootstrap(labels, probabilities, np.arange(60), RETINOPATHY, seed=seed).scalars["qwk"] for seed in (0, 0, 1))
+        bootstrap(labels, probabilities, np.arange(60), RETINOPATHY, seed=seed).scalars["qwk"] for seed in (0, 0, 1)
+    )
     assert one == same
     assert one != other
 

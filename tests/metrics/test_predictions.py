@@ -127,7 +127,12 @@ def test_every_metric_of_the_table_is_everywhere():
 
 def test_a_metric_that_the_classes_do_not_have_is_absent_and_kappa_is_null_without_an_order():
     three = grade_metrics(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 2, 1]), Classes(("normal", "AMD", "glaucoma")))
-    assert three.values == {"accuracy": 0.75, "balanced_accuracy": pytest.approx(5 / 6), "qwk": None, "macro_f1": pytest.approx(7 / 9)}
+    assert three.values == {
+        "accuracy": 0.75,
+        "balanced_accuracy": pytest.approx(5 / 6),
+        "qwk": None,
+        "macro_f1": pytest.approx(7 / 9),
+    }
     two = grade_metrics(torch.tensor([0, 1, 1, 1]), torch.tensor([0, 1, 0, 1]), Classes(("no", "yes")))
     assert (two.qwk, two.sensitivity, two.specificity, two.npv) == (None, 1.0, 0.5, 1.0)
     assert two.ppv == pytest.approx(2 / 3)
