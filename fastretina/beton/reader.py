@@ -124,9 +124,11 @@ class Beton:
         """Text about each sample (N,) by name of the column, as the packer noted; "" where it knew none. Raises BetonError."""
         match self.provenance.get("columns"):
             case [*names] if all(isinstance(name, str) for name in names):
-                found = {name: self._column(number) for number, name in enumerate(names, start=1)}
-                return found if self._indices is None else {name: chosen(text, self._indices) for name, text in found.items()}
+                return {name: self._chosen(self._column(number)) for number, name in enumerate(names, start=1)}
         return {}
+
+    def _chosen(self, text: Sequence[str]) -> Sequence[str]:
+        return text if self._indices is None else chosen(text, self._indices)
 
     def _column(self, number: int) -> Sequence[str]:
         """A column of text of all samples, of a selection too; number 0: the names."""
@@ -152,6 +154,17 @@ class Beton:
         else:
             found = [eye and eye[part] for eye in map(eye_of, self.names)] if self.crcs is not None else []
         return found if any(found) else None
+
+    @property
+    def known_as(self) -> frozenset[str] | None:
+        """What its patients are called, to look for the same people in another set; None where one is unknown. BetonError."""
+        known = all_known(self.patients)
+        return None if known is None else frozenset(known)
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The packings that it is made of; the number of a sample's is its id >> `fastretina.beton.joined.SOURCE_BIT`."""
+        return (self.path,)
 
     def patients_of(self, ids: NDArray[np.int64]) -> list[str] | None:
         """The patients of the samples with these ids (n,) where all are known, else None. BetonError where a sample is not here."""

@@ -6,7 +6,6 @@ Vectorised (one million samples: under 50 ms), so that no pointer of a corrupt o
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,8 @@ _MUCH = 1 << 26  # bytes of tables (a million samples) that nobody need ask the 
 
 @dataclass(frozen=True)
 class Tables:
-    """What a file says of its N samples: columns as `Beton` has them, offsets and sizes in bytes; names and other columns of text, None
-    for files of other makers; and JSON, b"" for none."""
+    """What a file says of its N samples: columns as `Beton` has them, offsets and sizes in bytes; names and other text, None for
+    files of other makers; and JSON, b"" for none."""
 
     labels: NDArray[np.int64]
     ids: NDArray[np.int64]

@@ -28,12 +28,13 @@ class BetonWriter:
 
     Args:
         path: the final name. capacity: the most samples that will come (room for their metadata comes first in the file).
-        columns: names of the columns of text that each sample has beside its name (see `Beton.columns`).
+        columns: names of the columns of text that each sample has beside its name (see `Beton.columns`); None: nothing is said of
+            what is known, and readers look at the names.
         page: bytes, a power of two; grows by itself where a sample needs it.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], capacity: int, columns: Sequence[str] = (), page: int = fmt.DEFAULT_PAGE
+        self, path: str | os.PathLike[str], capacity: int, columns: Sequence[str] | None = None, page: int = fmt.DEFAULT_PAGE
     ) -> None:
         if not (fmt.MIN_PAGE <= page <= fmt.MAX_PAGE and page & (page - 1) == 0):
             raise ConvertError(f"page size {page}: a power of two from {fmt.MIN_PAGE} to {fmt.MAX_PAGE} is needed")
@@ -43,7 +44,8 @@ class BetonWriter:
         self._position = -(-(self._tables_start + capacity * self._row.itemsize) // page) * page
         self._metadata, self._table = np.zeros(capacity, self._row), np.zeros(capacity, fmt.ALLOCATION)
         self._names: list[str] = []
-        self._columns: dict[str, list[str]] = {name: [] for name in columns}
+        self._columns: dict[str, list[str]] = {name: [] for name in columns or ()}
+        self._noted = {} if columns is None else {"columns": list(columns)}
         self._buffer, self._buffer_start = bytearray(), self._position
         path = Path(path)
         try:
@@ -88,8 +90,8 @@ class BetonWriter:
         self._buffer_start += len(self._buffer)
         self._buffer = bytearray()
 
-    def finish(self, provenance: Mapping[str, Any]) -> int:
-        """Write block and tables, check the result with the reader, publish. Returns the file's size in bytes.
+    def finish(self, provenance: Mapping[str, Any], publish: bool = True) -> int:
+        """Write block and tables, check the result with the reader, publish now or later. Returns the file's size in bytes.
 
         `provenance` must be JSON, and the same for the same input: no times, no absolute paths. Raises ConvertError.
         """
@@ -98,7 +100,7 @@ class BetonWriter:
             raise ConvertError(f"{self._file.path}: no image was left to pack")
         columns = [self._names, *self._columns.values()]
         names = "".join(f"{value}\n" for column in columns for value in column).encode("utf-8", "surrogateescape")
-        text = json.dumps({**provenance, "columns": list(self._columns)}, ensure_ascii=True, sort_keys=True, separators=(",", ":")).encode()
+        text = json.dumps({**provenance, **self._noted}, ensure_ascii=True, sort_keys=True, separators=(",", ":")).encode()
         self._put(bytes(-self._position % 8))
         payload = names + text
         payload += bytes(-len(payload) % 8)
@@ -115,8 +117,13 @@ class BetonWriter:
         self._flush()
         self._file.write(head, 0)
         Beton(unfinished(self._file.path)).close()
-        self._file.publish()
+        if publish:
+            self.publish()
         return self._position
+
+    def publish(self) -> None:
+        """Give the finished file its name. Raises ConvertError."""
+        self._file.publish()
 
     def _tables(self, alloc: int) -> tuple[bytes, bytes]:
         """Header, descriptors and metadata; and the allocation table."""

@@ -51,7 +51,8 @@ class PackConfig:
     """What the classes are called, in ascending order: no,yes. auto: whatever the labels say. Default: the five grades of diabetic
     retinopathy, 0 to 4; two classes where all labels are 0 or 1."""
     referable: str | None = None
-    """Which of --classes should see an ophthalmologist, by name, or none. Default: retinopathy from grade 2 on; the second of two."""
+    """Which of --classes should see an ophthalmologist, by name, or none. Default: retinopathy from grade 2 on; the second
+    of two."""
     class_order: Literal["auto", "ordinal", "nominal"] = "auto"
     """Whether each class is worse than the one before. auto: they are where they are numbers in sequence, more than two."""
     patient_pattern: str | None = None
@@ -60,8 +61,8 @@ class PackConfig:
     follow_links: bool = False
     """Enter linked folders, and take linked files from anywhere."""
     splits: str | None = None
-    """Divide the table, like train=0.7,val=0.1,test=0.2, into as many files: --out data/{split}.beton. By patient where patients are
-    known, with the same share of every class, always in the same way."""
+    """Divide the table, like train=0.7,val=0.1,test=0.2, into as many files: --out data/{split}.beton. By patient where patients
+    are known, with the same share of every class, always in the same way."""
     split_seed: int = 0
     """Another seed of --splits is another division."""
     size: int = 512

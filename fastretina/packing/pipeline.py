@@ -30,8 +30,8 @@ def packed_images(config: PackConfig, table: LabelTable, rows: range) -> Generat
 
     def read(start: int) -> list[Source]:
         return [
-            Source(None, 0, table.problems[row], bad=True)
-            if row in table.problems
+            Source(None, 0, reason, bad=True)
+            if (reason := table.problems.get(row) or table.left_out.get(row))
             else inspect(table.paths[row], config.size, config.verify, config.preparation)
             for row in rows[start - rows.start :][:_CHUNK]
         ]

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastretina.errors import LabelError, UsageError
-from fastretina.grading import patient_of, patients_in_both
 from fastretina.packing.config import PackConfig
 from fastretina.packing.labels.images import ImageIndex
 from fastretina.packing.labels.registry import layout_of
@@ -277,13 +276,6 @@ def test_only_images_within_the_given_folder_are_found(lab: Path) -> None:
     assert index.find("9_left").endswith("9_left.jpg")
     with pytest.raises(FileNotFoundError):
         index.find("10_left")
-
-
-def test_patients() -> None:
-    assert patient_of("10_left") == "10"
-    assert patient_of("a/b_7_right") == "b_7"
-    assert patient_of("IM000123") is None
-    assert patients_in_both(["10_left", "11_left", "x"], ["10_right", "12_left", "x"]) == {"10"}
 
 
 def test_names_alone_need_no_images(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class LabelTable:
         problems: row to reason, for the rows whose image is missing; empty unless read with `missing_ok`.
         columns: text of each row, "" where unknown, by name as in `Beton.columns`: patient, eye, quality, groups.
         left_out: row to reason, for the rows to be left out as asked: ungradable, or without a valid grade. No bad images.
-        ids: int64 (N,), what each row is called for ever.
+        ids: int64 (N,), what each row is called for ever. notes: what must be said about the table.
     """
 
     names: tuple[str, ...]
@@ -48,6 +48,7 @@ class LabelTable:
     columns: Mapping[str, Sequence[str]]
     left_out: Mapping[int, str]
     ids: NDArray[np.int64]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
