@@ -121,7 +121,7 @@ def rotation(out: Path) -> dict[str, Any]:
     found: dict[str, list[Path]] = {}
     for augment in ("on", "flips", "off"):
         found[augment] = [trained(out, f"rotation-{augment}-{seed}", replace(FEW, augment=augment, seed=seed)) for seed in SEEDS]
-    answers = {name: [rotated_answers(out / FEW.test, folder) for folder in folders] for name, folders in found.items()}
+    answers = {name: [rotated_answers(out / str(FEW.test), folder) for folder in folders] for name, folders in found.items()}
     kappas = {name: [float(qwk(matrices.sum(axis=0, keepdims=True))[0]) for matrices in runs] for name, runs in answers.items()}
     report: dict[str, Any] = {"qwk_on_rotated_eyes": kappas, "resamples": RESAMPLES, "level": LEVEL}
     for other in ("flips", "off"):
@@ -230,7 +230,7 @@ def tool(arguments: list[str]) -> None:
 def trained(out: Path, name: str, config: TrainConfig) -> Path:
     """Train where that is not done yet; the run folder."""
     folder = out / name.replace(" ", "-")
-    settings = replace(config, train=out / config.train, test=out / config.test, out=folder)
+    settings = replace(config, train=out / config.train, test=out / str(config.test), out=folder)
     print(f"\n{name}", flush=True)
     train.main(settings)
     return folder

@@ -21,7 +21,7 @@ class EvaluateConfig:
     """Grade a .beton file with a trained model and compare with its grades."""
 
     checkpoint: Path  # a run's best.safetensors
-    data: Path  # a .beton file, or a pattern for its shards
+    data: Path  # a .beton file, or a pattern for its shards; several with commas between
     tta: int = 1  # average over so many of the square's 8 symmetries (test-time augmentation)
     fuse_eyes: float = 0.0  # weight of the same patient's other eye in each answer, 0-0.5
     out: Path | None = None  # folder for metrics.json, predictions.csv, confusion.png; none: the table on the terminal is all
@@ -39,6 +39,7 @@ def main(config: EvaluateConfig) -> int:
     from fastretina.metrics import fusion
     from fastretina.metrics.assessment import Assessment
     from fastretina.metrics.predictions import Scores, write_predictions
+    from fastretina.metrics.sources import by_source
     from fastretina.models import inference
     from fastretina.models.checkpoint import open_grader
     from fastretina.models.heads import SMALLEST_PROBABILITY
@@ -110,7 +111,9 @@ def main(config: EvaluateConfig) -> int:
         return 0
     scores = Scores.of(answers, classes)
     assessment = Assessment.of(answers, classes, patients)
+    sources = by_source(answers, beton.sources, classes)
     lines = terminal.scores_table(scores, len(answers.labels), throughput, classes)
+    lines += terminal.sources_table(sources, classes)
     print("\n".join([*lines, "", *assessed.lines(assessment)]))
     if config.out is not None:
         metrics = {
@@ -124,6 +127,7 @@ def main(config: EvaluateConfig) -> int:
             "classes": classes.as_dict(),
             "images": len(answers.labels),
             **scores.as_dict(),
+            "sources": [found.as_dict() for found in sources],
             **assessment.as_dict(),
             "images_per_second": throughput,
             "device": device_name(device),
@@ -131,7 +135,9 @@ def main(config: EvaluateConfig) -> int:
             "versions": versions(),
         }
         files.write_json(config.out / "metrics.json", metrics)
-        confusion = plots.confusion(scores.metrics.confusion, f"{config.data.name}, {grader.arch}", classes)
+        confusion = plots.confusion(
+            scores.metrics.confusion, f"{', '.join(path.name for path in beton.sources)}, {grader.arch}", classes
+        )
         files.write_bytes(config.out / "confusion.png", confusion)
         print(f"written to {config.out}: metrics.json, predictions.csv, confusion.png")
     return 0

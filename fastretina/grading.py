@@ -131,16 +131,5 @@ def patients_in_both(one: Iterable[str] | None, other: Iterable[str] | None) -> 
     return None if one is None or other is None else len(set(one) & set(other))
 
 
-CLASSES = RETINOPATHY.names
-REFERABLE_FROM = 2
-NUM_CLASSES = len(CLASSES)
+NUM_CLASSES = len(RETINOPATHY)
 GRADES = {str(grade): grade for grade in range(NUM_CLASSES)}
-REFERABLE = RETINOPATHY.referable_title
-REFERABLE_SCORE = RETINOPATHY.referable_score
-grade_title = RETINOPATHY.title
-
-
-def patient_of(name: str) -> str | None:
-    """The patient of a name, see `eye_of`."""
-    eye = eye_of(name)
-    return eye and eye[0]

@@ -19,7 +19,8 @@ def write_labelled(
     names: Sequence[str] | None = None,
     patients: Sequence[str] | None = None,
 ) -> Path:
-    """Write images of 64 x 64 px anew, and return `path`. None: labels, or names, as they are; patients by names. "" is an unknown one."""
+    """Write images of 64 x 64 px anew, and return `path`. None: labels and names as they are, patients by names; "" is an
+    unknown one."""
     labels = images.labels.tolist() if labels is None else labels
     names = list(images.names) if names is None else names
     eyes = [eye_of(name) or ("", "") for name in names]

@@ -31,12 +31,14 @@ def history(epochs: int, val: bool = False, single: bool = False) -> Progress:
 
 
 def info(val: bool = False) -> RunInfo:
+    tested = frozenset(["28", "29", *(f"t{n}" for n in range(28))])
     data = {
-        "train": DataInfo(NASTY, [12] * 5, frozenset(map(str, range(30)))),
-        "test": DataInfo("test.beton", [45, 0, 15, 0, 0], frozenset(["28", "29", *(f"t{n}" for n in range(28))])),
+        "train": DataInfo(NASTY, [12] * 5, frozenset(map(str, range(30))), frozenset(map(str, range(30)))),
+        "test": DataInfo("test.beton", [45, 0, 15, 0, 0], tested, tested),
     }
     if val:
-        data["val"] = DataInfo("val.beton", [0, 60, 0, 0, 0], frozenset(f"v{n}" for n in range(30)))
+        validated = frozenset(f"v{n}" for n in range(30))
+        data["val"] = DataInfo("val.beton", [0, 60, 0, 0, 0], validated, validated)
     settings = {"arch": "resnet18", "resolution": 64, "train": NASTY, "weights": None, "head": "softmax"}
     return RunInfo(settings, data, "a CPU, 2 threads", "float32", "float32", "streaming", 11_179_077, RETINOPATHY, "qwk")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Self
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastretina.metrics.assessment import Assessment
 from fastretina.metrics.predictions import Predictions, Scores
+from fastretina.metrics.sources import SourceMetrics
 from fastretina.metrics.table import metrics_for
 from fastretina.models.heads import HEADS, Decision
 from fastretina.report import plots, sections
@@ -37,6 +38,7 @@ class Results:
         answers, assessment: for and of the test set; some mistakes among them are shown, where `info` has its file at hand.
         history, best_epoch: of the run that trained it, and the epoch (from 1) whose model it is.
         decision: what its head was fitted to, if anything. batch: batch.png.
+        by_packing: of the sets that are made of several packings, the metrics of each.
     """
 
     title: str
@@ -48,6 +50,7 @@ class Results:
     best_epoch: int | None = None
     decision: Decision | None = None
     batch: bytes | None = None
+    by_packing: Mapping[str, Sequence[SourceMetrics]] = field(default_factory=dict)
 
     @classmethod
     def of_run(cls, info: RunInfo, progress: Progress, batch: bytes | None = None) -> Self:
@@ -61,6 +64,7 @@ class Results:
             info=info,
             scores={name: scores for name, scores in sets.items() if scores is not None},
             answers=progress.best_test,
+            by_packing=info.sources(progress.best_answers),
             assessment=info.assess(progress.best_test),
             history=history,
             best_epoch=best.epoch,
@@ -138,6 +142,15 @@ def _by_class(results: Results) -> Section:
     return Section(f"By {classes.noun}", [pair(tables)])
 
 
+def _sources(results: Results) -> Section | None:
+    classes, found = results.info.classes, []
+    for name, metrics in results.by_packing.items():
+        rows = [[each.path, each.images, *sections.metric_cells(each.values, classes)] for each in metrics]
+        found.append(table(["packing", "images", *sections.metric_columns(classes)], rows, results.set_title(name)))
+    text = "What a model learned where most of its images come from need not hold elsewhere."
+    return Section("By packing", [*found, remark(text)]) if found else None
+
+
 def _mistakes(results: Results) -> Section | None:
     answers, beton = results.answers, results.info.test_set
     return None if answers is None or beton is None else mistakes_section(confident_mistakes(answers, beton), results.info.classes)
@@ -208,6 +221,7 @@ SECTIONS: tuple[Callable[[Results], Section | None], ...] = (
     _curves,
     _confusions,
     _by_class,
+    _sources,
     _assessed(intervals),
     _assessed(screening),
     _assessed(calibration),

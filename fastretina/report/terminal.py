@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastretina.grading import Classes
 from fastretina.metrics.predictions import Scores
+from fastretina.metrics.sources import SourceMetrics
 from fastretina.metrics.table import metrics_for
-from fastretina.report.page import number
+from fastretina.report.page import number, shown
 from fastretina.report.sections import shared_images, shared_patients
 from fastretina.training.build import Run
 from fastretina.training.config import REFERENCE_BATCH, TrainConfig
@@ -102,6 +105,19 @@ def last_lines(progress: Progress, info: RunInfo, folder: RunFolder, finished: b
         f"{title} {'undefined' if value is None else f'{value:.3f}'}, "
         f"balanced accuracy {metrics.balanced_accuracy:.3f}\nreport: {folder.report}"
     )
+
+
+def sources_table(sources: Sequence[SourceMetrics], classes: Classes) -> list[str]:
+    """Lines of the metrics of each packing, where there are several."""
+    if not sources:
+        return []
+    metrics = metrics_for(len(classes), classes.ordinal)
+    width = max(len(found.path) for found in sources)
+    lines = ["", "  ".join([f"{'packing':<{width}}", f"{'images':>8}", *(f"{metric.title:>8}" for metric in metrics)])]
+    for found in sources:
+        cells = [f"{shown(metric, found.values[metric.name]):>{max(8, len(metric.title))}}" for metric in metrics]
+        lines.append("  ".join([f"{found.path:<{width}}", f"{found.images:>8,}", *cells]))
+    return lines
 
 
 def scores_table(scores: Scores, images: int, throughput: float, classes: Classes) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from fastretina.beton.paths import as_path, files_of
+from fastretina.beton.paths import as_path, files_of, parts_of
 from fastretina.errors import UsageError
 from fastretina.loading.augment import Augment
 from fastretina.metrics.table import SelectionMetric
@@ -52,7 +52,8 @@ CompileFlag = Annotated[
 class Recipe:
     """What the runs of a comparison have in common: data, training and machine."""
 
-    train: Path = Path("data/train.beton")  # training set: a .beton file, or a pattern for its shards ("data/train-*.beton")
+    # training set: a .beton file, or a pattern for its shards ("data/train-*.beton"); several packings with commas between
+    train: Path = Path("data/train.beton")
     test: Path | None = None  # test set; none: data/test.beton, or what --test-fraction takes from --train
     test_fraction: float = 0.0  # instead of --test: share of --train to test on, which is not trained on, 0-0.5
     val: Path | None = None  # validation set; the best epoch is chosen on it, without it on the test set
@@ -212,23 +213,27 @@ def _check_data(config: TrainConfig) -> None:
         raise UsageError("--test and --test-fraction: give one of them")
     if config.val is not None and config.val_fraction:
         raise UsageError("--val and --val-fraction: give one of them")
-    if not files_of(config.train):
+    if missing := _missing(config.train):
+        raise UsageError(f"{missing}: no such file. Make it of photographs and their grades:  {_packing(missing, 'train')}")
+    test = config.test_file
+    if test is not None and (missing := _missing(test)):
         raise UsageError(
-            f"{config.train}: no such file. Make it of photographs and their grades:  {_packing(config.train, 'train')}"
-        )
-    if (test := config.test_file) is not None and not files_of(test):
-        raise UsageError(
-            f"{test}: no such file. Test on a part of {config.train}, which is then not trained on:  --test-fraction 0.2  "
-            f"or make it:  {_packing(test, 'test')}"
+            f"{missing}: no such file. Test on a part of {config.train}, which is then not trained on:  --test-fraction 0.2  "
+            f"or make it:  {_packing(missing, 'test')}"
         )
     if config.val is None:
         return
-    if not files_of(config.val):
-        raise UsageError(f"--val {config.val}: no such file")
+    if missing := _missing(config.val):
+        raise UsageError(f"--val {missing}: no such file")
     if test is not None and set(files_of(config.val)) & set(files_of(test)):
         raise UsageError(
             f"--val {config.val}: is the test set; leave --val away and the report says that the choice was made on it"
         )
+
+
+def _missing(path: Path) -> Path | None:
+    """The first of these packings that is not there."""
+    return next((part for part in parts_of(path) if not files_of(part)), None)
 
 
 def _packing(out: Path, split: str) -> str:

@@ -40,8 +40,8 @@ def open_data(config: TrainConfig, stack: ExitStack) -> dict[str, Beton]:
         if unlabelled := int((beton.labels == UNLABELLED).sum()):
             raise UsageError(
                 f"{beton.path}: {unlabelled:,} of {len(beton):,} images were packed without a {classes.noun}, and training needs "
-                "one of each; pack them again with a label file that has them. fastretina evaluate writes a model's answers for such "
-                "a file"
+                "one of each; pack them again with a label file that has them. fastretina evaluate writes a model's answers for "
+                "such a file"
             )
         if int(beton.labels.min()) < 0 or int(beton.labels.max()) >= len(classes):
             raise RunError(

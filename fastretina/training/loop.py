@@ -294,6 +294,6 @@ def _note_epoch(
     metric = training.config.select_by
     improved = best_before is None or record.selection.rank(metric) > best_before.selection.rank(metric)
     if improved:
-        at.best_epoch, at.best_test, at.decision = record.epoch, test, decision
+        at.best_epoch, at.best_test, at.best_val, at.decision = record.epoch, test, val, decision
     at.epoch, at.batch, at.tally = at.epoch + 1, 0, Tally()
     return improved

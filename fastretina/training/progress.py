@@ -203,7 +203,8 @@ class Progress:
     Attributes:
         epoch: the one being trained, from 0; equal to the number of epochs when the run is finished. batch: training batches done
             in it. step: optimizer steps done in all. history: finished epochs. best_epoch: from 1, None before the first.
-        best_test: the best checkpoint's answers on the test set. decision: what its head was fitted to, if anything.
+        best_test, best_val: the best checkpoint's answers on the test set, and on the validation set if there is one.
+        decision: what its head was fitted to, if anything.
     """
 
     epoch: int = 0
@@ -212,6 +213,7 @@ class Progress:
     history: list[EpochRecord] = field(default_factory=list)
     best_epoch: int | None = None
     best_test: Predictions | None = None
+    best_val: Predictions | None = None
     decision: Decision | None = None
     tally: Tally = field(default_factory=Tally)
 
@@ -219,6 +221,11 @@ class Progress:
     def best(self) -> EpochRecord | None:
         """The record of the best epoch."""
         return None if self.best_epoch is None else self.history[self.best_epoch - 1]
+
+    @property
+    def best_answers(self) -> dict[str, Predictions | None]:
+        """The best checkpoint's answers, by data set."""
+        return {"test": self.best_test, "val": self.best_val}
 
     def is_over(self, config: TrainConfig) -> bool:
         """Whether the run is finished: all epochs are done, or the last `patience` of them (of the second phase, if the schedule
@@ -230,14 +237,13 @@ class Progress:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and CPU tensors."""
-        best_test = self.best_test
         return {
             "epoch": self.epoch,
             "batch": self.batch,
             "step": self.step,
             "history": [asdict(record) for record in self.history],
             "best_epoch": self.best_epoch,
-            "best_test": None if best_test is None else dict(vars(best_test)),
+            **{f"best_{name}": answers and dict(vars(answers)) for name, answers in self.best_answers.items()},
             "decision": None if self.decision is None else asdict(self.decision),
             "tally": self.tally.state_dict(),
         }
@@ -247,6 +253,9 @@ class Progress:
         self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
         self.history = [EpochRecord.from_dict(record) for record in state["history"]]
         self.best_epoch = state["best_epoch"]
-        self.best_test = None if state["best_test"] is None else Predictions(**state["best_test"])
+        # An older last.pt holds no answers on the validation set.
+        self.best_test, self.best_val = (
+            None if (found := state.get(f"best_{name}")) is None else Predictions(**found) for name in ("test", "val")
+        )
         self.decision = None if state["decision"] is None else Decision(**state["decision"])
         self.tally.load_state_dict(state["tally"], world)

@@ -123,6 +123,7 @@ def metrics_summary(info: RunInfo, progress: Progress, finished: bool) -> dict[s
         "finished": finished,
         "best": {"epoch": best.epoch, **best.test.as_dict(), **(assessment.as_dict() if assessment else {})},
         "last": {"epoch": last.epoch, **last.test.as_dict()},
+        "sources": {name: [found.as_dict() for found in metrics] for name, metrics in info.sources(progress.best_answers).items()},
         "train": {"best": best.train.as_dict(), "last": last.train.as_dict()},
         **({"val": {"best": best.val.as_dict(), "last": last.val.as_dict()}} if best.val and last.val else {}),
         **{name: [getattr(record, name) for record in progress.history] for name in BY_EPOCH},

@@ -16,6 +16,7 @@ from fastretina.beton.reader import Beton
 from fastretina.grading import Classes, all_known, patients_in_both
 from fastretina.metrics.assessment import Assessment
 from fastretina.metrics.predictions import Predictions
+from fastretina.metrics.sources import SourceMetrics, by_source
 from fastretina.metrics.table import TITLES
 from fastretina.version import __version__
 
@@ -39,15 +40,18 @@ class DataInfo:
     """One data set.
 
     Attributes:
-        path: of its file. grades: images by class, from 0 on.
-        patients: whose they are; None where that is not known of all, of `unknown` images.
+        path: of its file. sources: the packings that it is made of. grades: images by class, from 0 on.
+        patients: whose they are; None where that is not known of all, of `unknown` images. known_as: what they are called there,
+            to look for the same people in another file.
         contents: (N,) int64, a number for the bytes of each image, their crc32 and size; None for files without checksums.
     """
 
     path: str
     grades: list[int]
     patients: frozenset[str] | None
+    known_as: frozenset[str] | None
     unknown: int = 0
+    sources: tuple[str, ...] = ()
     contents: npt.NDArray[numpy.int64] | None = field(default=None, compare=False)
 
     @classmethod
@@ -56,9 +60,10 @@ class DataInfo:
         counts = numpy.bincount(beton.labels, minlength=len(beton.classes))
         patients = beton.patients or [None] * len(beton)
         known = all_known(patients)
+        sources = tuple(map(str, beton.sources))
         contents = None if beton.crcs is None else beton.extents[1] << 32 | beton.crcs
         people = None if known is None else frozenset(known)
-        return cls(str(beton.path), counts.tolist(), people, patients.count(None), contents)
+        return cls(str(beton.path), counts.tolist(), people, beton.known_as, patients.count(None), sources, contents)
 
     @property
     def images(self) -> int:
@@ -118,7 +123,13 @@ class RunInfo:
     @property
     def patients_shared(self) -> dict[str, int | None]:
         """How many patients have images in both of two sets, by their names (`train_test`); None where that is unknown."""
-        return self._shared(lambda one, other: patients_in_both(one.patients, other.patients))
+
+        def count(one: DataInfo, other: DataInfo) -> int | None:
+            if one.path == other.path:  # parts of one set, in which people of different packings are kept apart
+                return patients_in_both(one.patients, other.patients)
+            return patients_in_both(one.known_as, other.known_as)
+
+        return self._shared(count)
 
     @property
     def duplicates_shared(self) -> dict[str, int | None]:
@@ -136,6 +147,15 @@ class RunInfo:
         if answers is None or self.test_set is None:
             return None
         return Assessment.of(answers, self.classes, self.test_set.patients_of(answers.ids.numpy()))
+
+    def sources(self, answers: Mapping[str, Predictions | None]) -> dict[str, list[SourceMetrics]]:
+        """Of answers on data sets by their names: the metrics of each packing of those that are made of several."""
+        found = {
+            name: by_source(given, self.data[name].sources, self.classes)
+            for name, given in answers.items()
+            if given is not None and name in self.data
+        }
+        return {name: metrics for name, metrics in found.items() if metrics}
 
     def data_dict(self) -> dict[str, Any]:
         """The data sets, and what each two of them share, for metrics.json; None stands for what is unknown."""

@@ -91,7 +91,7 @@ def test_the_selection_metric_is_the_one_of_the_run():
 def shared_with_val(patients: list[str] | None, unknown: int = 0) -> RunInfo:
     known = info(val=True)
     people = None if patients is None else frozenset(patients)
-    return replace(known, data={**known.data, "val": replace(known.data["val"], patients=people, unknown=unknown)})
+    return replace(known, data={**known.data, "val": replace(known.data["val"], patients=people, known_as=people, unknown=unknown)})
 
 
 def test_patients_shared_by_any_two_sets_are_told_and_unknown_ones_are_not_called_none():
