@@ -33,6 +33,9 @@ class Kind:
 JPEG = Kind("JPEG", "JPEG")
 PNG = Kind("PNG", "PNG")
 TIFF = Kind("TIFF", "TIFF")
+BIG_TIFF = Kind("BigTIFF", "TIFF")
+TIFFS = (TIFF, BIG_TIFF)
+PPM = Kind("PPM", "PPM")
 GIF = Kind("GIF", "GIF")
 WEBP = Kind("WebP", "WEBP")
 JPEG_2000 = Kind("JPEG 2000", "JPEG2000")
@@ -41,18 +44,18 @@ DICOM = Kind("DICOM")
 _MAGIC = tuple(
     (re.compile(pattern, re.DOTALL), kind)
     for pattern, kind in (
+        (rb".{128}DICM", DICOM),  # first: what stands before it may be a TIFF's beginning, for programs that know no DICOM
         (rb"\xff\xd8", JPEG),
         (rb"\x89PNG\r\n\x1a\n", PNG),
         (rb"II\*\0.{4}CR", Kind("camera raw", readable=False)),  # Canon's CR2, which is a TIFF with a preview in front
         (rb"II\*\0|MM\0\*", TIFF),
-        (rb"II\+\0|MM\0\+", Kind("BigTIFF", "TIFF")),
+        (rb"II\+\0|MM\0\+", BIG_TIFF),
         # Two letters are few: the length of the header, too, is one of those that there are.
         (rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", Kind("BMP", "BMP")),
         (rb"RIFF.{4}WEBP", WEBP),
-        (rb"P[56]\s", Kind("PPM", "PPM")),
+        (rb"P[56]\s", PPM),
         (rb"GIF8[79]a", GIF),
         (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", JPEG_2000),
-        (rb".{128}DICM", DICOM),
         (rb".{4}ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)", Kind("HEIC", readable=False)),
         (rb".{4}ftypavi[fs]", Kind("AVIF", readable=False)),
         (rb".{4}ftypcrx |IIR[OS]|IIU\0|MMOR|FUJIFILMCCD-RAW", Kind("camera raw", readable=False)),
