@@ -159,7 +159,6 @@ def test_a_table_without_grades_names_the_ways_out_and_is_packed_when_asked(plac
     table = read_table(place, text, grade_column="none")
     assert rows(table) == {"0_left": UNLABELLED, "1_left": UNLABELLED}
     assert table.classes == RETINOPATHY
-    assert "no grades (--grade-column none): for prediction only" in table.notes
     assert rows(read_table(place, "0_left\n1_left\n", grade_column="none")) == rows(table)
 
 

@@ -80,7 +80,7 @@ def unlabelled(rows: int, config: PackConfig) -> Graded:
     """What is known of images without grades (--grade-column none). UsageError."""
     given = _given(config)
     classes = _described(_NUMBERS if given is None else given, config)
-    return Graded(classes, np.full(rows, UNLABELLED), {}, ("no grades (--grade-column none): for prediction only",))
+    return Graded(classes, np.full(rows, UNLABELLED), {})
 
 
 def graded(labels: Labels, config: PackConfig, left_out: Collection[int]) -> Graded:

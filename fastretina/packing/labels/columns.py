@@ -103,7 +103,9 @@ class _Understanding:
         if not images or (labelled and not grades):
             chosen = self.by_name if self.header else self.by_place
             images, grades = chosen(images, grades, labelled, taken)
-            taken |= {*images, *grades}
+        taken = {
+            n for n in (*images, *grades, patient, eye, quality) if n is not None
+        }  # a group may also be the patient or the eye
         if config.quality_column is None:
             quality = self.recognised("gradable", words.GRADABLE, taken, "--quality-column")
         if config.patient_column is None and config.patient_pattern is None:
