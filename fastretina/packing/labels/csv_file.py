@@ -83,11 +83,13 @@ class CsvFile:
             rows.pop()
         if not rows:
             fail(source, 1, "the file holds no rows")
+        # A separator may end every row, but not one alone: there it stands in a cell, and all cells after that are shifted.
+        width, alike = len(rows[0]), len({len(row) for row in rows[1:]}) == 1
         for number, row in enumerate(rows):
             if not any(row):
                 fail(source, first + number, "blank line between rows")
-            if len(row) > len(rows[0]) and any(row[len(rows[0]) :]):
-                fail(source, first + number, f"{len(row)} columns, more than the {len(rows[0])} of line {first}")
+            if len(row) > width and (any(row[width:]) or not alike):
+                fail(source, first + number, f"{len(row)} columns, more than the {width} of line {first}")
         return cls(source, rows, first, parsed.separator, encoding, hashlib.sha256(raw).hexdigest())
 
     def __str__(self) -> str:
