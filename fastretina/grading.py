@@ -75,6 +75,11 @@ class Classes(Sequence[str]):
         return "grade" if self.ordinal else "class"
 
     @property
+    def nouns(self) -> Literal["grades", "classes"]:
+        """What several of them are called."""
+        return "grades" if self.ordinal else "classes"
+
+    @property
     def referable_title(self) -> str:
         """Which are referable, in words: `grade 2 or more`, `yes`, `AMD or glaucoma`; "" where none is."""
         first = len(self) - len(self.referable)
@@ -126,16 +131,5 @@ def patients_in_both(one: Iterable[str] | None, other: Iterable[str] | None) -> 
     return None if one is None or other is None else len(set(one) & set(other))
 
 
-CLASSES = RETINOPATHY.names
-REFERABLE_FROM = 2
-NUM_CLASSES = len(CLASSES)
+NUM_CLASSES = len(RETINOPATHY)
 GRADES = {str(grade): grade for grade in range(NUM_CLASSES)}
-REFERABLE = RETINOPATHY.referable_title
-REFERABLE_SCORE = RETINOPATHY.referable_score
-grade_title = RETINOPATHY.title
-
-
-def patient_of(name: str) -> str | None:
-    """The patient of a name, see `eye_of`."""
-    eye = eye_of(name)
-    return eye and eye[0]

@@ -24,7 +24,6 @@ import tyro
 
 from fastretina import cli
 from fastretina.errors import RunError, UsageError
-from fastretina.grading import REFERABLE_FROM, grade_title
 from fastretina.models.options import BACKBONES, AmpChoice
 
 if TYPE_CHECKING:
@@ -77,6 +76,10 @@ def main(config: PredictConfig) -> int:
     given = photographs(config.images, tally, config.follow_links)
     columns = [f"p{number}" for number in range(grader.num_classes)]
 
+    def referable(grade: int) -> str:
+        """Empty where no class is."""
+        return "" if not grader.classes.referable else "yes" if grade in grader.classes.referable else "no"
+
     def write(file: BinaryIO) -> None:
         def row(cells: Iterable[object]) -> None:
             file.write(csv_line(cells).encode(errors="backslashreplace"))  # a file's name may hold bytes that are no text
@@ -95,8 +98,7 @@ def main(config: PredictConfig) -> int:
                         row([str(one.path), None, None, *[None] * len(columns), None, one.error])
                     else:
                         best, probabilities = next(answers)
-                        referable = "yes" if best >= REFERABLE_FROM else "no"
-                        row([str(one.path), best, referable, *probabilities, "; ".join(one.done), None])
+                        row([str(one.path), best, referable(best), *probabilities, "; ".join(one.done), None])
                 file.flush()
                 tally.graded += len(good)
                 bar.update(len(batch))
@@ -111,7 +113,7 @@ def main(config: PredictConfig) -> int:
         grades = probabilities.argmax(dim=1)
         if explainer is not None:
             found = zip(grades.tolist(), probabilities.amax(dim=1).tolist(), strict=True)
-            titles = [f"{grade_title(best)}, {percent(probability)}" for best, probability in found]
+            titles = [f"{grader.classes.title(best)}, {percent(probability)}" for best, probability in found]
             paths = [one.path for one in batch]
             explainer.write(paths, images, titles, partial(grader.grading.target, grades=grades.to(device)))
         return list(zip(grades.tolist(), probabilities.tolist(), strict=True))
