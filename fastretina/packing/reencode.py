@@ -20,15 +20,19 @@ import warnings
 from collections import deque
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from fastretina.beton.jpeg import DEFAULT_LIMITS
 from fastretina.errors import ConvertError, JpegError
 from fastretina.packing.inspect import read_file
 from fastretina.packing.preprocessing import UNPREPARED, Preparation
+
+if TYPE_CHECKING:
+    from fastretina.packing.fundus import Disc
 
 QUALITY = 95
 SUBSAMPLING = "4:4:4"  # full colour resolution: a microaneurysm is a red dot two or three pixels wide
@@ -77,10 +81,10 @@ def _square(data: bytes, size: int, preparation: Preparation) -> tuple[Image.Ima
         else:
             image, cropped = _cropped(data, size)
         if preparation.contrast == "local":
-            from fastretina.packing.fundus import find_disc, local_contrast  # not before: see _cropped
+            from fastretina.packing.fundus import local_contrast  # not before: see _disc_of
 
             pixels = np.asarray(image)
-            image = Image.fromarray(local_contrast(pixels, find_disc(pixels)))
+            image = Image.fromarray(local_contrast(pixels, _disc_of(pixels)))
         return image, not cropped
     except JpegError:
         raise
@@ -129,17 +133,27 @@ def _letterbox(image: Image.Image, size: int) -> Image.Image:
 
 def _cropped(data: bytes, size: int) -> tuple[Image.Image, bool]:
     """The square of the retina's disc, True; or, its rim out of sight, the whole frame, letterboxed, False."""
-    # OpenCV takes 0.2 s to import: as long as packing 2,000 images that pass through. Only those wait for it who need it.
-    from fastretina.packing.fundus import crop_to_disc, find_disc
+    from fastretina.packing.fundus import crop_to_disc  # not before: see _disc_of
 
     image, shrunk = _decode(data, longer=_SPARE * size, shorter=_SPARE_OF_DISC * size)
-    disc = find_disc(np.asarray(image))
+    disc = _disc_of(np.asarray(image))
     if shrunk and disc is not None and (missing := _SPARE_OF_DISC * size / (2 * disc.radius)) > 1:
         image, _ = _decode(data, longer=missing * max(image.size))  # a small disc in a large frame
-        disc = find_disc(np.asarray(image))
+        disc = _disc_of(np.asarray(image))
     if disc is None:
         return _letterbox(image, size), False
     return Image.fromarray(crop_to_disc(np.asarray(image), disc, size)), True
+
+
+def _disc_of(pixels: NDArray[np.uint8]) -> Disc | None:
+    """The retina's disc, None where there is none to crop to."""
+    # OpenCV takes 0.2 s to import: as long as packing 2,000 images that pass through. Only those wait for it who need it.
+    from fastretina.packing.fundus import NoDisc, find_disc
+
+    try:
+        return find_disc(pixels)
+    except NoDisc:
+        return None
 
 
 # ---- worker processes ------------------------------------------------------------------------------------------------
