@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from fastretina import train
 from fastretina.cli import run
+from fastretina.errors import UsageError
 from fastretina.loading.augment import Augment
 from fastretina.loading.loader import Loader
 from fastretina.metrics.bootstrap import LEVEL, RESAMPLES, draws, patient_groups
@@ -120,7 +121,7 @@ def rotation(out: Path) -> dict[str, Any]:
     found: dict[str, list[Path]] = {}
     for augment in ("on", "flips", "off"):
         found[augment] = [trained(out, f"rotation-{augment}-{seed}", replace(FEW, augment=augment, seed=seed)) for seed in SEEDS]
-    answers = {name: [rotated_answers(out / FEW.test, folder) for folder in folders] for name, folders in found.items()}
+    answers = {name: [rotated_answers(out / str(FEW.test), folder) for folder in folders] for name, folders in found.items()}
     kappas = {name: [float(qwk(matrices.sum(axis=0, keepdims=True))[0]) for matrices in runs] for name, runs in answers.items()}
     report: dict[str, Any] = {"qwk_on_rotated_eyes": kappas, "resamples": RESAMPLES, "level": LEVEL}
     for other in ("flips", "off"):
@@ -135,7 +136,10 @@ def rotated_answers(data: Path, folder: Path) -> Floats:
     model, grader, device, precision = open_grader(folder / "best.safetensors", "auto", "auto")
     with Loader(data, 32, train=False, resolution=grader.resolution, device=device, augment=ROTATED) as loader:
         answers = run_model(model, loader, precision, "rotated").answers(grader.grading, grader.decision)
-        groups = patient_groups(loader.dataset.names)
+        patients = loader.dataset.patients_of(answers.ids.numpy())
+    if patients is None:
+        raise UsageError(f"{data}: whose images these are is unknown; pack them with --patient-column or --patient-pattern")
+    groups = patient_groups(patients)
     classes, people = grader.num_classes, int(groups.max()) + 1
     cells = groups * classes**2 + answers.labels.numpy() * classes + answers.predicted.numpy()
     return np.bincount(cells, minlength=people * classes**2).reshape(people, classes, classes).astype(np.float64)
@@ -226,7 +230,7 @@ def tool(arguments: list[str]) -> None:
 def trained(out: Path, name: str, config: TrainConfig) -> Path:
     """Train where that is not done yet; the run folder."""
     folder = out / name.replace(" ", "-")
-    settings = replace(config, train=out / config.train, test=out / config.test, out=folder)
+    settings = replace(config, train=out / config.train, test=out / str(config.test), out=folder)
     print(f"\n{name}", flush=True)
     train.main(settings)
     return folder

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -22,9 +23,8 @@ import tyro
 
 from fastretina import cli, train
 from fastretina.errors import CheckpointError, FastretinaError, RunError, UsageError
-from fastretina.grading import NUM_CLASSES
 from fastretina.models.options import BACKBONES
-from fastretina.training.config import FREE_SETTINGS, Recipe, TrainConfig, as_settings, check, flags_from, renamed
+from fastretina.training.config import FREE_SETTINGS, Recipe, TrainConfig, as_settings, check, differing, flags_from
 from fastretina.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def main(config: CompareConfig) -> int:
         raise RunError(f"{folder.path}: is the folder of a single training run; give another --out")
     with folder.locked():
         _refuse_other_settings(runs)
-        _check_weights([run for run in runs if not _finished(run)])
+        _check_models([run for run in runs if not _finished(run)])
         settings = as_settings(config)
         write_json(folder.config, settings)
         done: list[ComparedRun] = []
@@ -179,34 +179,40 @@ def _refuse_other_settings(runs: Sequence[PlannedRun]) -> None:
         if not run.folder.last.is_file() and not _finished(run):
             continue
         try:
-            stored = renamed(json.loads(run.folder.config.read_text()))
-            differing = {key: stored.get(key) for key in sorted(FIXED) if stored.get(key) != as_settings(run.config)[key]}
+            others = differing(json.loads(run.folder.config.read_text()), as_settings(run.config), FIXED)
         except (OSError, ValueError, AttributeError) as error:
             raise RunError(f"{run.folder.config}: cannot be read ({error}); remove {run.folder.path} to train it anew") from error
-        if differing:
-            now = as_settings(run.config)
-            shown = ", ".join(f"{key} was {value}, now {now[key]}" for key, value in differing.items())
+        if others:
+            shown = ", ".join(f"{key} was {was}, now {now}" for key, (was, now) in others.items())
             raise RunError(
                 f"{run.folder.path}: begun with other settings ({shown}); give the same ones to go on, "
                 "or another --out to begin anew"
             )
 
 
-def _check_weights(runs: Sequence[PlannedRun]) -> None:
-    """Load all initial weights once, fetching what must be fetched: an error here has cost no training."""
-    from fastretina.models.heads import HEADS
+def _check_models(runs: Sequence[PlannedRun]) -> None:
+    """Open the data and make all models once, with their initial weights, fetching what must be fetched: an error here has cost no
+    training."""
+    from fastretina.models.heads import head_for
     from fastretina.models.resnet import build_model
+    from fastretina.training.batchnorm_values import refuse_single_values
+    from fastretina.training.data import open_data
 
+    if not runs:
+        return
+    with ExitStack() as stack:
+        training = open_data(runs[0].config, stack)["train"]  # the same for all
+        classes, images = training.classes, len(training)
     for run in runs:
-        if run.config.weights is None:
-            continue
+        head = head_for(run.config.head, classes)
         try:
-            build_model(run.config.arch, HEADS[run.config.head](NUM_CLASSES).outputs, run.config.weights)
+            model = build_model(run.config.arch, head.outputs, run.config.weights)
         except CheckpointError as error:
             raise CheckpointError(
                 f"--weights {run.entry} for {run.config.arch}: {error}. A file for one architecture alone: "
                 f"ARCH=FILE; one for each: {{arch}} in its path. Nothing was trained"
             ) from error
+        refuse_single_values(run.config, model, images)
 
 
 run_command = partial(cli.run, CompareConfig, main, flags_from=partial(flags_from, CompareConfig))

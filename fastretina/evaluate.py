@@ -1,4 +1,4 @@
-"""Grade a .beton file with a trained model and compare with its grades.
+"""Grade a .beton file with a trained model and compare with its grades, where it has any.
 
 python -m fastretina.evaluate --checkpoint runs/x/best.safetensors --data data/test.beton --tta 8 --out runs/x-test
 """
@@ -21,9 +21,9 @@ class EvaluateConfig:
     """Grade a .beton file with a trained model and compare with its grades."""
 
     checkpoint: Path  # a run's best.safetensors
-    data: Path  # a .beton file, or a pattern for its shards
+    data: Path  # a .beton file, or a pattern for its shards; several with commas between
     tta: int = 1  # average over so many of the square's 8 symmetries (test-time augmentation)
-    fuse_eyes: float = 0.0  # weight of the same patient's other eye (10_left, 10_right) in each answer, 0-0.5
+    fuse_eyes: float = 0.0  # weight of the same patient's other eye in each answer, 0-0.5
     out: Path | None = None  # folder for metrics.json, predictions.csv, confusion.png; none: the table on the terminal is all
     batch_size: int = 32  # images
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -34,10 +34,12 @@ class EvaluateConfig:
 
 def main(config: EvaluateConfig) -> int:
     # What imports torch, scipy and matplotlib comes now: --help is there before them.
+    from fastretina.beton.reader import UNLABELLED
     from fastretina.loading.loader import Loader
     from fastretina.metrics import fusion
     from fastretina.metrics.assessment import Assessment
     from fastretina.metrics.predictions import Scores, write_predictions
+    from fastretina.metrics.sources import by_source
     from fastretina.models import inference
     from fastretina.models.checkpoint import open_grader
     from fastretina.models.heads import SMALLEST_PROBABILITY
@@ -69,25 +71,51 @@ def main(config: EvaluateConfig) -> int:
                 f"{config.data} was packed with {found.flags}, {config.checkpoint} learned from images packed with "
                 f"{grader.preparation.flags}; pack {config.data.name} again with these flags"
             )
-        if len(beton) == 0 or int(beton.labels.min()) < 0 or int(beton.labels.max()) >= grader.num_classes:
-            raise RunError(f"{config.data}: needs at least one image, and grades in 0-{grader.num_classes - 1} only")
+        classes = grader.classes
+        if beton.classes != classes:
+            raise UsageError(
+                f"{config.data} and {config.checkpoint} have other classes: {beton.classes}, and {classes}; pack "
+                f"{config.data.name} again with the --classes, --referable and --class-order that the checkpoint's were packed with"
+            )
+        unlabelled = int((beton.labels == UNLABELLED).sum())
+        if unlabelled and config.out is None:
+            raise UsageError(
+                f"{config.data}: {unlabelled:,} of {len(beton):,} images were packed without a {classes.noun}, so that there is "
+                "nothing to compare with; give --out DIR for the model's answers, predictions.csv"
+            )
+        if len(beton) == 0 or int(beton.labels.min()) < UNLABELLED or int(beton.labels.max()) >= len(classes):
+            raise RunError(f"{config.data}: needs at least one image, and labels in 0-{len(classes) - 1} only")
+        eyes = fusion.eyes_of(beton) if config.fuse_eyes else []
         started = time.perf_counter()
         outputs = inference.run_model(model, loader, precision, "grading", views=config.tta)
         answers = outputs.answers(grader.grading, grader.decision)
         seconds = time.perf_counter() - started
-        names = beton.names_of(answers.ids.numpy())
+        rows = beton.index_of(answers.ids.numpy()).tolist()
+        names = [beton.names[row] for row in rows]
+        patients = beton.patients_of(answers.ids.numpy())
     if config.fuse_eyes:
-        fused = fusion.fuse_eyes(names, answers.log_probabilities.exp(), config.fuse_eyes)
+        fused = fusion.fuse_eyes([eyes[row] for row in rows], answers.log_probabilities.exp(), config.fuse_eyes)
         answers = replace(answers, log_probabilities=fused.clamp_min(SMALLEST_PROBABILITY).log())
-    scores = Scores.of(answers)
     throughput = len(answers.labels) / seconds
-    assessment = Assessment.of(answers, names)
-    print("\n".join([*terminal.scores_table(scores, len(answers.labels), throughput), "", *assessed.lines(assessment)]))
     if config.out is not None:
         try:
             config.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"--out {config.out}: cannot be made: {error.strerror}") from error
+        write_predictions(config.out / "predictions.csv", answers, names)
+    if unlabelled:
+        print(
+            f"{unlabelled:,} of {len(beton):,} images were packed without a {classes.noun}: there is nothing to compare with, and "
+            f"so no metrics\n{len(beton):,} images, {throughput:,.0f} img/s\nwritten to {config.out}: predictions.csv"
+        )
+        return 0
+    scores = Scores.of(answers, classes)
+    assessment = Assessment.of(answers, classes, patients)
+    sources = by_source(answers, beton.sources, classes)
+    lines = terminal.scores_table(scores, len(answers.labels), throughput, classes)
+    lines += terminal.sources_table(sources, classes)
+    print("\n".join([*lines, "", *assessed.lines(assessment)]))
+    if config.out is not None:
         metrics = {
             "checkpoint": str(config.checkpoint),
             "data": str(config.data),
@@ -96,8 +124,10 @@ def main(config: EvaluateConfig) -> int:
             "resolution": grader.resolution,
             "tta": config.tta,
             "fuse_eyes": config.fuse_eyes,
+            "classes": classes.as_dict(),
             "images": len(answers.labels),
             **scores.as_dict(),
+            "sources": [found.as_dict() for found in sources],
             **assessment.as_dict(),
             "images_per_second": throughput,
             "device": device_name(device),
@@ -105,8 +135,9 @@ def main(config: EvaluateConfig) -> int:
             "versions": versions(),
         }
         files.write_json(config.out / "metrics.json", metrics)
-        write_predictions(config.out / "predictions.csv", answers, names)
-        confusion = plots.confusion(scores.metrics.confusion, f"{config.data.name}, {grader.arch}")
+        confusion = plots.confusion(
+            scores.metrics.confusion, f"{', '.join(path.name for path in beton.sources)}, {grader.arch}", classes
+        )
         files.write_bytes(config.out / "confusion.png", confusion)
         print(f"written to {config.out}: metrics.json, predictions.csv, confusion.png")
     return 0

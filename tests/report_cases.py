@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from fastretina.grading import RETINOPATHY
 from fastretina.metrics.predictions import Scores, grade_metrics
 from fastretina.report import plots
 from fastretina.training.progress import EpochRecord, Progress
@@ -16,7 +17,7 @@ def scores(seed: int, single: bool = False) -> Scores:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 1 if single else 5, (60,), generator=generator)
     predicted = labels if single else torch.where(torch.rand(60, generator=generator) < 0.5, labels, labels.roll(1))
-    return Scores(1.0 / (seed + 1), grade_metrics(predicted, labels))
+    return Scores(1.0 / (seed + 1), grade_metrics(predicted, labels, RETINOPATHY))
 
 
 def history(epochs: int, val: bool = False, single: bool = False) -> Progress:
@@ -30,16 +31,17 @@ def history(epochs: int, val: bool = False, single: bool = False) -> Progress:
 
 
 def info(val: bool = False) -> RunInfo:
-    names = [f"{n // 2}_{'left' if n % 2 else 'right'}" for n in range(60)]
+    tested = frozenset(["28", "29", *(f"t{n}" for n in range(28))])
     data = {
-        "train": DataInfo.of(NASTY, [n % 5 for n in range(60)], names, 5),
-        "test": DataInfo.of("test.beton", [0] * 45 + [2] * 15, names[-4:] + ["odd"] * 56, 5),
+        "train": DataInfo(NASTY, [12] * 5, frozenset(map(str, range(30))), frozenset(map(str, range(30)))),
+        "test": DataInfo("test.beton", [45, 0, 15, 0, 0], tested, tested),
     }
     if val:
-        data["val"] = DataInfo.of("val.beton", [1] * 60, ["x"] * 60, 5)
+        validated = frozenset(f"v{n}" for n in range(30))
+        data["val"] = DataInfo("val.beton", [0, 60, 0, 0, 0], validated, validated)
     settings = {"arch": "resnet18", "resolution": 64, "train": NASTY, "weights": None, "head": "softmax"}
-    return RunInfo(settings, data, "a CPU, 2 threads", "float32", "float32", "streaming", 11_179_077)
+    return RunInfo(settings, data, "a CPU, 2 threads", "float32", "float32", "streaming", 11_179_077, RETINOPATHY, "qwk")
 
 
 def batch() -> bytes:
-    return plots.batch_grid(torch.zeros(16, 3, 8, 8), torch.arange(16) % 5)
+    return plots.batch_grid(torch.zeros(16, 3, 8, 8), torch.arange(16) % 5, RETINOPATHY)

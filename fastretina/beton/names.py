@@ -1,10 +1,12 @@
-"""The names of samples, made one by one when asked for."""
+"""The names of samples and other text about each, made one by one when asked for."""
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import operator
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import overload
 
@@ -36,18 +38,43 @@ class Names(Sequence[str]):
         return self._name(index % self._count)
 
 
-def stored_names(blob: NDArray[np.uint8], count: int, path: Path) -> Names:
-    """The names in a name block, a line each, in UTF-8. BetonError, when the first is asked for, where they are not so many."""
+def chosen(names: Sequence[str], indices: NDArray[np.int64]) -> Names:
+    """Those at these indices (n,), in this order."""
+    return Names(len(indices), lambda i: names[int(indices[i])])
 
-    @cache
-    def ends() -> NDArray[np.int64]:
-        found = np.flatnonzero(blob == 10).astype(np.int64)
-        if len(found) != count:
-            raise BetonError(f"{path}: holds {len(found)} names for {count} samples")
-        return found
+
+def joined(parts: Sequence[Sequence[str]]) -> Names:
+    """All of them, one part after the other."""
+    starts = [0, *itertools.accumulate(len(part) for part in parts)]
 
     def name(index: int) -> str:
-        start = int(ends()[index - 1]) + 1 if index else 0
-        return blob[start : int(ends()[index])].tobytes().decode("utf-8", "replace")
+        part = bisect.bisect_right(starts, index) - 1
+        return parts[part][index - starts[part]]
 
-    return Names(count, name, f"{path}: ")
+    return Names(starts[-1], name)
+
+
+class StoredText:
+    """The text in a name block, a line each, in UTF-8: `count` names, then as many lines for each further column."""
+
+    def __init__(self, blob: NDArray[np.uint8], count: int, path: Path) -> None:
+        self._blob, self._count, self._path = blob, count, path
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        found = np.flatnonzero(self._blob == 10).astype(np.int64)
+        if len(found) == 0 or len(found) % self._count:
+            raise BetonError(f"{self._path}: holds {len(found)} names for {self._count} samples")
+        return found
+
+    def column(self, number: int) -> Names:
+        """Number 0: the names. BetonError, when the first of a column is asked for, where the lines are not so many."""
+
+        def line(index: int) -> str:
+            at = number * self._count + index
+            if at >= len(self._ends):
+                raise BetonError(f"{self._path}: holds {len(self._ends)} lines of text, too few for column {number}")
+            start = int(self._ends[at - 1]) + 1 if at else 0
+            return self._blob[start : int(self._ends[at])].tobytes().decode("utf-8", "replace")
+
+        return Names(self._count, line, f"{self._path}: ")

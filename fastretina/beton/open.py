@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastretina.beton.paths import as_url, files_of, is_pattern, whole_path
+from fastretina.beton.joined import JoinedBeton
+from fastretina.beton.paths import as_url, files_of, is_pattern, parts_of, whole_path
 from fastretina.beton.reader import Beton
 from fastretina.beton.shards import ShardedBeton, in_order, open_all
 from fastretina.errors import BetonError
@@ -19,14 +20,17 @@ if TYPE_CHECKING:
 
 def open_beton(source: str | os.PathLike[str] | Beton, cache: Cache | None = None) -> Beton:
     """A .beton file, or all shards that a pattern matches (`data/train-*.beton`) as one, or the same by a URL, through a cache
-    (see fastretina.beton.remote). An open one is returned as it is.
+    (see fastretina.beton.remote); or several packings, commas between. An open one is returned as it is.
 
     Raises:
         BetonError: naming the file that is corrupt, missing from its set, doubled or of another packing.
+        UsageError: naming two packings that cannot be used together.
         RemoteError: naming the URL that cannot be read.
     """
     if isinstance(source, Beton):
         return source
+    if len(parts := parts_of(source)) > 1:
+        return JoinedBeton(source, [open_beton(part, cache) for part in parts], partial(open_beton, os.fspath(source)))
     url = as_url(source)
     if url is not None:
         from fastretina.beton.remote import open_remote

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import re
 from pathlib import Path, PosixPath
@@ -47,9 +48,20 @@ def as_path(source: str | os.PathLike[str]) -> Path:
     return Path(source) if as_url(source) is None else UrlPath(source)
 
 
+def parts_of(path: str | os.PathLike[str]) -> list[Path]:
+    """The packings that are given together, commas between; a file whose name holds commas is one."""
+    text = os.fspath(path)
+    if "," not in text or as_url(text) is not None or Path(text).exists():
+        return [as_path(path)]
+    return [as_path(part.strip()) for part in text.split(",")]
+
+
 def files_of(path: Path) -> list[Path]:
     """The file at this path, or all that match the pattern, sorted; symbolic links resolved; none where there is nothing. A URL is
-    taken to be one file that is there."""
+    taken to be one file that is there. Of several packings, of which none may be missing, all."""
+    if len(parts := parts_of(path)) > 1:
+        each = [files_of(part) for part in parts]
+        return list(itertools.chain.from_iterable(each)) if all(each) else []
     if as_url(path) is not None:
         return [path]
     found = glob.glob(os.fspath(path)) if is_pattern(path) else [path] * path.exists()  # noqa: PTH207  # Path's is relative only

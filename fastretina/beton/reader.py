@@ -7,20 +7,23 @@ import json
 import operator
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastretina.beton import format as fmt
 from fastretina.beton.file import OpenFile
-from fastretina.beton.names import Names
+from fastretina.beton.names import Names, chosen
 from fastretina.beton.tables import read_tables
 from fastretina.errors import BetonError, SampleError
-from fastretina.grading import CLASSES
+from fastretina.grading import RETINOPATHY, Classes, Side, all_known, eye_of, side_of
+
+UNLABELLED = -1  # the label of an image that was packed without one, for prediction
+PATIENT, EYE, QUALITY, GROUP = "patient", "eye", "quality", "group "  # columns of text; GROUP begins the name of one for subgroups
 
 
 class Beton:
@@ -31,7 +34,7 @@ class Beton:
 
     Attributes:
         path: of the file, as given.
-        labels: int64 (N,). The field `label`, or the only IntField.
+        labels: int64 (N,). The field `label`, or the only IntField; UNLABELLED (-1) for an image packed without a grade.
         ids: int64 (N,). The 0-based row in the label table at packing, which stays unique when rows are left out;
             0 to N - 1 for files of other makers.
         crcs: uint32 (N,), zlib.crc32 of each sample's bytes; None for files of other makers.
@@ -51,7 +54,9 @@ class Beton:
         self._file: OpenFile | None = OpenFile(self.path)
         self._provenance: Mapping[str, Any] | None = None
         tables = read_tables(self._file, self.path)
-        self.labels, self.ids, self.crcs, self.names = tables.labels, tables.ids, tables.crcs, tables.names
+        self.labels, self.ids, self.crcs, text = tables.labels, tables.ids, tables.crcs, tables.text
+        self.names: Sequence[str] = text.column(0) if text else Names(len(self), "sample {}".format, f"{self.path}: ")
+        self._text = text
         self.widths, self.heights, self.modes = tables.widths, tables.heights, tables.modes
         self._pointers, self._sizes, self._json = tables.pointers, tables.sizes, tables.provenance
 
@@ -64,13 +69,13 @@ class Beton:
     def select(self, indices: NDArray[np.int64]) -> Self:
         """The samples at these indices (N,), in this order, as a Beton of its own over the same open file; closing either
         leaves the other open. The index that a SampleError names stays that in the file."""
-        chosen, names = copy.copy(self), self.names  # not self in the function: the selection must not keep all of this
+        part = copy.copy(self)
         for name in self._columns:
             column = getattr(self, name)
-            setattr(chosen, name, None if column is None else column[indices])
-        chosen.names = Names(len(indices), lambda i: names[int(indices[i])])
-        chosen._indices = indices if self._indices is None else self._indices[indices]
-        return chosen
+            setattr(part, name, None if column is None else column[indices])
+        part.names = chosen(self.names, indices)
+        part._indices = indices if self._indices is None else self._indices[indices]
+        return part
 
     @property
     def extents(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -106,12 +111,65 @@ class Beton:
         return self._provenance
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """What its grades are called, from 0 on, as the packer noted; fastretina's own where it did not. Raises BetonError."""
-        match self.provenance.get("classes"):
-            case [*names] if names and all(isinstance(name, str) for name in names):
-                return tuple(names)
-        return CLASSES
+    def classes(self) -> Classes:
+        """What its labels mean, as the packer noted; the grades of retinopathy where it did not. Raises BetonError."""
+        found = self.provenance.get("classes")
+        try:
+            return RETINOPATHY if found is None else Classes.stored(found)
+        except ValueError as error:
+            raise BetonError(f"{self.path}: its classes cannot be read ({error})") from None
+
+    @property
+    def columns(self) -> Mapping[str, Sequence[str]]:
+        """Text about each sample (N,) by name of the column, as the packer noted; "" where it knew none. Raises BetonError."""
+        match self.provenance.get("columns"):
+            case [*names] if all(isinstance(name, str) for name in names):
+                return {name: self._chosen(self._column(number)) for number, name in enumerate(names, start=1)}
+        return {}
+
+    def _chosen(self, text: Sequence[str]) -> Sequence[str]:
+        return text if self._indices is None else chosen(text, self._indices)
+
+    def _column(self, number: int) -> Sequence[str]:
+        """A column of text of all samples, of a selection too; number 0: the names."""
+        assert self._text is not None  # with provenance there is text
+        return self._text.column(number)
+
+    @property
+    def patients(self) -> list[str | None] | None:
+        """Whose photograph each sample (N,) is, None where that is unknown; None for all where nobody's is known.
+
+        As the packer noted. Of a file from before it did, by names (`fastretina.grading.eye_of`). Raises BetonError.
+        """
+        return self._known(PATIENT, lambda text: text or None, 0)
+
+    @property
+    def eyes(self) -> list[Side | None] | None:
+        """Which eye each sample (N,) shows, "left" or "right"; None as for `patients`. Raises BetonError."""
+        return self._known(EYE, side_of, 1)
+
+    def _known(self, column: str, read: Callable[[str], Any], part: Literal[0, 1]) -> list[Any] | None:
+        if "columns" in self.provenance:
+            found = [read(text) for text in self.columns.get(column, ())]
+        else:
+            found = [eye and eye[part] for eye in map(eye_of, self.names)] if self.crcs is not None else []
+        return found if any(found) else None
+
+    @property
+    def known_as(self) -> frozenset[str] | None:
+        """What its patients are called, to look for the same people in another set; None where one is unknown. BetonError."""
+        known = all_known(self.patients)
+        return None if known is None else frozenset(known)
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The packings that it is made of; the number of a sample's is its id >> `fastretina.beton.joined.SOURCE_BIT`."""
+        return (self.path,)
+
+    def patients_of(self, ids: NDArray[np.int64]) -> list[str] | None:
+        """The patients of the samples with these ids (n,) where all are known, else None. BetonError where a sample is not here."""
+        known = self.patients
+        return None if known is None else all_known([known[index] for index in self.index_of(ids)])
 
     def index_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the samples with these ids (n,) are, int64 (n,) in 0 to N - 1. BetonError where one is not here."""

@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastretina.beton.names import Names
+from fastretina.beton.names import joined
 from fastretina.beton.paths import MAX_SHARDS, as_path, shard_path, whole_path
 from fastretina.beton.reader import Beton
 from fastretina.errors import BetonError, SampleError
@@ -108,13 +108,7 @@ class ShardedBeton(Beton):
             setattr(self, column, whole)
             for shard, start in zip(shards, self._starts, strict=True):
                 setattr(shard, column, whole[start : start + len(shard)])  # once in memory, not twice
-        names, starts = [shard.names for shard in shards], self._starts  # not self in the function: a cycle would keep files open
-
-        def name(index: int) -> str:
-            shard = bisect.bisect_right(starts, index) - 1
-            return names[shard][index - starts[shard]]
-
-        self.names = Names(len(self.labels), name)
+        self.names = joined([shard.names for shard in shards])
         self._closed = False
         self._users = _Users()
 
@@ -125,6 +119,9 @@ class ShardedBeton(Beton):
     def provenance(self) -> Mapping[str, Any]:
         """What is the same in the provenance of all shards. Raises BetonError."""
         return _packing(self.shards[0])
+
+    def _column(self, number: int) -> Sequence[str]:
+        return joined([shard._column(number) for shard in self.shards])
 
     @property
     def mean_bytes(self) -> float:

@@ -6,7 +6,6 @@ Vectorised (one million samples: under 50 ms), so that no pointer of a corrupt o
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from fastretina.beton import format as fmt
 from fastretina.beton.file import OpenFile
 from fastretina.beton.jpeg import MAX_SIDE
-from fastretina.beton.names import Names, stored_names
+from fastretina.beton.names import StoredText
 from fastretina.errors import BetonError
 from fastretina.system.memory import available_bytes
 
@@ -27,12 +26,13 @@ _MUCH = 1 << 26  # bytes of tables (a million samples) that nobody need ask the 
 
 @dataclass(frozen=True)
 class Tables:
-    """What a file says of its N samples: columns as `Beton` has them, offsets and sizes in bytes, and JSON; b"" for none."""
+    """What a file says of its N samples: columns as `Beton` has them, offsets and sizes in bytes; names and other text, None for
+    files of other makers; and JSON, b"" for none."""
 
     labels: NDArray[np.int64]
     ids: NDArray[np.int64]
     crcs: NDArray[np.uint32] | None
-    names: Sequence[str]
+    text: StoredText | None
     widths: NDArray[np.uint16]
     heights: NDArray[np.uint16]
     modes: NDArray[np.uint8]
@@ -99,13 +99,12 @@ def _read(file: OpenFile, path: Path) -> Tables:
     sizes = _check_extents(pointers, starts, sizes, range(end, block.start if block else alloc), page, ordered=block is not None)
     _check_images(modes, widths, heights, sizes)
     if block is None:
-        numbered = Names(count, "sample {}".format, f"{path}: ")
-        return Tables(labels, np.arange(count), None, numbered, widths, heights, modes, pointers, sizes, b"")
+        return Tables(labels, np.arange(count), None, None, widths, heights, modes, pointers, sizes, b"")
     ids, crcs = rest
     _require(bool((ids[1:] > ids[:-1]).all()) and ids[0] >= 0, "sample ids are not ascending")
     _require(int(crcs.min()) >= 0 and int(crcs.max()) < 1 << 32, "checksums out of range")
-    listed = stored_names(block.names, count, path)
-    return Tables(labels, ids, crcs.astype(np.uint32), listed, widths, heights, modes, pointers, sizes, block.provenance)
+    text = StoredText(block.names, count, path)
+    return Tables(labels, ids, crcs.astype(np.uint32), text, widths, heights, modes, pointers, sizes, block.provenance)
 
 
 @dataclass(frozen=True)

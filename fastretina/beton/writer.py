@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,10 +28,14 @@ class BetonWriter:
 
     Args:
         path: the final name. capacity: the most samples that will come (room for their metadata comes first in the file).
+        columns: names of the columns of text that each sample has beside its name (see `Beton.columns`); None: nothing is said of
+            what is known, and readers look at the names.
         page: bytes, a power of two; grows by itself where a sample needs it.
     """
 
-    def __init__(self, path: str | os.PathLike[str], capacity: int, page: int = fmt.DEFAULT_PAGE) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], capacity: int, columns: Sequence[str] | None = None, page: int = fmt.DEFAULT_PAGE
+    ) -> None:
         if not (fmt.MIN_PAGE <= page <= fmt.MAX_PAGE and page & (page - 1) == 0):
             raise ConvertError(f"page size {page}: a power of two from {fmt.MIN_PAGE} to {fmt.MAX_PAGE} is needed")
         self._row = fmt.metadata_dtype([type_id for _, type_id in OUR_FIELDS])
@@ -40,6 +44,8 @@ class BetonWriter:
         self._position = -(-(self._tables_start + capacity * self._row.itemsize) // page) * page
         self._metadata, self._table = np.zeros(capacity, self._row), np.zeros(capacity, fmt.ALLOCATION)
         self._names: list[str] = []
+        self._columns: dict[str, list[str]] = {name: [] for name in columns or ()}
+        self._noted = {} if columns is None else {"columns": list(columns)}
         self._buffer, self._buffer_start = bytearray(), self._position
         path = Path(path)
         try:
@@ -51,13 +57,15 @@ class BetonWriter:
     def __len__(self) -> int:
         return len(self._names)
 
-    def add(self, payload: bytes, crc: int, *, name: str, label: int, id: int, width: int, height: int) -> None:
-        """One sample: the bytes of a JPEG of `width` x `height` pixels and their zlib.crc32. Raises ConvertError."""
+    def add(
+        self, payload: bytes, crc: int, *, name: str, label: int, id: int, width: int, height: int, text: Sequence[str] = ()
+    ) -> None:
+        """One sample: the bytes of a JPEG of `width` x `height` pixels and their zlib.crc32. text: of each column. ConvertError."""
         size = len(payload)
         if not 0 < size <= fmt.MAX_PAGE:
             raise ConvertError(f"{self._file.path}: image {name!r} has {size} bytes; the format allows 1 to {fmt.MAX_PAGE}")
-        if len(self) >= self._capacity or "\n" in name:
-            raise ConvertError(f"{self._file.path}: image {name!r} is one too many, or its name holds a line break")
+        if len(self) >= self._capacity or any("\n" in value for value in (name, *text)):
+            raise ConvertError(f"{self._file.path}: image {name!r} is one too many, or its name or another text holds a line break")
         # Pages only say where no sample may straddle, so a larger one never invalidates what is already there.
         while self._page < size:
             self._page *= 2
@@ -67,6 +75,8 @@ class BetonWriter:
         self._metadata[len(self)] = (fmt.MODE_JPEG, width, height, self._position), label, id, crc
         self._table[len(self)] = len(self), self._position, size
         self._names.append(name)
+        for column, value in zip(self._columns.values(), text, strict=True):
+            column.append(value)
         self._put(payload)
 
     def _put(self, data: bytes) -> None:
@@ -80,16 +90,17 @@ class BetonWriter:
         self._buffer_start += len(self._buffer)
         self._buffer = bytearray()
 
-    def finish(self, provenance: Mapping[str, Any]) -> int:
-        """Write block and tables, check the result with the reader, publish. Returns the file's size in bytes.
+    def finish(self, provenance: Mapping[str, Any], publish: bool = True) -> int:
+        """Write block and tables, check the result with the reader, publish now or later. Returns the file's size in bytes.
 
         `provenance` must be JSON, and the same for the same input: no times, no absolute paths. Raises ConvertError.
         """
         count = len(self)
         if count == 0:
             raise ConvertError(f"{self._file.path}: no image was left to pack")
-        names = "".join(f"{name}\n" for name in self._names).encode("utf-8", "surrogateescape")
-        text = json.dumps(provenance, ensure_ascii=True, sort_keys=True, separators=(",", ":")).encode()
+        columns = [self._names, *self._columns.values()]
+        names = "".join(f"{value}\n" for column in columns for value in column).encode("utf-8", "surrogateescape")
+        text = json.dumps({**provenance, **self._noted}, ensure_ascii=True, sort_keys=True, separators=(",", ":")).encode()
         self._put(bytes(-self._position % 8))
         payload = names + text
         payload += bytes(-len(payload) % 8)
@@ -106,8 +117,13 @@ class BetonWriter:
         self._flush()
         self._file.write(head, 0)
         Beton(unfinished(self._file.path)).close()
-        self._file.publish()
+        if publish:
+            self.publish()
         return self._position
+
+    def publish(self) -> None:
+        """Give the finished file its name. Raises ConvertError."""
+        self._file.publish()
 
     def _tables(self, alloc: int) -> tuple[bytes, bytes]:
         """Header, descriptors and metadata; and the allocation table."""

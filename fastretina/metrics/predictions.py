@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastretina.grading import NUM_CLASSES
-from fastretina.metrics.table import METRICS, SelectionMetric, defined
+from fastretina.grading import Classes
+from fastretina.metrics.table import METRICS, SelectionMetric, defined, metrics_for
 from fastretina.system.files import write_csv
 
 _NAMES = frozenset(metric.name for metric in METRICS)
@@ -26,34 +26,38 @@ class GradeMetrics:
     then holds null, never NaN. Each of METRICS is an attribute too.
 
     Attributes:
-        confusion: counts, rows the true grade, columns the predicted one; at least one image.
+        confusion: counts, rows the true class, columns the predicted one; at least one image.
+        ordinal: whether the classes have an order; as all had of which older files tell.
     """
 
     confusion: list[list[int]]
+    ordinal: bool = True
 
     @cached_property
     def values(self) -> dict[str, float | None]:
-        """Each of METRICS, by name."""
+        """Each of METRICS that is defined for such classes, by name; `qwk` is there for all, None where they have no order."""
         matrix = np.asarray([self.confusion], dtype=np.float64)
-        return {metric.name: defined(metric.function(matrix)[0]) for metric in METRICS}
+        asked = {metric.name for metric in metrics_for(len(self.confusion), self.ordinal)}
+        found = {metric.name: defined(metric.function(matrix)[0]) for metric in METRICS if metric.name in asked}
+        return {metric.name: found.get(metric.name) for metric in METRICS if metric.name in asked or metric.needs == "order"}
 
     @property
     def per_class_recall(self) -> list[float | None]:
-        """By grade, 0-1; None for a grade without a label."""
-        return [row[grade] / sum(row) if any(row) else None for grade, row in enumerate(self.confusion)]
+        """By class, 0-1; None for a class without a label."""
+        return [row[number] / sum(row) if any(row) else None for number, row in enumerate(self.confusion)]
 
     def __getattr__(self, name: str) -> float | None:
         if name not in _NAMES:
             raise AttributeError(name)
-        return self.values[name]
+        return self.values.get(name)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, lists and None, fit for JSON."""
         return {**self.values, "per_class_recall": self.per_class_recall, "confusion": self.confusion}
 
 
-def grade_metrics(predicted: Tensor, labels: Tensor, num_classes: int = NUM_CLASSES) -> GradeMetrics:
-    """All metrics of predicted and true grades, both (N,) integers in 0..num_classes-1 on any device, N >= 1.
+def grade_metrics(predicted: Tensor, labels: Tensor, classes: Classes) -> GradeMetrics:
+    """All metrics of predicted and true classes, both (N,) integers from 0 to one less than there are, on any device, N >= 1.
 
     Meant for once an epoch: it copies to the CPU, so that the training step itself never waits for a result.
     """
@@ -61,11 +65,12 @@ def grade_metrics(predicted: Tensor, labels: Tensor, num_classes: int = NUM_CLAS
         raise ValueError(
             f"predicted and labels must be two equal (N,) tensors, N >= 1: {tuple(predicted.shape)}, {tuple(labels.shape)}"
         )
+    number = len(classes)
     both = torch.stack((labels.cpu().long(), predicted.cpu().long()))
-    if int(both.min()) < 0 or int(both.max()) >= num_classes:
-        raise ValueError(f"grades must be in 0-{num_classes - 1}, got {int(both.min())}-{int(both.max())}")
-    cells = torch.bincount(both[0] * num_classes + both[1], minlength=num_classes**2)
-    return GradeMetrics(cells.view(num_classes, num_classes).tolist())
+    if int(both.min()) < 0 or int(both.max()) >= number:
+        raise ValueError(f"classes must be in 0-{number - 1}, got {int(both.min())}-{int(both.max())}")
+    cells = torch.bincount(both[0] * number + both[1], minlength=number**2)
+    return GradeMetrics(cells.view(number, number).tolist(), classes.ordinal)
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,8 @@ class Predictions:
     """A model's answers for a data set, on the CPU, in the data set's order.
 
     Attributes:
-        log_probabilities: (N, C) float32; the answer is the most probable grade, whatever the head.
-        labels: (N,) int64 true grades. ids: (N,) int64 sample ids.
+        log_probabilities: (N, C) float32; the answer is the most probable class, whatever the head.
+        labels: (N,) int64 true classes. ids: (N,) int64 sample ids.
     """
 
     log_probabilities: Tensor
@@ -83,7 +88,7 @@ class Predictions:
 
     @property
     def predicted(self) -> Tensor:
-        """(N,) int64, the most probable grade."""
+        """(N,) int64, the most probable class."""
         return self.log_probabilities.argmax(dim=1)
 
 
@@ -95,10 +100,10 @@ class Scores:
     metrics: GradeMetrics
 
     @classmethod
-    def of(cls, answers: Predictions) -> Scores:
-        """Mean cross-entropy, and all metrics of the most probable grades."""
+    def of(cls, answers: Predictions, classes: Classes) -> Scores:
+        """Mean cross-entropy, and all metrics of the most probable classes."""
         loss = torch.nn.functional.nll_loss(answers.log_probabilities.double(), answers.labels)
-        return cls(float(loss), grade_metrics(answers.predicted, answers.labels, answers.log_probabilities.shape[1]))
+        return cls(float(loss), grade_metrics(answers.predicted, answers.labels, classes))
 
     @property
     def values(self) -> dict[str, float | None]:
@@ -116,9 +121,9 @@ class Scores:
 
 
 def write_predictions(path: Path, answers: Predictions, names: Sequence[str]) -> None:
-    """Write predictions.csv: id, name, grade, predicted, p0, p1, ... of answers for N images with these names."""
+    """Write predictions.csv: id, name, grade (empty where the image has none), predicted, p0, p1, ... of N images so called."""
     probabilities = answers.log_probabilities.exp()
-    header = ["id", "name", "grade", "predicted", *(f"p{grade}" for grade in range(probabilities.shape[1]))]
+    header = ["id", "name", "grade", "predicted", *(f"p{number}" for number in range(probabilities.shape[1]))]
     columns = (answers.ids, answers.labels, answers.predicted, probabilities)
     rows = zip(names, *(column.tolist() for column in columns), strict=True)
-    write_csv(path, header, ([number, name, grade, best, *row] for name, number, grade, best, row in rows))
+    write_csv(path, header, ([number, name, None if grade < 0 else grade, best, *row] for name, number, grade, best, row in rows))

@@ -17,13 +17,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fastretina.errors import CheckpointError
-from fastretina.grading import CLASSES
+from fastretina.grading import RETINOPATHY, Classes
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.models.heads import HEADS, Decision, Head
 from fastretina.models.options import BACKBONES, AmpChoice, HeadName
 from fastretina.models.precision import Precision, choose_device, choose_precision
 from fastretina.models.resnet import build_model
-from fastretina.models.weights import UNSEALED, is_intact, load_backbone, seal
+from fastretina.models.weights import UNSEALED, is_intact, load_exactly, seal
 from fastretina.packing.preprocessing import UNPREPARED, Preparation
 from fastretina.system.files import write_atomically
 from fastretina.version import __version__
@@ -38,7 +38,7 @@ class Grader:
         amp_dtype: the number format of its training. metric, selected_on: how and on what data its epoch was chosen.
         head, decision: what the last layer means.
         preparation: what was done to the photographs that it learned from, and is to be done to those that it grades.
-        classes: what its grades are called, from 0 on.
+        classes: what it tells apart.
     """
 
     arch: str
@@ -53,7 +53,7 @@ class Grader:
     head: HeadName = "softmax"
     decision: Decision | None = None
     preparation: Preparation = UNPREPARED
-    classes: tuple[str, ...] = CLASSES
+    classes: Classes = RETINOPATHY
 
     @property
     def grading(self) -> Head:
@@ -94,17 +94,17 @@ def read_grader(path: Path) -> Grader:
         values["preparation"] = Preparation(**values.get("preparation", {}))
         if values.get("decision") is not None:
             values["decision"] = _decision(values["decision"], values["num_classes"])
-        values |= {name: tuple(values[name]) for name in ("mean", "std", "classes") if name in values}
+        values |= {name: tuple(values[name]) for name in ("mean", "std")}
+        if "classes" in values:
+            values["classes"] = Classes.stored(values["classes"])
         grader = Grader(**values)
         numbers = (grader.num_classes, grader.resolution, grader.epoch)
         if grader.arch not in BACKBONES or not all(isinstance(number, int) and 0 < number < 100_000 for number in numbers):
             raise ValueError(f"arch {grader.arch!r}, {numbers}")
-        if "classes" in stored and (
-            len(grader.classes) != grader.num_classes or not all(isinstance(n, str) for n in grader.classes)
-        ):
+        if len(grader.classes) != grader.num_classes:
             raise ValueError(f"classes {grader.classes}, of which there are {grader.num_classes}")
-        if grader.head not in HEADS:
-            raise ValueError(f"head {grader.head!r}")
+        if grader.head not in HEADS or (HEADS[grader.head].needs_order and not grader.classes.ordinal):
+            raise ValueError(f"head {grader.head!r} for classes {grader.classes}")
         if [len(triple) for triple in (grader.mean, grader.std)] != [3, 3] or not all(float(value) > 0 for value in grader.std):
             raise ValueError("mean and std must be three numbers each")
     except (KeyError, TypeError, ValueError) as error:
@@ -125,7 +125,7 @@ def load_grader(path: Path) -> tuple[nn.Module, Grader]:
     """The model (channels-last, in evaluation mode, on the CPU) and its metadata. Raises CheckpointError as `read_grader` does."""
     grader = read_grader(path)
     model = build_model(grader.arch, grader.grading.outputs)
-    load_backbone(model, read_tensors(path), path)
+    load_exactly(model, read_tensors(path), path)
     return model.eval(), grader
 
 

@@ -1,7 +1,8 @@
-"""What the network's last layer means: its loss, and the probabilities of the grades.
+"""What the network's last layer means: its loss, and the probabilities of the classes.
 
-Three heads. `softmax` knows nothing of the order of the grades; `regression` predicts the grade as a number, which thresholds
-divide; `ordinal` predicts for each grade whether the disease is worse. Losses and answers use no synchronisation with the device.
+Three heads. `softmax` knows of no order; where the classes are grades, `regression` predicts the grade as a number, which
+thresholds divide, and `ordinal` predicts for each grade whether the disease is worse. Losses and answers use no synchronisation
+with the device.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid, nll_loss
 
 from fastretina.errors import UsageError
+from fastretina.grading import Classes
 from fastretina.metrics.thresholds import fit_thresholds
 from fastretina.models.options import ClassWeights, HeadName
 
@@ -39,10 +41,11 @@ class Decision:
 
 class Head(ABC):
     """The meaning of a last layer. `name` as on the command line; `objective`: what training makes small, in words; `outputs`: how
-    many units it has for `num_classes` grades."""
+    many units it has for `num_classes` classes; `needs_order`: whether it makes sense for grades alone."""
 
     name: HeadName
     objective: str
+    needs_order = True
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = self.outputs = num_classes
@@ -66,10 +69,11 @@ class Head(ABC):
 
 
 class Softmax(Head):
-    """One logit a grade."""
+    """One logit a class."""
 
     name: HeadName = "softmax"
     objective = "cross-entropy"
+    needs_order = False
 
     def log_probabilities(self, outputs: Tensor, decision: Decision | None = None) -> Tensor:
         return outputs.float().log_softmax(dim=-1)
@@ -141,6 +145,16 @@ def head_layer(model: nn.Module) -> tuple[str, nn.Linear]:
 
 
 HEADS: dict[HeadName, type[Head]] = {"softmax": Softmax, "regression": Regression, "ordinal": Ordinal}
+
+
+def head_for(name: HeadName, classes: Classes) -> Head:
+    """The head of this name for these classes. UsageError where it needs an order that they do not have."""
+    if HEADS[name].needs_order and not classes.ordinal:
+        raise UsageError(
+            f"--head {name}: needs grades, each worse than the one before, and the classes {', '.join(classes)} have no order; use "
+            "--head softmax, or pack with --class-order ordinal where they have one"
+        )
+    return HEADS[name](len(classes))
 
 
 class Loss:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastretina.grading import REFERABLE, REFERABLE_FROM, REFERABLE_SCORE
+from fastretina.grading import Classes
 from fastretina.metrics.assessment import BINS, Assessment
 from fastretina.metrics.bootstrap import LEVEL, RESAMPLES
+from fastretina.metrics.ranking import RANKINGS, titles
 from fastretina.metrics.screening import OperatingPoint
-from fastretina.metrics.table import TITLES
 from fastretina.report import plots
-from fastretina.report.page import Section, bounds, image, number, pair, paragraph, percent, remark, table
+from fastretina.report.page import Section, bounds, image, note, number, pair, paragraph, percent, remark, table
 
 PEOPLE = 1000
 
@@ -24,11 +24,11 @@ def screened(point: OperatingPoint, prevalence: float) -> tuple[int, int, int, i
 
 
 def screened_text(found: int, missed: int, needless: int, cleared: int) -> str:
-    """`screened` in whole sentences, for the model's own grade."""
+    """`screened` in whole sentences, for the model's own answer."""
     ill, referred, others = found + missed, found + needless, missed + cleared
     counted = (
         f"Of {PEOPLE:,} people screened with one photograph each, {ill} have referable disease, if it is as frequent as in "
-        f"this test set. To refer by the model's grade finds {found} of them and misses {missed}; of the "
+        f"this test set. To refer by the model's own answer finds {found} of them and misses {missed}; of the "
         f"{PEOPLE - ill} without it, {needless} are referred needlessly."
     )
     if not referred or not others:
@@ -45,45 +45,70 @@ def _rules(points: Sequence[OperatingPoint]) -> list[list[str]]:
 
 def lines(assessment: Assessment) -> list[str]:
     """For the terminal."""
-    points = assessment.operating_points
-    found = [f"{'':<30}{'value':>10}   {100 * LEVEL:.0f} % interval ({assessment.groups:,} patients, {RESAMPLES:,} resamples)"]
+    points, named = assessment.operating_points, titles(assessment.classes)
+    width = max(
+        30, *(len(text) + 2 for text in (*(point.rule for point in points), *(named[name] for name in assessment.intervals)))
+    )
+    found = [f"{'':<{width}}{'value':>10}   {100 * LEVEL:.0f} % interval ({assessment.resampled}, {RESAMPLES:,} resamples)"]
     for name, interval in assessment.intervals.items():
         limits = bounds(interval.low, interval.high)
-        found.append(f"{TITLES[name]:<30}{number(interval.value):>10}   {'undefined' if limits == '–' else limits}")
+        found.append(f"{named[name]:<{width}}{number(interval.value):>10}   {'undefined' if limits == '–' else limits}")
+    if assessment.patients is None:
+        found.append(assessment.method)
     if points:
         head = ["referred where", "threshold", "sensitivity", "specificity"]
         for rule, cut, sensitivity, specificity in (head, *_rules(points)):
-            found.append(f"{rule:<30}{cut:>10}{sensitivity:>13}{specificity:>13}")
-    return [*found, f"{'calibration error (ECE)':<30}{percent(assessment.calibration.ece):>10}"]
+            found.append(f"{rule:<{width}}{cut:>10}{sensitivity:>13}{specificity:>13}")
+    return [*found, f"{'calibration error (ECE)':<{width}}{percent(assessment.calibration.ece):>10}"]
 
 
 def intervals(assessment: Assessment) -> Section:
     """How sure the metrics are."""
-    rows = [[TITLES[name], number(found.value), bounds(found.low, found.high)] for name, found in assessment.intervals.items()]
+    named, column = titles(assessment.classes), f"{100 * LEVEL:.0f} % interval"
+    rows = [[named[name], number(found.value), bounds(found.low, found.high)] for name, found in assessment.intervals.items()]
+    ranked = [ranking for ranking in RANKINGS if ranking.name in assessment.by_class]
+    by_class = []
+    for at in range(len(assessment.classes)):
+        found = [assessment.by_class[ranking.name][at] for ranking in ranked]
+        cells = [text for each in found for text in (number(each.value), bounds(each.low, each.high))]
+        by_class.append([assessment.classes.title(at), *cells])
+    columns = [text for ranking in ranked for text in (ranking.title, column)]
+    if assessment.patients is None:
+        how = (
+            f"Percentile bootstrap by image: {RESAMPLES:,} resamples of {assessment.resampled}. Whose they are is unknown; where a "
+            "person has several, the intervals are too narrow."
+        )
+    else:
+        how = f"Percentile cluster bootstrap by patient: {RESAMPLES:,} resamples of {assessment.resampled}, with all their images."
     return Section(
         "How sure these metrics are",
         [
-            table(["metric", "value", f"{100 * LEVEL:.0f} % interval"], rows, "Test set"),
+            table(["metric", "value", column], rows, "Test set"),
+            table([assessment.classes.noun, *columns], by_class, f"Each {assessment.classes.noun} against the rest, test set"),
+            note(f"The intervals may be too narrow: {UNKNOWN_OWNERS}.") if assessment.patients is None else "",
             remark(
                 "With other test patients of the same kind the metrics would have come out differently: the interval shows "
-                f"by how much. Percentile cluster bootstrap by patient: {RESAMPLES:,} resamples of {assessment.groups:,} patients, "
-                "with all their images. What another seed of the training, or the choice of the epoch, changes comes on top."
+                f"by how much. {how} What another seed of the training, or the choice of the epoch, changes comes on top."
             ),
         ],
     )
 
 
+UNKNOWN_OWNERS = "the patients are unknown, and two photographs of one person are no two independent samples"
+
+
 def screening(assessment: Assessment) -> Section | None:
-    """The model as a screening test; none where the test set holds no referable eye, or nothing else."""
-    points = assessment.operating_points
-    if not points:
+    """The model as a screening test; none where no class is referable, or where the test set holds no referable eye, or nothing
+    else."""
+    points, classes = assessment.operating_points, assessment.classes
+    if not points or assessment.prevalence is None:
         return None
     counts = [[point.rule, *screened(point, assessment.prevalence)] for point in points]
     return Section(
         "As a screening test for referable disease",
         [
             remark(
-                f"Referable: {REFERABLE}. Sensitivity: of the eyes with referable disease, the share "
+                f"Referable: {classes.referable_title}. Sensitivity: of the eyes with referable disease, the share "
                 "that is referred. Specificity: of the eyes without it, the share that is rightly not referred. To raise "
                 "the one lowers the other."
             ),
@@ -97,11 +122,19 @@ def screening(assessment: Assessment) -> Section | None:
                 f"Of {PEOPLE:,} people, {percent(assessment.prevalence)} of them ill as in this test set",
             ),
             remark(
-                f"Thresholds are on {REFERABLE_SCORE}, the probabilities of the grades from {REFERABLE_FROM} on together. Those "
-                "“set here” are read off these very images; on others they will reach a little more or less."
+                f"Thresholds are on {_referable(classes)}. Those “set here” are read off these very images; on "
+                "others they will reach a little more or less."
             ),
         ],
     )
+
+
+def _referable(classes: Classes) -> str:
+    """What the thresholds are compared with."""
+    score, title = classes.referable_score, classes.referable_title
+    if len(classes.referable) == 1:
+        return f"{score}, the probability of {title}"
+    return f"{score}, the probabilities of {title} together"
 
 
 def calibration(assessment: Assessment) -> Section:

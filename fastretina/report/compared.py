@@ -11,12 +11,12 @@ from statistics import median
 from typing import Any
 
 from fastretina.errors import RunError
+from fastretina.grading import RETINOPATHY, Classes
 from fastretina.metrics.predictions import GradeMetrics
-from fastretina.metrics.table import AUROC, METRICS
-from fastretina.report.page import number, shown
+from fastretina.metrics.ranking import AUROC_REFERABLE, RANKINGS
+from fastretina.metrics.table import METRICS, TITLES, headline, metrics_for
+from fastretina.report.page import shown
 from fastretina.training.run_folder import RunFolder
-
-ONE_GRADE = "one grade for all"
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,17 @@ class ComparedRun:
         return found
 
     @property
+    def classes(self) -> Classes:
+        """What it tells apart; older runs do not say, and knew the grades of retinopathy alone."""
+        found = self.metrics.get("classes")
+        return RETINOPATHY if found is None else Classes.stored(found)
+
+    @property
+    def headline(self) -> str:
+        """The metric that says most of it in one number."""
+        return headline(self.classes.ordinal)
+
+    @property
     def seconds(self) -> float:
         """Training and evaluation of all epochs."""
         return float(sum(self.metrics["epoch_seconds"]))
@@ -69,12 +80,12 @@ class ComparedRun:
 
     def test(self, which: str) -> GradeMetrics:
         """Metrics on the test set at its `best` or `last` epoch, also those that were not yet thought of when it ran."""
-        return GradeMetrics(self.metrics[which]["confusion"])
+        return GradeMetrics(self.metrics[which]["confusion"], self.classes.ordinal)
 
     @property
     def bounds(self) -> tuple[float | None, float | None]:
-        """The 95 % interval of the best epoch's QWK on the test set; None where undefined."""
-        found = self.metrics["best"].get("intervals", {}).get("qwk", {})
+        """The 95 % interval of the best epoch's `headline` on the test set; None where undefined."""
+        found = self.metrics["best"].get("intervals", {}).get(self.headline, {})
         return found.get("low"), found.get("high")
 
     @property
@@ -89,12 +100,12 @@ class ComparedRun:
 
     @property
     def majority(self) -> dict[str, float]:
-        """Share of the most frequent grade in `train` and `test`, 0-1."""
+        """Share of the most frequent class in `train` and `test`, 0-1."""
         return {name: self.metrics["data"][name]["majority_share"] for name in ("train", "test")}
 
     @property
     def collapsed(self) -> bool:
-        """Whether it answers one and the same grade for every test image at its best epoch."""
+        """Whether it answers one and the same class for every test image at its best epoch."""
         return sum(any(column) for column in zip(*self.confusion, strict=True)) == 1
 
     def row(self) -> dict[str, Any]:
@@ -106,9 +117,9 @@ class ComparedRun:
             "epochs": len(self.metrics["epoch_seconds"]),
             "best_epoch": self.best_epoch,
             **{f"{which}_{name}": value for which in ("best", "last") for name, value in self.test(which).values.items()},
-            "best_qwk_low": self.bounds[0],
-            "best_qwk_high": self.bounds[1],
-            f"best_{AUROC}": self.metrics["best"].get(AUROC),
+            f"best_{self.headline}_low": self.bounds[0],
+            f"best_{self.headline}_high": self.bounds[1],
+            **{f"best_{name}": self.metrics["best"].get(name) for name in (AUROC_REFERABLE, *(each.name for each in RANKINGS))},
             "one_grade_for_all": self.collapsed,
             "seconds": self.seconds,
             "images_per_second": self.images_per_second,
@@ -118,14 +129,18 @@ class ComparedRun:
 
 def terminal_table(runs: Sequence[ComparedRun]) -> list[str]:
     """The lines of the table that ends the command."""
+    classes = runs[0].classes
+    metrics, last = metrics_for(len(classes), classes.ordinal), f"last {TITLES[runs[0].headline]}"
     width = max(len("run"), *(len(run.name) for run in runs))
-    titles = "  ".join(f"{metric.title:>7}" for metric in METRICS)
-    lines = [f"{'run':<{width}}  {'best':>7}  {titles}  {'last QWK':>8}  {'time':>8}  img/s"]
+    titles = "  ".join(f"{metric.title:>7}" for metric in metrics)
+    lines = [f"{'run':<{width}}  {'best':>7}  {titles}  {last:>8}  {'time':>8}  img/s"]
+    (chief,) = (metric for metric in METRICS if metric.name == runs[0].headline)
     for run in runs:
         best, epochs = run.test("best").values, len(run.metrics["epoch_seconds"])
-        cells = "  ".join(f"{shown(metric, best[metric.name]):>{max(7, len(metric.title))}}" for metric in METRICS)
+        cells = "  ".join(f"{shown(metric, best[metric.name]):>{max(7, len(metric.title))}}" for metric in metrics)
         lines.append(
-            f"{run.name:<{width}}  {run.best_epoch:>3}/{epochs:<3}  {cells}  {number(run.test('last').qwk):>8}"
-            f"  {run.seconds:>6,.0f} s  {run.images_per_second:,.0f}" + (f"  {ONE_GRADE}" if run.collapsed else "")
+            f"{run.name:<{width}}  {run.best_epoch:>3}/{epochs:<3}  {cells}"
+            f"  {shown(chief, run.test('last').values[chief.name]):>{max(8, len(last))}}"
+            f"  {run.seconds:>6,.0f} s  {run.images_per_second:,.0f}" + (f"  one {classes.noun} for all" if run.collapsed else "")
         )
     return lines

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastretina.grading import REFERABLE, grade_title
-from fastretina.metrics.table import AUROC
+from fastretina.metrics.ranking import AUROC_REFERABLE, RANKINGS, titles
+from fastretina.metrics.table import TITLES
 from fastretina.report import plots, sections
 from fastretina.report.compared import ComparedRun
 from fastretina.report.page import Link, Section, bounds, duration, image, note, number, page, pair, percent, remark, table
@@ -32,6 +32,7 @@ def write_comparison(folder: RunFolder, runs: Sequence[ComparedRun], settings: M
         folder.path / "compare.json",
         {
             "settings": dict(settings),
+            "classes": runs[0].classes.as_dict(),
             **{name: first[name] for name in ("selected_on", "selection_metric", "data", "device")},
             "selection_note": selection_note(first["selection_metric"], first["selected_on"]),
             "runs": [
@@ -53,32 +54,33 @@ def write_comparison(folder: RunFolder, runs: Sequence[ComparedRun], settings: M
 
 def comparison_html(runs: Sequence[ComparedRun], settings: Mapping[str, Any]) -> str:
     """One self-contained page; the runs' own reports are linked by their path from it."""
-    first = runs[0].metrics
+    first, classes = runs[0].metrics, runs[0].classes
     collapsed = [run.name for run in runs if run.collapsed]
     title = f"{len(runs)} run{'s' if len(runs) > 1 else ''} compared at {settings['resolution']} px"
     head = [
-        sections.subtitle(first["device"], first["amp_dtype"]),
+        sections.subtitle(classes, first["device"], first["amp_dtype"]),
         note(selection_note(first["selection_metric"], first["selected_on"]), good=first["selected_on"] == "val"),
         note(CHOICE_NOTE) if len(runs) > 1 else "",
-        note(f"One and the same grade for every test image: {', '.join(collapsed)}.") if collapsed else "",
+        note(f"One and the same {classes.noun} for every test image: {', '.join(collapsed)}.") if collapsed else "",
     ]
-    last = [[_link(run), *sections.metric_cells(run.test("last").values)] for run in runs]
+    last = [[_link(run), *sections.metric_cells(run.test("last").values, classes)] for run in runs]
     compared = [[run.name, run.arch, run.weights or "none (from scratch)"] for run in runs]
     built = [
         _results(runs),
-        sections.purpose(),
-        sections.meanings(),
-        sections.data_section(first["data"]),
+        sections.purpose(classes),
+        sections.meanings(classes),
+        sections.data_section(first["data"], classes),
         _curves(runs),
         _confusions(runs),
         _recalls(runs),
+        _probabilities(runs),
         _screening(runs),
         _speed(runs),
-        Section("Last epochs", [table(["run", *sections.METRIC_COLUMNS], last, "Test set, last epochs")]),
+        Section("Last epochs", [table(["run", *sections.metric_columns(classes)], last, "Test set, last epochs")]),
         Section("Runs", [table(["run", "architecture", "initial weights"], compared, "What was compared", "words")]),
         sections.settings_section(settings),
     ]
-    return page(title, head, built)
+    return page(title, head, [section for section in built if section is not None])
 
 
 def _link(run: ComparedRun) -> Link:
@@ -86,19 +88,20 @@ def _link(run: ComparedRun) -> Link:
 
 
 def _results(runs: Sequence[ComparedRun]) -> Section:
-    rows = []
+    rows, classes = [], runs[0].classes
     for run in runs:
         epoch = f"{run.best_epoch} of {len(run.metrics['epoch_seconds'])}"
-        rows.append([_link(run), epoch, *sections.metric_cells(run.test("best").values), bounds(*run.bounds)])
-    columns = ["run", "best epoch", *sections.METRIC_COLUMNS, "95 % interval of QWK"]
+        rows.append([_link(run), epoch, *sections.metric_cells(run.test("best").values, classes), bounds(*run.bounds)])
+    chance = ", QWK 0" if classes.ordinal else ""
+    columns = ["run", "best epoch", *sections.metric_columns(classes), f"95 % interval of {TITLES[runs[0].headline]}"]
     return Section(
         "Results",
         [
             table(columns, rows, "Test set, best epochs"),
             remark(
-                f"Always the same grade: accuracy {percent(runs[0].majority['test'])}, QWK 0. Interval: cluster "
-                "bootstrap by patient; where those of two runs overlap much, this test set does not tell which is better. The most "
-                "confident mistakes and the calibration curve stand in each run's own report."
+                f"Always the same {classes.noun}: accuracy {percent(runs[0].majority['test'])}{chance}. "
+                f"Interval: {_method(runs[0])}; where those of two runs overlap much, this test set does not tell which is better. "
+                "The most confident mistakes and the calibration curve stand in each run's own report."
             ),
         ],
     )
@@ -124,36 +127,70 @@ def _curves(runs: Sequence[ComparedRun]) -> Section:
 
 
 def _confusions(runs: Sequence[ComparedRun]) -> Section:
-    matrices = [sections.confusion_table(run.confusion, f"{run.name}, test set, epoch {run.best_epoch}") for run in runs]
-    return Section("Confusion matrices", [pair(matrices), remark(sections.CONFUSION_REMARK)])
+    matrices = [
+        sections.confusion_table(run.confusion, f"{run.name}, test set, epoch {run.best_epoch}", run.classes) for run in runs
+    ]
+    return Section("Confusion matrices", [pair(matrices), remark(sections.confusion_remark(runs[0].classes))])
+
+
+def _method(run: ComparedRun) -> str:
+    """How its intervals were made; older runs do not say so."""
+    return str(run.metrics["best"].get("intervals", {}).get("method", "percentile cluster bootstrap by patient"))
 
 
 def _recalls(runs: Sequence[ComparedRun]) -> Section:
-    grades = [grade_title(grade) for grade in range(len(runs[0].test("best").per_class_recall))]
+    classes = runs[0].classes
+    names = [classes.title(number) for number in range(len(classes))]
     rows = [[_link(run), *(percent(recall) for recall in run.test("best").per_class_recall)] for run in runs]
-    return Section("By grade", [table(["run", *grades], rows, "Recall of each grade, test set, best epochs")])
+    return Section(f"By {classes.noun}", [table(["run", *names], rows, f"Recall of each {classes.noun}, test set, best epochs")])
 
 
-def _screening(runs: Sequence[ComparedRun]) -> Section:
+def _screening(runs: Sequence[ComparedRun]) -> Section | None:
+    classes = runs[0].classes
+    if not classes.referable:
+        return None
     rows = []
     for run in runs:
         best = run.metrics["best"]
         own: Mapping[str, Any] = (best.get("referable") or [{}])[0]
-        auroc, ece = best.get("intervals", {}).get(AUROC, {}), best.get("calibration", {}).get("ece")
-        interval = bounds(auroc.get("low"), auroc.get("high"))
-        shares = [percent(own.get("sensitivity")), percent(own.get("specificity")), percent(ece)]
-        rows.append([_link(run), number(best.get(AUROC)), interval, *shares])
+        interval = _interval(best, AUROC_REFERABLE)
+        rows.append(
+            [_link(run), number(best.get(AUROC_REFERABLE)), interval, *map(percent, map(own.get, ("sensitivity", "specificity")))]
+        )
+    title = classes.referable_title
     return Section(
-        "Screening for referable disease, and calibration",
+        "Screening for referable disease",
         [
             table(
-                ["run", "AUROC", "95 % interval", "sensitivity", "specificity", "ECE"],
+                ["run", "AUROC", "95 % interval", "sensitivity", "specificity"],
                 rows,
-                f"{REFERABLE.capitalize()} against less, test set, best epochs",
+                f"{title[0].upper()}{title[1:]} against the rest, test set, best epochs",
             ),
             remark(
-                "Sensitivity and specificity: by the model's grade, of the eyes with the disease the share that is referred, of "
-                "those without it the share that is not. ECE: how far its probabilities are from how often it is right."
+                "Sensitivity and specificity: by the model's own answer, of the eyes with the disease the share that is referred, "
+                "of those without it the share that is not."
             ),
         ],
     )
+
+
+def _probabilities(runs: Sequence[ComparedRun]) -> Section:
+    named = titles(runs[0].classes)
+    rows = []
+    for run in runs:
+        best = run.metrics["best"]
+        ranked = [text for each in RANKINGS for text in (number(best.get(each.name)), _interval(best, each.name))]
+        rows.append([_link(run), *ranked, percent(best.get("calibration", {}).get("ece"))])
+    columns = [text for each in RANKINGS for text in (named[each.name], "95 % interval")]
+    return Section(
+        "Probabilities",
+        [
+            table(["run", *columns, "ECE"], rows, "Test set, best epochs"),
+            remark("ECE, expected calibration error: how far its probabilities are from how often it is right."),
+        ],
+    )
+
+
+def _interval(best: Mapping[str, Any], name: str) -> str:
+    found = best.get("intervals", {}).get(name, {})
+    return bounds(found.get("low"), found.get("high"))

@@ -14,7 +14,7 @@ import torch
 
 from fastretina.beton.format import MODE_RAW
 from fastretina.beton.reader import Beton
-from fastretina.grading import grade_title
+from fastretina.grading import Classes
 from fastretina.metrics.predictions import Predictions
 from fastretina.report.page import Section, image, percent, remark
 
@@ -61,18 +61,19 @@ def thumbnail(beton: Beton, index: int) -> bytes:
     return encoded
 
 
-def mistakes_section(mistakes: Sequence[Mistake]) -> Section | None:
+def mistakes_section(mistakes: Sequence[Mistake], classes: Classes) -> Section | None:
     """The section of a report; none without mistakes."""
     if not mistakes:
         return None
     items = []
     for mistake in mistakes:
-        true, given = grade_title(mistake.grade), grade_title(mistake.predicted)
-        shown = image(mistake.thumbnail, f"Fundus photograph {mistake.name}: {true}, graded {given}", "jpeg")
-        caption = f"<b>{html.escape(mistake.name)}</b><br>is {true}, called {given} ({percent(mistake.probability)})"
+        true, given = classes.title(mistake.grade), classes.title(mistake.predicted)
+        shown = image(mistake.thumbnail, f"Fundus photograph {mistake.name}: {true}, called {given}", "jpeg")
+        answer = html.escape(f"is {true}, called {given}")
+        caption = f"<b>{html.escape(mistake.name)}</b><br>{answer} ({percent(mistake.probability)})"
         items.append(f"<li><figure>{shown}<figcaption>{caption}</figcaption></figure></li>")
     text = (
         "Those wrong answers on the test set that the model was surest of, with the probability it gave them. Look for "
-        "photographs whose grade in the data set is doubtful, and for what misleads the model."
+        f"photographs whose {classes.noun} in the data set is doubtful, and for what misleads the model."
     )
     return Section("Most confident mistakes", [remark(text), f'<ul class="thumbs">{"".join(items)}</ul>'])

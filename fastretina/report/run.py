@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Self
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fastretina.metrics.assessment import Assessment
 from fastretina.metrics.predictions import Predictions, Scores
-from fastretina.metrics.table import METRICS
+from fastretina.metrics.sources import SourceMetrics
+from fastretina.metrics.table import metrics_for
 from fastretina.models.heads import HEADS, Decision
 from fastretina.report import plots, sections
 from fastretina.report.assessment import calibration, intervals, screening
@@ -37,6 +38,7 @@ class Results:
         answers, assessment: for and of the test set; some mistakes among them are shown, where `info` has its file at hand.
         history, best_epoch: of the run that trained it, and the epoch (from 1) whose model it is.
         decision: what its head was fitted to, if anything. batch: batch.png.
+        by_packing: of the sets that are made of several packings, the metrics of each.
     """
 
     title: str
@@ -48,6 +50,7 @@ class Results:
     best_epoch: int | None = None
     decision: Decision | None = None
     batch: bytes | None = None
+    by_packing: Mapping[str, Sequence[SourceMetrics]] = field(default_factory=dict)
 
     @classmethod
     def of_run(cls, info: RunInfo, progress: Progress, batch: bytes | None = None) -> Self:
@@ -61,6 +64,7 @@ class Results:
             info=info,
             scores={name: scores for name, scores in sets.items() if scores is not None},
             answers=progress.best_test,
+            by_packing=info.sources(progress.best_answers),
             assessment=info.assess(progress.best_test),
             history=history,
             best_epoch=best.epoch,
@@ -77,7 +81,7 @@ def report_html(results: Results) -> str:
     """One self-contained page, no network needed: those of SECTIONS that have something to tell."""
     info = results.info
     head = [
-        sections.subtitle(info.device, info.amp_dtype),
+        sections.subtitle(info.classes, info.device, info.amp_dtype),
         cards(_cards(results)),
         note(info.selection_note, good=info.selected_on == "val") if results.history else "",
     ]
@@ -86,16 +90,18 @@ def report_html(results: Results) -> str:
 
 def _cards(results: Results) -> list[tuple[str, str]]:
     assessment, history, values = results.assessment, results.history, results.scores["test"].values
-    found = []
-    for metric in sorted(METRICS, key=lambda metric: metric.name != results.info.selection_metric):
+    found, classes = [], results.info.classes
+    for metric in sorted(
+        metrics_for(len(classes), classes.ordinal), key=lambda metric: metric.name != results.info.selection_metric
+    ):
         interval = assessment.intervals[metric.name] if assessment else None
         told = f"; 95 % interval {bounds(interval.low, interval.high)}" if interval and interval.low is not None else ""
         found.append((shown(metric, values[metric.name]), f"{metric.title}, test{told}"))
-    found.append((percent(results.info.data["test"].majority_share), "accuracy of always the same grade, test"))
+    found.append((percent(results.info.data["test"].majority_share), f"accuracy of always the same {classes.noun}, test"))
     if assessment and assessment.operating_points:
         point = assessment.operating_points[0]
         both = f"{percent(point.sensitivity)} / {percent(point.specificity)}"
-        found.append((both, "sensitivity / specificity for referable disease, by the model's grade, test"))
+        found.append((both, "sensitivity / specificity for referable disease, by the model's own answer, test"))
     if history:
         last = history[-1]
         waiting = f"training images/s; {100 * last.data_wait_share:.1f} % of the time waiting for data"
@@ -110,44 +116,57 @@ def _curves(results: Results) -> Section | None:
         return None
     majority = results.info.data["test"].majority_share
     objective = HEADS[results.info.settings["head"]].objective
-    panels = []
-    for panel, (panel_title, _) in plots.PANELS.items():
+    panels, classes = [], results.info.classes
+    for panel in plots.panels_for(classes):
         ends = []
         for name, title in SET_TITLES.items():
             values = [value for record in history if (value := record.row().get(f"{name}_{panel}")) is not None]
             if values:
                 ends.append(f"{title} from {values[0]:.3f} to {values[-1]:.3f}")
-        drawn = plots.curves(history, best_epoch, majority, objective, [panel])
-        panels.append(image(drawn, f"{panel_title} by epoch: {'; '.join(ends) or 'undefined'}"))
+        drawn = plots.curves(history, best_epoch, majority, objective, classes, [panel])
+        panels.append(image(drawn, f"{plots.PANELS[panel][0]} by epoch: {'; '.join(ends) or 'undefined'}"))
     return Section("By epoch", [pair(panels), remark(sections.TRAIN_REMARK)])
 
 
 def _confusions(results: Results) -> Section:
     named = [(results.set_title(name), scores) for name, scores in results.scores.items()]
-    matrices = pair(sections.confusion_table(scores.metrics.confusion, title) for title, scores in named)
-    return Section("Confusion matrices", [matrices, remark(sections.CONFUSION_REMARK)])
+    classes = results.info.classes
+    matrices = pair(sections.confusion_table(scores.metrics.confusion, title, classes) for title, scores in named)
+    return Section("Confusion matrices", [matrices, remark(sections.confusion_remark(classes))])
 
 
-def _grades(results: Results) -> Section:
+def _by_class(results: Results) -> Section:
+    classes = results.info.classes
     named = [(results.set_title(name), results.scores[name]) for name in ("test", "train") if name in results.scores]
-    return Section("By grade", [pair(sections.class_table(scores.metrics.confusion, title) for title, scores in named)])
+    tables = (sections.class_table(scores.metrics.confusion, title, classes) for title, scores in named)
+    return Section(f"By {classes.noun}", [pair(tables)])
+
+
+def _sources(results: Results) -> Section | None:
+    classes, found = results.info.classes, []
+    for name, metrics in results.by_packing.items():
+        rows = [[each.path, each.images, *sections.metric_cells(each.values, classes)] for each in metrics]
+        found.append(table(["packing", "images", *sections.metric_columns(classes)], rows, results.set_title(name)))
+    text = "What a model learned where most of its images come from need not hold elsewhere."
+    return Section("By packing", [*found, remark(text)]) if found else None
 
 
 def _mistakes(results: Results) -> Section | None:
     answers, beton = results.answers, results.info.test_set
-    return None if answers is None or beton is None else mistakes_section(confident_mistakes(answers, beton))
+    return None if answers is None or beton is None else mistakes_section(confident_mistakes(answers, beton), results.info.classes)
 
 
 def _best_and_last(results: Results) -> Section | None:
     if results.best_epoch is None:
         return None
     rows: list[list[object]] = []
+    classes = results.info.classes
     for which, record in (("best", results.history[results.best_epoch - 1]), ("last", results.history[-1])):
         for name, scores in (("test", record.test), ("val", record.val), ("train", record.train)):
             if scores is not None:
                 title = f"{which} ({record.epoch}), {SET_TITLES[name]}"
-                rows.append([title, number(scores.loss), *sections.metric_cells(scores.values)])
-    return Section("Best and last epoch", [table(["epoch, set", "loss", *sections.METRIC_COLUMNS], rows, "All metrics")])
+                rows.append([title, number(scores.loss), *sections.metric_cells(scores.values, classes)])
+    return Section("Best and last epoch", [table(["epoch, set", "loss", *sections.metric_columns(classes)], rows, "All metrics")])
 
 
 def _speed(results: Results) -> Section | None:
@@ -171,7 +190,7 @@ def _speed(results: Results) -> Section | None:
 def _first_batch(results: Results) -> Section | None:
     if results.batch is None:
         return None
-    text = "Photographs of the first training batch as the network got them, with their grades"
+    text = "Photographs of the first training batch as the network got them, with what they are"
     return Section("What the network saw", [titled(image(results.batch, text), "The first training batch", "wide")])
 
 
@@ -196,12 +215,13 @@ def _assessed(build: Callable[[Assessment], Section | None]) -> Callable[[Result
 
 # In the page's order; None where there is nothing to tell.
 SECTIONS: tuple[Callable[[Results], Section | None], ...] = (
-    lambda _: sections.purpose(),
-    lambda _: sections.meanings(),
-    lambda results: sections.data_section(results.info.data_dict()),
+    lambda results: sections.purpose(results.info.classes),
+    lambda results: sections.meanings(results.info.classes),
+    lambda results: sections.data_section(results.info.data_dict(), results.info.classes),
     _curves,
     _confusions,
-    _grades,
+    _by_class,
+    _sources,
     _assessed(intervals),
     _assessed(screening),
     _assessed(calibration),
@@ -222,8 +242,8 @@ class RunPictures:
         self._drawn = time.monotonic()
 
     def first_batch(self, images: Tensor, labels: Tensor) -> None:
-        """Draw batch.png of (B, 3, R, R) images and (B,) grades."""
-        write_bytes(self._run.batch, plots.batch_grid(images, labels))
+        """Draw batch.png of (B, 3, R, R) images and (B,) labels."""
+        write_bytes(self._run.batch, plots.batch_grid(images, labels, self._info.classes))
 
     def after_epoch(self, record: EpochRecord) -> None:
         """Draw the curves anew, where that is worth its time."""
@@ -234,7 +254,8 @@ class RunPictures:
         progress = self._progress
         assert progress.best_epoch is not None  # called after an epoch
         majority = self._info.data["test"].majority_share
-        write_bytes(self._run.curves, plots.curves(progress.history, progress.best_epoch, majority, self._objective))
+        drawn = plots.curves(progress.history, progress.best_epoch, majority, self._objective, self._info.classes)
+        write_bytes(self._run.curves, drawn)
         self._drawn = time.monotonic()
 
     def finish(self) -> None:
@@ -244,6 +265,8 @@ class RunPictures:
             return
         self._draw_curves()
         for path, title, scores in ((run.confusion_test, "Test", best.test), (run.confusion_train, "Train", best.train)):
-            write_bytes(path, plots.confusion(scores.metrics.confusion, f"{title} set, best epoch ({best.epoch})"))
+            write_bytes(
+                path, plots.confusion(scores.metrics.confusion, f"{title} set, best epoch ({best.epoch})", self._info.classes)
+            )
         batch = run.batch.read_bytes() if run.batch.is_file() else None
         write_bytes(run.report, report_html(Results.of_run(self._info, self._progress, batch)).encode())

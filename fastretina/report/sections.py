@@ -6,8 +6,10 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastretina.grading import CLASSES, NUM_CLASSES, REFERABLE, grade_title
-from fastretina.metrics.table import AUROC, AUROC_MEANING, METRICS, TITLES
+from fastretina.grading import RETINOPATHY, Classes
+from fastretina.metrics.bootstrap import Interval
+from fastretina.metrics.ranking import AUROC_REFERABLE, RANKINGS, titles
+from fastretina.metrics.table import metrics_for
 from fastretina.report.page import Section, note, number, percent, remark, shown, table, titled
 from fastretina.training.run_info import SET_TITLES, versions
 
@@ -15,85 +17,138 @@ TRAIN_REMARK = (
     "Train metrics are those of the augmented images during each epoch, while the weights moved; test and validation metrics "
     "are of plain images after it. So the train curve may lie below the test curve."
 )
-_PURPOSE = f"""<ul>
-<li>It looks at one photograph of the back of an eye (a fundus photograph) and gives it a grade of diabetic retinopathy, from 0
-({html.escape(CLASSES[0])}) to {NUM_CLASSES - 1} ({html.escape(CLASSES[-1])}). {REFERABLE.capitalize()} is
-called referable: in screening, an ophthalmologist should see the person.</li>
-<li><b>It is for</b> research: to compare ways of training, to find photographs whose grade deserves a second look, to prepare a
-study.</li>
+
+
+def subtitle(classes: Classes, device: str, amp_dtype: str) -> str:
+    """The line under a report's title."""
+    if classes == RETINOPATHY:
+        task = f"Grades of diabetic retinopathy, 0–{len(classes) - 1}"
+    else:
+        task = f"{classes.nouns.capitalize()}: {', '.join(classes)}"
+    return f'<p class="soft">{" · ".join(map(html.escape, (task, device, amp_dtype)))}</p>'
+
+
+def purpose(classes: Classes) -> Section:
+    """What a model of this kind may and may not be used for."""
+    if classes == RETINOPATHY:
+        task = f"gives it a grade of diabetic retinopathy, from 0 ({classes[0]}) to {len(classes) - 1} ({classes[-1]})"
+        other = "no other disease of the eye"
+    else:
+        order = ", each worse than the one before" if classes.ordinal else ""
+        task = f"gives it one of {len(classes)} {classes.nouns}{order}: {', '.join(classes)}"
+        other = f"nothing but these {classes.nouns}"
+    referable = ""
+    if classes.referable:
+        title = classes.referable_title
+        referable = f" {title[0].upper()}{title[1:]} is called referable: in screening, an ophthalmologist should see the person."
+    return Section(
+        "What the model is for, and what not",
+        [
+            f"""<ul>
+<li>It looks at one photograph of the back of an eye (a fundus photograph) and {html.escape(task)}.{html.escape(referable)}</li>
+<li><b>It is for</b> research: to compare ways of training, to find photographs whose {classes.noun} deserves a second look, to
+prepare a study.</li>
 <li><b>It is not for</b> diagnosing or treating anybody, nor for deciding who is sent home. It is no medical device and was never
 tried in practice.</li>
-<li>It knows no other disease of the eye, and it always answers, even if the photograph is too blurred to be graded or shows no eye
-at all. Its metrics hold for photographs like those of the test set: with another camera, other people or other graders they may be
-far worse.</li>
+<li>It knows {other}, and it always answers, even if the photograph is too blurred to tell or shows no eye at all. Its metrics hold
+for photographs like those of the test set: with another camera, other people or other graders they may be far worse.</li>
 </ul>"""
-_MEANINGS = (
-    *((metric.title, metric.meaning) for metric in METRICS),
-    (
-        "Recall of a grade",
-        "of the photographs that have this grade, the share that the model gives it (for a disease: sensitivity).",
-    ),
-    ("Precision of a grade", "of the photographs that the model gives this grade, the share that have it."),
-    ("F1 of a grade", "the harmonic mean of its recall and precision: high only if both are."),
-    (TITLES[AUROC], AUROC_MEANING),
-)
-
-
-def subtitle(device: str, amp_dtype: str) -> str:
-    """The line under a report's title."""
-    machine = f"{html.escape(device)} · {html.escape(amp_dtype)}"
-    return f'<p class="soft">Grades of diabetic retinopathy, 0–{NUM_CLASSES - 1} · {machine}</p>'
-
-
-def purpose() -> Section:
-    """What a model of this kind may and may not be used for."""
-    return Section("What the model is for, and what not", [_PURPOSE])
-
-
-def meanings() -> Section:
-    """The metrics in plain words."""
-    terms = "".join(f"<dt>{html.escape(term[0].upper() + term[1:])}</dt><dd>{html.escape(text)}</dd>" for term, text in _MEANINGS)
-    return Section("What the metrics mean", [f"<dl>{terms}</dl>"])
-
-
-METRIC_COLUMNS = [metric.title for metric in METRICS]
-
-
-def metric_cells(values: Mapping[str, float | None]) -> list[str]:
-    """A table's cells under METRIC_COLUMNS."""
-    return [shown(metric, values[metric.name]) for metric in METRICS]
-
-
-def data_section(data: Mapping[str, Any]) -> Section:
-    """Images and patients of each data set, and the patients that two of them share: `data` of metrics.json."""
-    sets = [data[name] for name in SET_TITLES if name in data]
-    titles = [title for name, title in SET_TITLES.items() if name in data]
-    counts = [
-        ["images", *(found["images"] for found in sets)],
-        ["patients", *(found["patients"] or "–" for found in sets)],
-        *([grade_title(grade), *numbers] for grade, numbers in enumerate(zip(*(found["grades"] for found in sets), strict=True))),
-        ["share of the most frequent grade", *(percent(found["majority_share"]) for found in sets)],
-    ]
-    shared, leaks = [], []
-    for key, count in data["patients_shared"].items():
-        first, second = (SET_TITLES[name] for name in key.split("_"))
-        shared.append([f"{first} and {second}", "not known" if count is None else count])
-        if count:
-            has = "patient has" if count == 1 else "patients have"
-            leaks.append(f"{count:,} {has} one eye in {first} and the other in {second}.")
-    warning = " ".join([*leaks, "Two eyes of a person are alike: for new patients the metrics would be worse."])
-    return Section(
-        "Data",
-        [
-            table(["set", *titles], counts, "Images and patients"),
-            table(["sets", "patients in both"], shared, "Patients shared between two sets"),
-            note(warning) if leaks else "",
-            remark("Patients are told by the images' names (10_left and 10_right are one); a dash where names tell of none."),
         ],
     )
 
 
-def confusion_table(matrix: Sequence[Sequence[int]], title: str) -> str:
+def meanings(classes: Classes) -> Section:
+    """The metrics in plain words."""
+    one, many = classes.noun, classes.nouns
+    scalars = metrics_for(len(classes), classes.ordinal)
+    found = [
+        *((metric.title, metric.meaning.format(one=one, many=many, first=classes[0], second=classes[1])) for metric in scalars),
+        (
+            f"Recall of a {one}",
+            f"of the photographs of this {one}, the share that the model calls so (for a disease: sensitivity).",
+        ),
+        (f"Precision of a {one}", f"of the photographs that the model calls so, the share that are of this {one}."),
+        (f"F1 of a {one}", "the harmonic mean of its recall and precision: high only if both are."),
+        *((f"{ranking.title} of a {one}", ranking.meaning) for ranking in RANKINGS),
+    ]
+    if classes.referable:
+        found.append((titles(classes)[AUROC_REFERABLE], "the same for the probability of all that is referable, against the rest."))
+    terms = "".join(f"<dt>{html.escape(term[0].upper() + term[1:])}</dt><dd>{html.escape(text)}</dd>" for term, text in found)
+    return Section("What the metrics mean", [f"<dl>{terms}</dl>"])
+
+
+def metric_columns(classes: Classes) -> list[str]:
+    """The titles of the metrics that these classes have, for the head of a table."""
+    return [metric.title for metric in metrics_for(len(classes), classes.ordinal)]
+
+
+def metric_cells(values: Mapping[str, float | None], classes: Classes) -> list[str]:
+    """A table's cells under `metric_columns`."""
+    return [shown(metric, values[metric.name]) for metric in metrics_for(len(classes), classes.ordinal)]
+
+
+def data_section(data: Mapping[str, Any], classes: Classes) -> Section:
+    """Images and patients of each data set, and what two of them share: `data` of metrics.json."""
+    sets = [data[name] for name in SET_TITLES if name in data]
+    set_titles = [title for name, title in SET_TITLES.items() if name in data]
+    by_class = zip(*(found["grades"] for found in sets), strict=True)
+    counts = [
+        ["images", *(found["images"] for found in sets)],
+        ["patients", *map(_people, sets)],
+        *([classes.title(number), *numbers] for number, numbers in enumerate(by_class)),
+        [f"share of the most frequent {classes.noun}", *(percent(found["majority_share"]) for found in sets)],
+    ]
+    shared, warnings = [], []
+    duplicates: Mapping[str, int | None] = data.get("duplicates_shared", {})
+    for key, count in data["patients_shared"].items():
+        first, second = (SET_TITLES[name] for name in key.split("_"))
+        same = duplicates.get(key)
+        shared.append([f"{first} and {second}", *("unknown" if value is None else value for value in (count, same))])
+        warnings += shared_patients(count, first, second) + shared_images(same, first, second)
+    unknown = UNKNOWN_PATIENTS if None in data["patients_shared"].values() else ""
+    return Section(
+        "Data",
+        [
+            table(["set", *set_titles], counts, "Images and patients"),
+            table(["sets", "patients in both", "images in both"], shared, "What two sets share") if shared else "",
+            note(" ".join([*warnings, FLATTERED])) if warnings else "",
+            note(unknown) if unknown else "",
+            remark("Images in both: those of the second set that are, byte for byte, in the first, too."),
+        ],
+    )
+
+
+FLATTERED = "What a model has seen of a person, it knows: for new patients the metrics would be worse."
+UNKNOWN_PATIENTS = (
+    "Whose photographs these are is unknown, so that nobody can say whether a person is in two sets: if so, for new patients the "
+    "metrics would be worse. Patients come from a column or the names of images when they are packed (--patient-column, "
+    "--patient-pattern)."
+)
+
+
+def shared_patients(count: int | None, first: str, second: str) -> list[str]:
+    """What to say of so many patients in two sets, if anything."""
+    return [f"{count:,} {'patient has' if count == 1 else 'patients have'} images in both {first} and {second}."] if count else []
+
+
+def shared_images(count: int | None, first: str, second: str) -> list[str]:
+    """What to say of so many images of the second set that are in the first, too, if anything."""
+    return (
+        [f"{count:,} {'image' if count == 1 else 'images'} of {second} {'is' if count == 1 else 'are'} in {first}, too."]
+        if count
+        else []
+    )
+
+
+def _people(found: Mapping[str, Any]) -> int | str:
+    """How many patients a data set has, from its part of metrics.json; 0 stands there of older runs that knew none."""
+    if found["patients"]:
+        return int(found["patients"])
+    unknown = found.get("images_of_unknown_patients") or found["images"]
+    return "unknown" if unknown == found["images"] else f"unknown ({unknown:,} images)"
+
+
+def confusion_table(matrix: Sequence[Sequence[int]], title: str, classes: Classes) -> str:
     """A confusion matrix (rows true, columns predicted): counts, and per cent of the row, by which cells are coloured."""
 
     def cell(row: int, column: int) -> str:
@@ -107,8 +162,8 @@ def confusion_table(matrix: Sequence[Sequence[int]], title: str) -> str:
 
     head, body = "", ""
     for row in range(len(matrix)):
-        number, _, words = grade_title(row).partition(" ")
-        name = f'{number} <span class="name">{html.escape(words)}</span>'
+        number, _, words = classes.title(row).partition(" ")
+        name = f'{html.escape(number)} <span class="name">{html.escape(words)}</span>'
         head += f'<th scope="col">{name}</th>'
         cells = "".join(cell(row, column) for column in range(len(matrix)))
         body += f'<tr><th scope="row">{name}<small>n = {sum(matrix[row]):,}</small></th>{cells}</tr>'
@@ -119,21 +174,29 @@ def confusion_table(matrix: Sequence[Sequence[int]], title: str) -> str:
     )
 
 
-CONFUSION_REMARK = (
-    "Each row holds the photographs of one true grade, each column those that the model gave one grade: their number, and "
-    "below it their share of the row, by which the cell is coloured. Framed: graded right."
-)
+def confusion_remark(classes: Classes) -> str:
+    """How to read `confusion_table`."""
+    return (
+        f"Each row holds the photographs of one true {classes.noun}, each column those that the model gave one {classes.noun}: "
+        "their number, and below it their share of the row, by which the cell is coloured. Framed: right."
+    )
 
 
-def class_table(matrix: Sequence[Sequence[int]], title: str) -> str:
-    """Images, recall, precision and F1 by grade, from a confusion matrix; a dash where undefined (scikit-learn: 0/0)."""
+def class_table(
+    matrix: Sequence[Sequence[int]], title: str, classes: Classes, by_class: Mapping[str, Sequence[Interval]] | None = None
+) -> str:
+    """Images, recall, precision and F1 by class, from a confusion matrix; a dash where undefined (scikit-learn: 0/0). by_class:
+    columns of RANKINGS."""
+    ranked = [ranking for ranking in RANKINGS if by_class and ranking.name in by_class]
     rows = []
-    for grade, row in enumerate(matrix):
-        right, images, given = row[grade], sum(row), sum(other[grade] for other in matrix)
+    for at, row in enumerate(matrix):
+        right, images, given = row[at], sum(row), sum(other[at] for other in matrix)
         recall, precision = percent(right / images if images else None), percent(right / given if given else None)
         f1 = number(2 * right / (images + given) if images + given else None)
-        rows.append([grade_title(grade), images, recall, precision, f1])
-    return table(["grade", "images", "recall", "precision", "F1"], rows, title)
+        others = [number(by_class[ranking.name][at].value) for ranking in ranked] if by_class else []
+        rows.append([classes.title(at), images, recall, precision, f1, *others])
+    columns = [classes.noun, "images", "recall", "precision", "F1", *(ranking.title for ranking in ranked)]
+    return table(columns, rows, title)
 
 
 def settings_section(settings: Mapping[str, Any], others: Sequence[Sequence[object]] = ()) -> Section:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from fastretina.grading import grade_title
+from collections.abc import Sequence
+
+from fastretina.grading import Classes
 from fastretina.metrics.predictions import Scores
-from fastretina.metrics.table import TITLES
-from fastretina.report.page import number
+from fastretina.metrics.sources import SourceMetrics
+from fastretina.metrics.table import metrics_for
+from fastretina.report.page import number, shown
+from fastretina.report.sections import shared_images, shared_patients
 from fastretina.training.build import Run
 from fastretina.training.config import REFERENCE_BATCH, TrainConfig
 from fastretina.training.distributed import World
@@ -22,20 +26,40 @@ def header(config: TrainConfig, run: Run, folder: RunFolder) -> str:
     lines = [
         f"fastretina {__version__}: {config.arch} ({info.parameters / 1e6:.1f} M parameters), {start}, {config.resolution} px, "
         f"{config.optimizer} {config.learning_rate:g} {config.schedule}, batch {config.batch_size}, seed {config.seed}",
+        *([f"weights    {info.start}"] if config.weights else []),
         *_batch_lines(config, run.training.world),
         f"device     {info.device}",
         f"precision  {info.precision_note}",
         *([f"compile    {run.compiling.note}"] if config.compile != "off" else []),
     ]
     for name, data in info.data.items():
-        grades = " / ".join(f"{count:,}" for count in data.grades)
-        lines.append(f"{name:<10} {data.path}: {data.images:,} images, grades 0-{len(data.grades) - 1}: {grades}")
-    if info.shared_patients:
-        lines.append(f"patients   {info.shared_patients:,} have one eye in train and the other in test")
+        counts = " / ".join(f"{count:,}" for count in data.grades)
+        lines.append(f"{name:<10} {data.path}: {data.images:,} images, {_classes(info.classes)}: {counts}")
+    lines += _shared(info)
     lines += [f"loader     {info.loader}", f"selection  {info.selection_note}", f"run folder {folder.path}"]
     if progress.step:
         lines.append(f"resuming   epoch {progress.epoch + 1}, after step {progress.step:,}")
     return "\n".join(lines)
+
+
+def _classes(classes: Classes) -> str:
+    return f"grades 0-{len(classes) - 1}" if classes.ordinal else f"{classes.nouns} {' / '.join(classes)}"
+
+
+def _shared(info: RunInfo) -> list[str]:
+    """What a reader must know of the patients and the images that two sets share."""
+    lines = []
+    for key, count in info.patients_shared.items():
+        first, second = (SET_TITLES[name] for name in key.split("_"))
+        if count is None:
+            unknown = " and ".join(f"{name} ({data.unknown:,} images)" for name, data in info.data.items() if data.patients is None)
+            lines.append(f"patients   unknown in {unknown}: nobody can say whether two sets share any")
+            break
+        lines += [f"patients   {text}" for text in shared_patients(count, first, second)]
+    for key, count in info.duplicates_shared.items():
+        first, second = (SET_TITLES[name] for name in key.split("_"))
+        lines += [f"duplicates {text}" for text in shared_images(count, first, second)]
+    return lines
 
 
 def _batch_lines(config: TrainConfig, world: World) -> list[str]:
@@ -56,7 +80,10 @@ def epoch_line(record: EpochRecord, epochs: int) -> str:
     """One line for a finished epoch of `epochs`."""
 
     def found(name: str, scores: Scores | None) -> str:
-        return f"{name} acc {number(scores.metrics.accuracy)} QWK {number(scores.metrics.qwk):^5}  " if scores else ""
+        if scores is None:
+            return ""
+        title, value = ("QWK", scores.metrics.qwk) if scores.metrics.ordinal else ("bal", scores.metrics.balanced_accuracy)
+        return f"{name} acc {number(scores.metrics.accuracy)} {title} {number(value):^5}  "
 
     return (
         f"epoch {record.epoch:>{len(str(epochs))}}/{epochs}  loss {record.train.loss:.3f}  "
@@ -71,23 +98,40 @@ def last_lines(progress: Progress, info: RunInfo, folder: RunFolder, finished: b
     if not finished or best is None:
         return f"stopped after step {progress.step:,} as --stop-after-steps says; the same command goes on from {folder.last}"
     metrics = best.test.metrics
-    qwk = "undefined" if metrics.qwk is None else f"{metrics.qwk:.3f}"
+    title, value = ("QWK", metrics.qwk) if metrics.ordinal else ("macro F1", metrics.macro_f1)
     choice = f"by {info.selection_metric} on the {SET_TITLES[info.selected_on]} set"
     return (
         f"best epoch {best.epoch} ({choice}): test accuracy {metrics.accuracy:.3f} "
-        f"(always the same grade: {info.data['test'].majority_share:.3f}), QWK {qwk}, "
+        f"(always the same {info.classes.noun}: {info.data['test'].majority_share:.3f}), "
+        f"{title} {'undefined' if value is None else f'{value:.3f}'}, "
         f"balanced accuracy {metrics.balanced_accuracy:.3f}\nreport: {folder.report}"
     )
 
 
-def scores_table(scores: Scores, images: int, throughput: float) -> list[str]:
-    """Lines of an evaluation's metrics, by grade and of all `images`; throughput: img/s."""
+def sources_table(sources: Sequence[SourceMetrics], classes: Classes) -> list[str]:
+    """Lines of the metrics of each packing, where there are several."""
+    if not sources:
+        return []
+    metrics = metrics_for(len(classes), classes.ordinal)
+    width = max(len(found.path) for found in sources)
+    lines = ["", "  ".join([f"{'packing':<{width}}", f"{'images':>8}", *(f"{metric.title:>8}" for metric in metrics)])]
+    for found in sources:
+        cells = [f"{shown(metric, found.values[metric.name]):>{max(8, len(metric.title))}}" for metric in metrics]
+        lines.append("  ".join([f"{found.path:<{width}}", f"{found.images:>8,}", *cells]))
+    return lines
+
+
+def scores_table(scores: Scores, images: int, throughput: float, classes: Classes) -> list[str]:
+    """Lines of an evaluation's metrics, by class and of all `images`; throughput: img/s."""
     found = scores.metrics
-    lines = [f"{'grade':<16}{'images':>8}{'right':>8}{'recall':>10}"]
-    for grade, recall in enumerate(found.per_class_recall):
-        row = found.confusion[grade]
+    names = [classes.title(number) for number in range(len(classes))]
+    width = max(15, *map(len, names)) + 1
+    lines = [f"{classes.noun:<{width}}{'images':>8}{'right':>8}{'recall':>10}"]
+    for at, (name, recall) in enumerate(zip(names, found.per_class_recall, strict=True)):
+        row = found.confusion[at]
         share = "–" if recall is None else f"{100 * recall:.1f} %"
-        lines.append(f"{grade_title(grade):<16}{sum(row):>8,}{row[grade]:>8,}{share:>10}")
-    values = [*((TITLES[name], value) for name, value in found.values.items()), ("loss (nats)", scores.loss)]
+        lines.append(f"{name:<{width}}{sum(row):>8,}{row[at]:>8,}{share:>10}")
+    known = metrics_for(len(classes), classes.ordinal)
+    values = [*((metric.title, found.values[metric.name]) for metric in known), ("loss (nats)", scores.loss)]
     lines += [f"{title:<24}{'undefined' if value is None else f'{value:.4f}':>18}" for title, value in values]
     return [*lines, f"{images:,} images, {throughput:,.0f} img/s"]

@@ -211,4 +211,4 @@ def csv_line(cells: Iterable[object]) -> str:
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a UTF-8 CSV file with a header atomically."""
-    write_bytes(path, "".join(map(csv_line, [header, *rows])).encode())
+    write_bytes(path, "".join(map(csv_line, [header, *rows])).encode(errors="backslashreplace"))  # a file's name may be no text

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from fastretina.grading import NUM_CLASSES
+from fastretina.errors import UsageError
+from fastretina.grading import Classes
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.loading.loader import Loader
 from fastretina.loading.sampler import rank_positions
+from fastretina.metrics.table import headline, metrics_for
 from fastretina.models.checkpoint import Grader
-from fastretina.models.heads import HEADS, Loss
+from fastretina.models.heads import Loss, head_for
 from fastretina.models.precision import Precision, bf16_speedup, choose_precision, device_name
-from fastretina.models.resnet import build_model
+from fastretina.models.resnet import build_model, load_initial
 from fastretina.packing.preprocessing import common_preparation
 from fastretina.system.cuda import training_bytes
+from fastretina.training.batchnorm_values import refuse_single_values
 from fastretina.training.compile import CompileChoice, StepForward, choose_compile
 from fastretina.training.config import TrainConfig
 from fastretina.training.data import Growth, decoding, image_dtype, make_loader, open_data
@@ -63,9 +67,16 @@ def build_run(
     """
     torch.manual_seed(config.seed)
     torch.backends.cudnn.benchmark = True
-    head = HEADS[config.head](NUM_CLASSES)
-    # Made before the data is opened: weights that cannot be had should not cost a decoding of the data set.
-    model = build_model(config.arch, head.outputs, config.weights).to(world.device)
+    data = open_data(config, stack)
+    classes = data["train"].classes
+    config = replace(config, select_by=selection_metric(config.select_by, classes))
+    head = head_for(config.head, classes)
+    # Made before the loaders: weights that cannot be had should not cost a decoding of the data set.
+    model = build_model(config.arch, head.outputs)
+    start = "from scratch" if config.weights is None else load_initial(model, config.arch, config.weights)
+    model.to(world.device)
+    begun = 0 if state is None else int(state["progress"]["epoch"])
+    refuse_single_values(config, model, len(data["train"]), world.size, begun)
     largest = -(-config.batch_size // world.size), 3, config.resolution, config.resolution  # of a rank's steps
     began = None if state is None else state.get("precision")
     precision = world.decided(
@@ -73,9 +84,8 @@ def build_run(
     )
     if config.sync_batchnorm and world.size > 1:
         model = synchronise_batchnorm(model, world.device)
-    data = open_data(config, stack)
     preparation = common_preparation(data)
-    described = {name: DataInfo.of(str(beton.path), beton.labels, beton.names, NUM_CLASSES) for name, beton in data.items()}
+    described = {name: DataInfo.of(beton) for name, beton in data.items()}
     loss = Loss(head, described["train"].grades, config.class_weights, config.logit_adjustment, config.label_smoothing)
 
     # Measured before any data is on the device, so that --resident auto leaves the model its room.
@@ -87,7 +97,6 @@ def build_run(
 
     growth = stack.enter_context(closing(Growth(config, lambda resolution: loader("train", resolution))))
     evaluated = {name: stack.enter_context(loader(name, config.resolution)) for name in data if name != "train"}
-    begun = 0 if state is None else int(state["progress"]["epoch"])
     steps = (config.epochs - begun) * len(growth(0))  # made here, by all ranks: they share what it keeps
     compiling = world.decided(lambda: compile_choice(config, model, world, steps))
     info = RunInfo(
@@ -97,13 +106,16 @@ def build_run(
         amp_dtype=precision.name,
         precision_note=precision.note,
         loader=growth(0).description,
+        start=start,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
+        classes=classes,
         test_set=data["test"],
         selection_metric=config.select_by,
     )
     optimizer = build_optimizer(model, config.optimizer, config.learning_rate, config.weight_decay, config.backbone_lr)
     training = Training(
         config=config,
+        classes=classes,
         model=model,
         wrap=_wrapper(config, world, precision, growth, compiling.mode),
         head=head,
@@ -125,11 +137,21 @@ def build_run(
         restore(training, state, folder.last)
 
     def grader(progress: Progress) -> Grader:
-        shape = (config.arch, NUM_CLASSES, config.resolution, IMAGENET_MEAN, IMAGENET_STD)
+        shape = (config.arch, len(classes), config.resolution, IMAGENET_MEAN, IMAGENET_STD)
         choice = (precision.name, config.select_by, info.selected_on)
-        return Grader(*shape, progress.history[-1].epoch, *choice, config.head, progress.decision, preparation)
+        return Grader(*shape, progress.history[-1].epoch, *choice, config.head, progress.decision, preparation, classes)
 
     return Run(training, info, compiling, grader)
+
+
+def selection_metric(asked: str, classes: Classes) -> str:
+    """The metric that an epoch is chosen by where --select-by says `asked`. UsageError where these classes do not have it."""
+    if asked == "auto":
+        return headline(classes.ordinal)
+    known = [*(metric.name for metric in metrics_for(len(classes), classes.ordinal)), "loss"]
+    if asked not in known:
+        raise UsageError(f"--select-by {asked}: undefined for the classes {classes}; one of {', '.join(known)}, or auto")
+    return asked
 
 
 def is_over(config: TrainConfig, state: dict[str, Any]) -> bool:

@@ -6,7 +6,7 @@ Imports no torch: --help should not wait for it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from fastretina.beton.paths import as_path, files_of
+from fastretina.beton.paths import as_path, files_of, parts_of
 from fastretina.errors import UsageError
 from fastretina.loading.augment import Augment
 from fastretina.metrics.table import SelectionMetric
@@ -52,12 +52,15 @@ CompileFlag = Annotated[
 class Recipe:
     """What the runs of a comparison have in common: data, training and machine."""
 
-    train: Path = Path("data/train.beton")  # training set: a .beton file, or a pattern for its shards ("data/train-*.beton")
-    test: Path = Path("data/test.beton")  # test set
+    # training set: a .beton file, or a pattern for its shards ("data/train-*.beton"); several packings with commas between
+    train: Path = Path("data/train.beton")
+    test: Path | None = None  # test set; none: data/test.beton, or what --test-fraction takes from --train
+    test_fraction: float = 0.0  # instead of --test: share of --train to test on, which is not trained on, 0-0.5
     val: Path | None = None  # validation set; the best epoch is chosen on it, without it on the test set
-    val_fraction: float = 0.0  # instead of --val: share of the training set to validate on, 0-0.5
-    split_by: SplitBy = "patient"  # patient: both eyes of a patient (10_left, 10_right) stay on one side of --val-fraction
-    select_by: SelectionMetric = "qwk"  # the metric that the best epoch is chosen by
+    val_fraction: float = 0.0  # instead of --val: share of --train to validate on, which is not trained on, 0-0.5
+    split_by: SplitBy = "patient"  # patient: all images of a patient stay on one side of --val-fraction and --test-fraction
+    # the metric that the best epoch is chosen by; auto: qwk where the classes have an order, else balanced_accuracy
+    select_by: SelectionMetric = "auto"
     epochs: int = 10  # passes over the training set
     patience: int | None = None  # stop after so many epochs without a better one; none: never
     batch_size: int = 32  # images a step, over all ranks
@@ -98,6 +101,11 @@ class Recipe:
     config: Path | None = None
 
     @property
+    def test_file(self) -> Path | None:
+        """The test set's file; None where the test set is a part of the training set's."""
+        return Path("data/test.beton") if self.test is None and not self.test_fraction else self.test
+
+    @property
     def learning_rate(self) -> float:
         """The highest learning rate, scaled if it is to be: Goyal et al., Accurate, large minibatch SGD, 2017."""
         return self.lr * self.batch_size / REFERENCE_BATCH if self.scale_lr else self.lr
@@ -106,6 +114,10 @@ class Recipe:
     def second_phase(self) -> int | None:
         """The epoch (from 0) that begins the second phase, from the best weights so far; None for a schedule without one."""
         return (self.epochs + 1) // 2 if self.schedule == "two-phase" and self.epochs > 1 else None
+
+    def side(self, epoch: int) -> int:
+        """Of the square that the network sees in this epoch (from 0), px."""
+        return self.grow_from if self.grow_from is not None and epoch < self.epochs // 2 else self.resolution
 
 
 @dataclass(frozen=True)
@@ -128,12 +140,21 @@ def as_settings(config: Recipe) -> dict[str, Any]:
     """The settings as config.json holds them: plain values, paths as text; not the file that they came from."""
     found = {key: str(as_path(value)) if isinstance(value, Path) else value for key, value in asdict(config).items()}
     del found["config"]
-    return found
+    return found | {"test": None if config.test_file is None else str(as_path(config.test_file))}
 
 
 def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings out of a config.json or last.pt, by the names of now."""
     return {RENAMED.get(key, key): value for key, value in settings.items()}
+
+
+def differing(stored: Mapping[str, Any], now: Mapping[str, Any], keys: Iterable[str]) -> dict[str, tuple[Any, Any]]:
+    """Those of these settings that are not what they were, (was, now) each. What an older run had no setting for was as it is by
+    default now; `auto` is what older runs said in full."""
+    was = as_settings(TrainConfig()) | renamed(stored)
+    if now.get("select_by") == "auto" and was["select_by"] == "qwk":
+        was["select_by"] = "auto"
+    return {key: (was.get(key), now.get(key)) for key in sorted(keys) if was.get(key) != now.get(key)}
 
 
 def flags_from(kind: type[Recipe], path: Path) -> list[str]:
@@ -172,9 +193,10 @@ def check(config: TrainConfig) -> None:
         raise UsageError(f"--profile must be 0 or more, got {config.profile}")
     if not config.lr > 0 or config.weight_decay < 0:
         raise UsageError(f"--lr must be above 0 and --weight-decay not below, got {config.lr} and {config.weight_decay}")
-    for name, low, high in (("val_fraction", 0, 0.5), ("ema", 0, 0.99999), ("label_smoothing", 0, 0.99), ("backbone_lr", 0, 1e6)):
-        if not low <= getattr(config, name) <= high:
-            raise UsageError(f"--{name.replace('_', '-')} must lie in {low}-{high:g}, got {getattr(config, name)}")
+    ranges = {"val_fraction": 0.5, "test_fraction": 0.5, "ema": 0.99999, "label_smoothing": 0.99, "backbone_lr": 1e6}
+    for name, high in ranges.items():
+        if not 0 <= getattr(config, name) <= high:
+            raise UsageError(f"--{name.replace('_', '-')} must lie in 0-{high:g}, got {getattr(config, name)}")
     if config.clip_norm is not None and not config.clip_norm > 0:
         raise UsageError(f"--clip-norm must be above 0, got {config.clip_norm}")
     if config.grow_from is not None and config.grow_from > config.resolution:
@@ -191,20 +213,33 @@ def check(config: TrainConfig) -> None:
 
 
 def _check_data(config: TrainConfig) -> None:
-    for name in ("train", "test"):
-        path = getattr(config, name)
-        if not files_of(path):
-            raise UsageError(
-                f"{path}: no such file. Make it from a folder of JPEGs and its CSVs:  "
-                f"fastretina pack --root DIR --split {name} --out {path}"
-            )
+    if config.test is not None and config.test_fraction:
+        raise UsageError("--test and --test-fraction: give one of them")
+    if config.val is not None and config.val_fraction:
+        raise UsageError("--val and --val-fraction: give one of them")
+    if missing := _missing(config.train):
+        raise UsageError(f"{missing}: no such file. Make it of photographs and their grades:  {_packing(missing, 'train')}")
+    test = config.test_file
+    if test is not None and (missing := _missing(test)):
+        raise UsageError(
+            f"{missing}: no such file. Test on a part of {config.train}, which is then not trained on:  --test-fraction 0.2  "
+            f"or make it:  {_packing(missing, 'test')}"
+        )
     if config.val is None:
         return
-    if config.val_fraction:
-        raise UsageError("--val and --val-fraction: give one of them")
-    if not files_of(config.val):
-        raise UsageError(f"--val {config.val}: no such file")
-    if set(files_of(config.val)) & set(files_of(config.test)):
+    if missing := _missing(config.val):
+        raise UsageError(f"--val {missing}: no such file")
+    if test is not None and set(files_of(config.val)) & set(files_of(test)):
         raise UsageError(
             f"--val {config.val}: is the test set; leave --val away and the report says that the choice was made on it"
         )
+
+
+def _missing(path: Path) -> Path | None:
+    """The first of these packings that is not there."""
+    return next((part for part in parts_of(path) if not files_of(part)), None)
+
+
+def _packing(out: Path, split: str) -> str:
+    lab = f"fastretina pack --root DIR --split {split} --out {out}"
+    return f"fastretina pack --images DIR --labels FILE --out {out}  (of four CSVs without a header: {lab})"

@@ -1,4 +1,4 @@
-"""The data sets of a run, a validation set out of the training set, and the loaders that feed the run from them."""
+"""The data sets of a run, test and validation sets out of the training set, and the loaders that feed the run from them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fastretina.beton.open import open_beton
-from fastretina.beton.reader import Beton
+from fastretina.beton.reader import UNLABELLED, Beton
 from fastretina.errors import RunError, UsageError
-from fastretina.grading import NUM_CLASSES, patient_of
+from fastretina.grading import Classes, all_known
 from fastretina.loading.augment import Augment
 from fastretina.loading.decode.choice import FASTEST_FLOPS
 from fastretina.loading.loader import Loader
@@ -29,59 +29,96 @@ from fastretina.training.distributed import World
 
 
 def open_data(config: TrainConfig, stack: ExitStack) -> dict[str, Beton]:
-    """The data sets by name: train, test and, if there is one, val."""
-    paths = {"train": config.train, "test": config.test} | ({"val": config.val} if config.val else {})
-    data = {name: stack.enter_context(open_beton(path)) for name, path in paths.items()}
+    """The data sets by name: train, test and, if there is one, val; all labelled, and all of the same classes.
+
+    UsageError where they are not, or where a part cannot be taken from the training set; RunError where a label is no class.
+    """
+    paths = {"train": config.train, "test": config.test_file, "val": config.val}
+    data = {name: stack.enter_context(open_beton(path)) for name, path in paths.items() if path is not None}
+    classes = common_classes(data)
     for beton in data.values():
-        if int(beton.labels.min()) < 0 or int(beton.labels.max()) >= NUM_CLASSES:
-            raise RunError(
-                f"{beton.path}: grades must be 0-{NUM_CLASSES - 1}, found {int(beton.labels.min())}-{int(beton.labels.max())}"
+        if unlabelled := int((beton.labels == UNLABELLED).sum()):
+            raise UsageError(
+                f"{beton.path}: {unlabelled:,} of {len(beton):,} images were packed without a {classes.noun}, and training needs "
+                "one of each; pack them again with a label file that has them. fastretina evaluate writes a model's answers for "
+                "such a file"
             )
+        if int(beton.labels.min()) < 0 or int(beton.labels.max()) >= len(classes):
+            raise RunError(
+                f"{beton.path}: labels must be 0-{len(classes) - 1} ({', '.join(classes)}), found "
+                f"{int(beton.labels.min())}-{int(beton.labels.max())}"
+            )
+    if config.test_fraction:
+        data |= _parted(data["train"], "test", config.test_fraction, config.split_by)
     if config.val_fraction:
-        whole = data["train"]
-        training, validation = validation_split(whole.names, whole.labels, config.val_fraction, config.split_by)
-        data |= {"train": whole.select(training), "val": whole.select(validation)}
+        # Both are shares of the file, and this one is taken from what the other leaves.
+        data |= _parted(data["train"], "val", config.val_fraction / (1 - config.test_fraction), config.split_by)
     return data
 
 
-def validation_split(
-    names: Sequence[str], labels: NDArray[np.int64], fraction: float, by: SplitBy
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions, ascending, of (training, validation) images.
+def common_classes(data: Mapping[str, Beton]) -> Classes:
+    """The classes of all these files (by what they are for: train, test, val). UsageError naming two that differ."""
+    (name, first), *others = data.items()
+    for other, beton in others:
+        if beton.classes != first.classes:
+            raise UsageError(
+                f"--{name} {first.path} and --{other} {beton.path} have other classes: {first.classes}, and {beton.classes}; pack "
+                "one of them again with the --classes, --referable and --class-order of the other"
+            )
+    return first.classes
 
-    A pure function of names and grades: the same for every seed and every order of the images, so that runs can be compared and
-    a patient never changes sides. Patients (or images) are stratified by their highest grade, and those of each stratum whose
-    names have the lowest SHA-256 go to the validation set: `fraction` of the stratum, rounded, so that rare grades come too.
+
+def _parted(whole: Beton, name: str, fraction: float, by: SplitBy) -> dict[str, Beton]:
+    """A training set without a part of it, and this part, under its name."""
+    rest, part = split(split_groups(whole, by, f"--{name}-fraction"), whole.labels, fraction, f"--{name}-fraction")
+    return {"train": whole.select(rest), name: whole.select(part)}
+
+
+def split_groups(beton: Beton, by: SplitBy, flag: str) -> list[str]:
+    """What must not be parted, for each image (N,): its patient, or the image itself. UsageError where a patient is unknown."""
+    if by == "image":
+        return list(beton.names)
+    patients = beton.patients or [None] * len(beton)
+    if (known := all_known(patients)) is None:
+        raise UsageError(
+            f"{flag} with --split-by patient: {beton.path}: the patients of {patients.count(None):,} of {len(beton):,} images "
+            "are unknown; pack it with --patient-column or --patient-pattern, or use --split-by image, which may part a "
+            "person's two eyes"
+        )
+    return known
+
+
+def split(
+    groups: Sequence[str], labels: NDArray[np.int64], fraction: float, flag: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions, ascending, of the images that stay and of those that are taken out.
+
+    A pure function of groups and labels: the same for every seed and every order of the images, so that runs can be compared and
+    a patient never changes sides. Groups are stratified by their highest label, and those of each stratum whose names have the
+    lowest SHA-256 are taken out: `fraction` of the stratum, rounded, so that rare classes come too.
 
     Args:
-        names: N image names. labels: (N,) grades. fraction: 0-1, of the patients of each stratum. by: "patient" keeps the images
-            of a patient (`<patient>_<left|right>`) together.
+        groups: N names of what must not be parted. labels: (N,). fraction: 0-1, of the groups of each stratum. flag: for messages.
 
-    Raises UsageError where names tell of no patients, or where one side would be empty.
+    Raises UsageError where one side would be empty.
     """
-    groups: dict[str, list[int]] = defaultdict(list)
-    for position, name in enumerate(names):
-        patient = patient_of(name) if by == "patient" else name
-        if patient is None:
-            raise UsageError(
-                f"--split-by patient: the name {name!r} tells of no patient (such as 10_left); use --split-by image, or --val FILE"
-            )
-        groups[str(patient)].append(position)
+    members: dict[str, list[int]] = defaultdict(list)
+    for position, group in enumerate(groups):
+        members[group].append(position)
     strata: dict[int, list[str]] = defaultdict(list)
-    for group, positions in groups.items():
+    for group, positions in members.items():
         strata[int(labels[positions].max())].append(group)
     chosen: list[int] = []
-    for members in strata.values():
-        ranked = sorted(members, key=lambda group: hashlib.sha256(group.encode()).digest())
-        for group in ranked[: round(fraction * len(members))]:
-            chosen += groups[group]
-    validation = np.array(sorted(chosen), dtype=np.int64)
-    if not 0 < len(validation) < len(labels):
+    for stratum in strata.values():
+        ranked = sorted(stratum, key=lambda group: hashlib.sha256(group.encode()).digest())
+        for group in ranked[: round(fraction * len(stratum))]:
+            chosen += members[group]
+    taken = np.array(sorted(chosen), dtype=np.int64)
+    if not 0 < len(taken) < len(labels):
         raise UsageError(
-            f"--val-fraction {fraction:g}: leaves {len(labels) - len(validation)} of {len(labels)} images for training and "
-            f"{len(validation)} for validation; both need some"
+            f"{flag}: takes {len(taken)} of {len(labels)} images and leaves {len(labels) - len(taken)}; both sides need some"
         )
-    return np.setdiff1d(np.arange(len(labels)), validation), validation
+    return np.setdiff1d(np.arange(len(labels)), taken), taken
 
 
 def image_dtype(world: World, precision: Precision) -> torch.dtype:
@@ -133,8 +170,7 @@ class Growth:
         self._loader: Loader | None = None
 
     def __call__(self, epoch: int) -> Loader:
-        config = self._config
-        side = config.grow_from if config.grow_from is not None and epoch < config.epochs // 2 else config.resolution
+        side = self._config.side(epoch)
         if self._loader is None or side != self.side:
             before, self.side, self._loader = self._loader, side, self._make(side)
             if before is not None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from fastretina.errors import RunError
+from fastretina.grading import Classes
 from fastretina.metrics.predictions import Predictions, Scores
 from fastretina.models.heads import Decision, Head, Loss
 from fastretina.models.inference import Outputs, no_cudnn_benchmark, run_model
@@ -59,6 +60,7 @@ class Training:
     """All parts of a run.
 
     Attributes:
+        config: with the metric that the best epoch is chosen by, never `auto`. classes: what is told apart.
         wrap: makes of `model` what is called in training: itself, of several ranks a DistributedDataParallel, or what torch.compile
             makes of either. average: of its weights; what is evaluated and kept, if there is one.
         train_loader: gives the loader of an epoch, from 0; the same one until the resolution changes. full_batch: images that this
@@ -66,6 +68,7 @@ class Training:
     """
 
     config: TrainConfig
+    classes: Classes
     model: nn.Module
     wrap: Callable[[nn.Module], Callable[[Tensor], Tensor]]
     head: Head
@@ -279,9 +282,9 @@ def _note_epoch(
     record = EpochRecord(
         epoch=at.epoch + 1,
         lr=float(max(training.schedule.get_last_lr())),
-        train=tally.scores(training.head.num_classes),
-        test=Scores.of(test),
-        val=None if val is None else Scores.of(val),
+        train=tally.scores(training.classes),
+        test=Scores.of(test, training.classes),
+        val=None if val is None else Scores.of(val, training.classes),
         train_seconds=tally.seconds,
         epoch_seconds=tally.seconds + evaluation_seconds,
         data_wait_seconds=tally.wait_seconds,
@@ -291,6 +294,6 @@ def _note_epoch(
     metric = training.config.select_by
     improved = best_before is None or record.selection.rank(metric) > best_before.selection.rank(metric)
     if improved:
-        at.best_epoch, at.best_test, at.decision = record.epoch, test, decision
+        at.best_epoch, at.best_test, at.best_val, at.decision = record.epoch, test, val, decision
     at.epoch, at.batch, at.tally = at.epoch + 1, 0, Tally()
     return improved

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastretina.errors import RunError
+from fastretina.grading import Classes
 from fastretina.metrics.predictions import GradeMetrics, Predictions, Scores, grade_metrics
 from fastretina.models.heads import Decision
 from fastretina.system.cuda import DataWait, current_stream, mark
@@ -74,7 +75,11 @@ class EpochRecord:
         """The inverse of dataclasses.asdict."""
 
         def scores(value: dict[str, Any]) -> Scores:
-            return Scores(value["loss"], GradeMetrics(value["metrics"]["confusion"]))
+            # One of an older last.pt held each metric by itself too, and nothing of an order, which all classes had.
+            return Scores(
+                value["loss"],
+                GradeMetrics(**{key: value["metrics"][key] for key in ("confusion", "ordinal") if key in value["metrics"]}),
+            )
 
         val = scores(data["val"]) if data["val"] is not None else None
         return cls(**{**data, "train": scores(data["train"]), "test": scores(data["test"]), "val": val})
@@ -172,9 +177,9 @@ class Tally:
             parts = world.gather([torch.cat(noted).cpu() if noted else none for noted in (self._predicted, self._labels)])
             self._predicted, self._labels = ([part[column] for part in parts] for column in (0, 1))
 
-    def scores(self, num_classes: int) -> Scores:
+    def scores(self, classes: Classes) -> Scores:
         """Loss and metrics of the pass so far; everything added must have been read, and gathered."""
-        return Scores(self.loss, grade_metrics(torch.cat(self._predicted), torch.cat(self._labels), num_classes))
+        return Scores(self.loss, grade_metrics(torch.cat(self._predicted), torch.cat(self._labels), classes))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and CPU tensors."""
@@ -198,7 +203,8 @@ class Progress:
     Attributes:
         epoch: the one being trained, from 0; equal to the number of epochs when the run is finished. batch: training batches done
             in it. step: optimizer steps done in all. history: finished epochs. best_epoch: from 1, None before the first.
-        best_test: the best checkpoint's answers on the test set. decision: what its head was fitted to, if anything.
+        best_test, best_val: the best checkpoint's answers on the test set, and on the validation set if there is one.
+        decision: what its head was fitted to, if anything.
     """
 
     epoch: int = 0
@@ -207,6 +213,7 @@ class Progress:
     history: list[EpochRecord] = field(default_factory=list)
     best_epoch: int | None = None
     best_test: Predictions | None = None
+    best_val: Predictions | None = None
     decision: Decision | None = None
     tally: Tally = field(default_factory=Tally)
 
@@ -214,6 +221,11 @@ class Progress:
     def best(self) -> EpochRecord | None:
         """The record of the best epoch."""
         return None if self.best_epoch is None else self.history[self.best_epoch - 1]
+
+    @property
+    def best_answers(self) -> dict[str, Predictions | None]:
+        """The best checkpoint's answers, by data set."""
+        return {"test": self.best_test, "val": self.best_val}
 
     def is_over(self, config: TrainConfig) -> bool:
         """Whether the run is finished: all epochs are done, or the last `patience` of them (of the second phase, if the schedule
@@ -225,14 +237,13 @@ class Progress:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and CPU tensors."""
-        best_test = self.best_test
         return {
             "epoch": self.epoch,
             "batch": self.batch,
             "step": self.step,
             "history": [asdict(record) for record in self.history],
             "best_epoch": self.best_epoch,
-            "best_test": None if best_test is None else dict(vars(best_test)),
+            **{f"best_{name}": answers and dict(vars(answers)) for name, answers in self.best_answers.items()},
             "decision": None if self.decision is None else asdict(self.decision),
             "tally": self.tally.state_dict(),
         }
@@ -242,6 +253,9 @@ class Progress:
         self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
         self.history = [EpochRecord.from_dict(record) for record in state["history"]]
         self.best_epoch = state["best_epoch"]
-        self.best_test = None if state["best_test"] is None else Predictions(**state["best_test"])
+        # An older last.pt holds no answers on the validation set.
+        self.best_test, self.best_val = (
+            None if (found := state.get(f"best_{name}")) is None else Predictions(**found) for name in ("test", "val")
+        )
         self.decision = None if state["decision"] is None else Decision(**state["decision"])
         self.tally.load_state_dict(state["tally"], world)

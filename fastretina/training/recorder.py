@@ -11,7 +11,7 @@ from torch import Tensor
 from fastretina.errors import RunError
 from fastretina.metrics.predictions import write_predictions
 from fastretina.models.checkpoint import Grader, read_tensors, save_grader
-from fastretina.models.weights import load_backbone
+from fastretina.models.weights import load_exactly
 from fastretina.system.files import write_csv, write_json
 from fastretina.training.loop import Callbacks, Training
 from fastretina.training.progress import EpochRecord, Progress
@@ -101,7 +101,7 @@ class Recorder(Callbacks):
 
     def load_best(self) -> None:
         """Load best.safetensors into the model; an average of the weights begins anew from it."""
-        load_backbone(self.training.model, read_tensors(self.run.best), self.run.best)
+        load_exactly(self.training.model, read_tensors(self.run.best), self.run.best)
         if self.training.average is not None:
             self.training.average.restart(self.training.model)
 
@@ -109,12 +109,13 @@ class Recorder(Callbacks):
 def metrics_summary(info: RunInfo, progress: Progress, finished: bool) -> dict[str, Any]:
     """The content of metrics.json; at least one epoch must be done. Undefined metrics are None (null).
 
-    Intervals, screening and calibration are there once the run is `finished`: they take some 0.2 s for 7,000 images.
+    Intervals, screening and calibration are there once the run is `finished`: they take about a second for 7,000 images.
     """
     best, last = progress.best, progress.history[-1]
     assert best is not None  # an epoch is done, so that one is the best
     assessment = info.assess(progress.best_test) if finished else None
     return {
+        "classes": info.classes.as_dict(),
         "selected_on": info.selected_on,
         "selection_metric": info.selection_metric,
         "best_epoch": best.epoch,
@@ -122,6 +123,7 @@ def metrics_summary(info: RunInfo, progress: Progress, finished: bool) -> dict[s
         "finished": finished,
         "best": {"epoch": best.epoch, **best.test.as_dict(), **(assessment.as_dict() if assessment else {})},
         "last": {"epoch": last.epoch, **last.test.as_dict()},
+        "sources": {name: [found.as_dict() for found in metrics] for name, metrics in info.sources(progress.best_answers).items()},
         "train": {"best": best.train.as_dict(), "last": last.train.as_dict()},
         **({"val": {"best": best.val.as_dict(), "last": last.val.as_dict()}} if best.val and last.val else {}),
         **{name: [getattr(record, name) for record in progress.history] for name in BY_EPOCH},

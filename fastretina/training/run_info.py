@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy
@@ -13,9 +13,10 @@ import torch
 import torchvision
 
 from fastretina.beton.reader import Beton
-from fastretina.grading import patient_of
+from fastretina.grading import Classes, all_known, patients_in_both
 from fastretina.metrics.assessment import Assessment
 from fastretina.metrics.predictions import Predictions
+from fastretina.metrics.sources import SourceMetrics, by_source
 from fastretina.metrics.table import TITLES
 from fastretina.version import __version__
 
@@ -36,17 +37,33 @@ def selection_note(metric: str, selected_on: str) -> str:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """One data set: its file, its images by grade, and the patients (`<patient>_<left|right>`) that its names tell of."""
+    """One data set.
+
+    Attributes:
+        path: of its file. sources: the packings that it is made of. grades: images by class, from 0 on.
+        patients: whose they are; None where that is not known of all, of `unknown` images. known_as: what they are called there,
+            to look for the same people in another file.
+        contents: (N,) int64, a number for the bytes of each image, their crc32 and size; None for files without checksums.
+    """
 
     path: str
     grades: list[int]
-    patients: frozenset[str]
+    patients: frozenset[str] | None
+    known_as: frozenset[str] | None
+    unknown: int = 0
+    sources: tuple[str, ...] = ()
+    contents: npt.NDArray[numpy.int64] | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, path: str, labels: npt.ArrayLike, names: Iterable[str], num_classes: int) -> DataInfo:
-        """From a file's path, grades and image names."""
-        counts = numpy.bincount(numpy.asarray(labels, dtype=numpy.int64), minlength=num_classes)
-        return cls(path, counts.tolist(), frozenset(filter(None, map(patient_of, names))))
+    def of(cls, beton: Beton) -> DataInfo:
+        """Of an open file, all of whose labels are classes."""
+        counts = numpy.bincount(beton.labels, minlength=len(beton.classes))
+        patients = beton.patients or [None] * len(beton)
+        known = all_known(patients)
+        sources = tuple(map(str, beton.sources))
+        contents = None if beton.crcs is None else beton.extents[1] << 32 | beton.crcs
+        people = None if known is None else frozenset(known)
+        return cls(str(beton.path), counts.tolist(), people, beton.known_as, patients.count(None), sources, contents)
 
     @property
     def images(self) -> int:
@@ -55,7 +72,7 @@ class DataInfo:
 
     @property
     def majority_share(self) -> float:
-        """The accuracy of always answering the most frequent grade, 0-1."""
+        """The accuracy of always answering the most frequent class, 0-1."""
         return max(self.grades) / max(1, self.images)
 
     def as_dict(self) -> dict[str, Any]:
@@ -65,7 +82,8 @@ class DataInfo:
             "images": self.images,
             "grades": self.grades,
             "majority_share": self.majority_share,
-            "patients": len(self.patients),
+            "patients": None if self.patients is None else len(self.patients),
+            "images_of_unknown_patients": self.unknown,
         }
 
 
@@ -73,8 +91,9 @@ class DataInfo:
 class RunInfo:
     """What is known of a run before it begins: settings, data sets (train, test and perhaps val), device and number format.
 
-    test_set: the open file of the test set: its names say whose eye an image is, and the report shows some of the images.
+    test_set: the open file of the test set: it says whose eye an image is, and the report shows some of the images.
     selection_metric: the metric that the best epoch is chosen by, by its name in metrics.json.
+    start: the weights that it begins with, and how their file was understood.
     """
 
     settings: Mapping[str, Any]
@@ -84,8 +103,10 @@ class RunInfo:
     precision_note: str
     loader: str
     parameters: int
+    classes: Classes
+    selection_metric: str
     test_set: Beton | None = None
-    selection_metric: str = "qwk"
+    start: str = "from scratch"
 
     @property
     def selected_on(self) -> str:
@@ -97,28 +118,54 @@ class RunInfo:
         """What a reader must know about that choice."""
         return selection_note(self.selection_metric, self.selected_on)
 
+    def _shared(self, count: Callable[[DataInfo, DataInfo], int | None]) -> dict[str, int | None]:
+        pairs = [(one, other) for one, other in PAIRS if one in self.data and other in self.data]
+        return {f"{one}_{other}": count(self.data[one], self.data[other]) for one, other in pairs}
+
     @property
-    def shared_patients(self) -> int:
-        """Patients with one eye in train and the other in test."""
-        return len(self.data["train"].patients & self.data["test"].patients) if "train" in self.data else 0
+    def patients_shared(self) -> dict[str, int | None]:
+        """How many patients have images in both of two sets, by their names (`train_test`); None where that is unknown."""
+
+        def count(one: DataInfo, other: DataInfo) -> int | None:
+            if one.path == other.path:  # parts of one set, in which people of different packings are kept apart
+                return patients_in_both(one.patients, other.patients)
+            return patients_in_both(one.known_as, other.known_as)
+
+        return self._shared(count)
+
+    @property
+    def duplicates_shared(self) -> dict[str, int | None]:
+        """How many images of the second of two sets stand in the first, too, byte for byte; None where a file has no checksums."""
+
+        def count(one: DataInfo, other: DataInfo) -> int | None:
+            if one.contents is None or other.contents is None:
+                return None
+            return int(numpy.isin(other.contents, one.contents).sum())
+
+        return self._shared(count)
 
     def assess(self, answers: Predictions | None) -> Assessment | None:
         """Of answers on the test set; None where these, or the images' file, are not at hand."""
         if answers is None or self.test_set is None:
             return None
-        return Assessment.of(answers, self.test_set.names_of(answers.ids.numpy()))
+        return Assessment.of(answers, self.classes, self.test_set.patients_of(answers.ids.numpy()))
+
+    def sources(self, answers: Mapping[str, Predictions | None]) -> dict[str, list[SourceMetrics]]:
+        """Of answers on data sets by their names: the metrics of each packing of those that are made of several."""
+        found = {
+            name: by_source(given, self.data[name].sources, self.classes)
+            for name, given in answers.items()
+            if given is not None and name in self.data
+        }
+        return {name: metrics for name, metrics in found.items() if metrics}
 
     def data_dict(self) -> dict[str, Any]:
-        """The data sets, and how many patients each two of them share (None: names tell of no patients), for metrics.json."""
-        shared: dict[str, int | None] = {}
-        for first, second in PAIRS:
-            if first in self.data and second in self.data:
-                one, other = self.data[first].patients, self.data[second].patients
-                shared[f"{first}_{second}"] = len(one & other) if one and other else None
+        """The data sets, and what each two of them share, for metrics.json; None stands for what is unknown."""
         return {
             **{name: data.as_dict() for name, data in self.data.items()},
-            "patients_in_train_and_test": self.shared_patients,
-            "patients_shared": shared,
+            "patients_in_train_and_test": self.patients_shared.get("train_test"),
+            "patients_shared": self.patients_shared,
+            "duplicates_shared": self.duplicates_shared,
         }
 
 

@@ -15,7 +15,7 @@ from fastretina.errors import CheckpointError, RunError
 from fastretina.models.checkpoint import read_grader, sealed_bytes
 from fastretina.models.weights import load_safely, refuse_inflating
 from fastretina.system.files import sync_folder, unfinished, write_atomically, write_bytes
-from fastretina.training.config import FREE_SETTINGS, renamed
+from fastretina.training.config import FREE_SETTINGS, differing
 from fastretina.training.loop import Training
 from fastretina.training.run_folder import RunFolder
 from fastretina.version import __version__
@@ -158,10 +158,8 @@ def resume_state(run: RunFolder, resume: str, settings: Mapping[str, Any]) -> di
     if not _has_state(source):
         return None
     state, best, problem = latest_state(source)
-    stored = renamed(state["settings"])
-    differing = sorted(key for key in {*settings, *stored} - FREE_SETTINGS if settings.get(key) != stored.get(key))
-    if differing:
-        shown = ", ".join(f"{key} was {stored.get(key)}, now {settings.get(key)}" for key in differing)
+    if others := differing(state["settings"], settings, {*settings, *state["settings"]} - FREE_SETTINGS):
+        shown = ", ".join(f"{key} was {was}, now {now}" for key, (was, now) in others.items())
         raise RunError(
             f"{source.path}: begun with other settings ({shown}); give the same ones to go on, or another --out to begin anew"
         )

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 
 from fastretina.beton import format as fmt
-from fastretina.beton.names import stored_names
+from fastretina.beton.names import StoredText
 from fastretina.beton.reader import Beton
 from fastretina.beton.writer import BetonWriter
 from fastretina.errors import BetonError, ConvertError, SampleError
-from fastretina.grading import CLASSES
 from fastretina.system.files import AtomicFile
 
 PAYLOADS = [bytes([i]) * (40 + 7 * i) for i in range(1, 13)]
@@ -232,7 +231,7 @@ def test_marks_of_our_files_are_believed_only_together(tampered: Callable[[Calla
 
 
 def test_wrong_number_of_names_is_our_error(packed: Path) -> None:
-    names = stored_names(np.frombuffer(b"one\ntwo\n", np.uint8), 12, packed)
+    names = StoredText(np.frombuffer(b"one\ntwo\n", np.uint8), 12, packed).column(0)
     with pytest.raises(BetonError, match="2 names for 12 samples"):
         _ = names[0]
 
@@ -349,13 +348,3 @@ def test_ids_are_found_in_a_file_and_in_any_selection_of_it(tmp_path: Path) -> N
         for absent in (0, 3, 11, 21):
             with pytest.raises(BetonError, match=f"a.beton: holds no sample of id {absent}"):
                 chosen.index_of(np.array([20, absent]))
-
-
-@pytest.mark.parametrize("noted", [{}, {"classes": []}, {"classes": "no"}, {"classes": ["no", 1]}, {"classes": {"no": 0}}])
-def test_classes_are_those_noted_and_without_a_note_the_grades_of_retinopathy(tmp_path: Path, noted: dict[str, object]) -> None:
-    for provenance, expected in ((noted, CLASSES), ({"classes": ["no", "yes"]}, ("no", "yes"))):
-        with BetonWriter(tmp_path / "a.beton", 1) as writer:
-            writer.add(PAYLOADS[0], zlib.crc32(PAYLOADS[0]), name="1_left", label=0, id=0, width=9, height=9)
-            writer.finish(provenance)
-        with Beton(tmp_path / "a.beton") as beton:
-            assert beton.classes == expected

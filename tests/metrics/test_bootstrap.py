@@ -10,67 +10,122 @@ import pytest
 import sklearn.metrics as oracle
 import torch
 
+from fastretina.grading import RETINOPATHY, Classes
 from fastretina.metrics.assessment import Assessment, calibration
-from fastretina.metrics.bootstrap import bootstrap, draws, patient_groups
+from fastretina.metrics.bootstrap import Interval, bootstrap, draws, patient_groups
 from fastretina.metrics.predictions import Predictions
 from fastretina.metrics.screening import operating_points
 from fastretina.report import plots
 from fastretina.report.assessment import calibration as calibration_section
 from fastretina.report.assessment import intervals, lines, screening
 
-NAMES = ("accuracy", "balanced_accuracy", "qwk", "macro_f1", "auroc_referable")
-GRADES = list(range(5))
+NAMES = ("accuracy", "balanced_accuracy", "qwk", "macro_f1", "auroc", "auprc", "auroc_referable")
 
 
-def answers(seed: int, count: int, digits: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) skewed grades and (N, 5) probabilities that know something of them; few digits make tied scores."""
+def answers(seed: int, count: int, digits: int | None = None, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) skewed labels and (N, C) probabilities that know something of them; few digits make tied scores."""
     rng = np.random.default_rng(seed)
-    labels = rng.choice(5, size=count, p=[0.6, 0.1, 0.15, 0.1, 0.05])
-    logits = rng.normal(0, 1, (count, 5)) + 1.5 * np.eye(5)[labels]
+    shares = {2: [0.8, 0.2], 5: [0.6, 0.1, 0.15, 0.1, 0.05]}.get(classes, rng.dirichlet(np.full(classes, 0.5)))
+    labels = rng.choice(classes, size=count, p=shares)
+    logits = rng.normal(0, 1, (count, classes)) + 1.5 * np.eye(classes)[labels]
     if digits is not None:
         logits = np.round(logits, digits)
     probabilities = np.exp(logits)
     return labels, probabilities / probabilities.sum(axis=1, keepdims=True)
 
 
-def names(count: int) -> list[str]:
-    return [f"{n // 2}_{'left' if n % 2 else 'right'}" for n in range(count)]
+def patients(count: int) -> list[str]:
+    """Two images each."""
+    return [str(n // 2) for n in range(count)]
 
 
-def slow_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """By scikit-learn; NaN where undefined."""
-    predicted, sick = probabilities.argmax(1), labels >= 2
-    seen = np.union1d(labels, predicted)
+def slow_rankings(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, list[float]]:
+    """AUROC and average precision of each class against the rest, by scikit-learn; NaN where undefined."""
+    columns = [(labels == number, probabilities[:, number]) for number in range(probabilities.shape[1])]
     return {
-        "accuracy": oracle.accuracy_score(labels, predicted),
-        "balanced_accuracy": oracle.recall_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0),
-        "qwk": oracle.cohen_kappa_score(labels, predicted, labels=GRADES, weights="quadratic") if len(seen) > 1 else np.nan,
-        "macro_f1": oracle.f1_score(labels, predicted, average="macro"),
-        "auroc_referable": oracle.roc_auc_score(sick, probabilities[:, 2:].sum(1)) if 0 < sick.sum() < len(sick) else np.nan,
+        "auroc": [oracle.roc_auc_score(sick, scores) if 0 < sick.sum() < len(sick) else np.nan for sick, scores in columns],
+        "auprc": [oracle.average_precision_score(sick, scores) if sick.any() else np.nan for sick, scores in columns],
     }
 
 
-def test_the_metrics_are_those_of_scikit_learn_on_200_random_cases():
-    for seed in range(200):
-        labels, probabilities = answers(seed, count=4 + seed, digits=0 if seed % 3 == 0 else None)
-        found = bootstrap(labels, probabilities, np.arange(len(labels)), resamples=2)
-        for name, value in slow_metrics(labels, probabilities).items():
-            if np.isnan(value):
-                assert found[name].value is None
-            else:
-                assert found[name].value == pytest.approx(value, abs=1e-9), (seed, name)
+def slow_metrics(labels: np.ndarray, probabilities: np.ndarray, classes: Classes = RETINOPATHY) -> dict[str, float]:
+    """By scikit-learn; NaN where undefined."""
+    predicted, sick = probabilities.argmax(1), np.isin(labels, classes.referable)
+    seen, every = np.union1d(labels, predicted), range(len(classes))
+    by_class = slow_rankings(labels, probabilities)
+    found = {
+        "accuracy": oracle.accuracy_score(labels, predicted),
+        "balanced_accuracy": oracle.recall_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0),
+        "macro_f1": oracle.f1_score(labels, predicted, average="macro"),
+    }
+    if classes.ordinal:
+        found["qwk"] = oracle.cohen_kappa_score(labels, predicted, labels=every, weights="quadratic") if len(seen) > 1 else np.nan
+    if len(classes) == 2:
+        recall, precision = (
+            score(labels, predicted, labels=every, average=None, zero_division=np.nan)
+            for score in (oracle.recall_score, oracle.precision_score)
+        )
+        found |= {"sensitivity": recall[1], "specificity": recall[0], "ppv": precision[1], "npv": precision[0]}
+        found |= {name: values[1] for name, values in by_class.items()}
+    else:
+        found |= {name: np.nan if np.isnan(values).all() else np.nanmean(values) for name, values in by_class.items()}
+    if classes.referable:
+        scores = probabilities[:, list(classes.referable)].sum(1)
+        found["auroc_referable"] = oracle.roc_auc_score(sick, scores) if 0 < sick.sum() < len(sick) else np.nan
+    return found
+
+
+def assert_equal(found: Interval, expected: float, where: object) -> None:
+    if np.isnan(expected):
+        assert found.value is None, where
+    else:
+        assert found.value == pytest.approx(expected, abs=1e-9), where
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        RETINOPATHY,
+        Classes(("no", "yes"), (1,)),
+        Classes(("normal", "AMD", "glaucoma"), (1, 2)),
+        Classes(tuple("abcdefg"), (0, 3)),
+        Classes(tuple("abcdefg"), ordinal=True),
+    ],
+    ids=["retinopathy", "two", "three nominal", "seven nominal", "seven ordinal"],
+)
+def test_the_metrics_are_those_of_scikit_learn_on_100_random_cases(classes):
+    """Few images and ties: classes without an image, and metrics that are undefined, are among them."""
+    undefined = 0
+    for seed in range(100):
+        labels, probabilities = answers(seed, 4 + seed, digits=0 if seed % 3 == 0 else None, classes=len(classes))
+        found = bootstrap(labels, probabilities, np.arange(len(labels)), classes, resamples=2)
+        expected = slow_metrics(labels, probabilities, classes)
+        assert found.scalars.keys() == expected.keys()
+        for name, value in expected.items():
+            assert_equal(found.scalars[name], value, (seed, name))
+        for name, values in slow_rankings(labels, probabilities).items():
+            for interval, value in zip(found.by_class[name], values, strict=True):
+                assert_equal(interval, value, (seed, name))
+                undefined += np.isnan(value)
+    assert undefined > 0
+
+
+def test_the_mean_over_the_classes_is_scikit_learns_where_all_occur():
+    labels, probabilities = answers(4, 300)
+    found = bootstrap(labels, probabilities, np.arange(300), RETINOPATHY, resamples=2).scalars["auroc"].value
+    assert found == pytest.approx(oracle.roc_auc_score(labels, probabilities, multi_class="ovr", average="macro"), abs=1e-9)
 
 
 @pytest.mark.parametrize("count", [9, 40])
 def test_the_bootstrap_is_the_slow_one_with_the_same_draws(count):
     """9 images in 5 patients: resamples without a referable eye, or of one grade alone, occur and are left out."""
     labels, probabilities = answers(count, count, digits=1)
-    groups = patient_groups(names(count))
+    groups = patient_groups(patients(count))
     resampled = []
     for drawn in draws(int(groups.max()) + 1, 150, seed=3):
         images = np.concatenate([np.flatnonzero(groups == patient) for patient in drawn])
         resampled.append(slow_metrics(labels[images], probabilities[images]))
-    found = bootstrap(labels, probabilities, groups, resamples=150, seed=3)
+    found = bootstrap(labels, probabilities, groups, RETINOPATHY, resamples=150, seed=3).scalars
     for name in NAMES:
         low, high = np.nanpercentile([metrics[name] for metrics in resampled], [2.5, 97.5])
         assert found[name].low == pytest.approx(low, abs=1e-9), name
@@ -84,40 +139,77 @@ def test_intervals_of_eyes_that_fail_together_are_wider_by_patient():
     labels = np.repeat(rng.integers(0, 5, 400), 2)
     right = np.repeat(rng.random(400) < 0.7, 2)
     probabilities = np.eye(5)[np.where(right, labels, (labels + 1) % 5)]
-    by_patient = bootstrap(labels, probabilities, patient_groups(names(800)))["accuracy"]
-    by_image = bootstrap(labels, probabilities, np.arange(800))["accuracy"]
+    by_patient = bootstrap(labels, probabilities, patient_groups(patients(800)), RETINOPATHY).scalars["accuracy"]
+    by_image = bootstrap(labels, probabilities, np.arange(800), RETINOPATHY).scalars["accuracy"]
     ratio = (by_patient.high - by_patient.low) / (by_image.high - by_image.low)
     assert 1.25 < ratio < 1.6
     assert by_patient.low < right.mean() < by_patient.high
 
 
-def test_eyes_of_a_patient_are_one_group_and_other_names_stand_alone():
-    groups = patient_groups(["10_left", "7_right", "a/10_right", "scan", "scan", "7_left"])
-    assert groups.tolist() == [0, 1, 0, 2, 3, 1]
+def test_images_of_a_patient_are_one_group():
+    assert patient_groups(["10", "7", "10", "scan", "7"]).tolist() == [0, 1, 0, 2, 1]
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
     labels, probabilities = answers(1, 60)
-    one, same, other = (bootstrap(labels, probabilities, np.arange(60), seed=seed)["qwk"] for seed in (0, 0, 1))
+    one, same, other = (
+        bootstrap(labels, probabilities, np.arange(60), RETINOPATHY, seed=seed).scalars["qwk"] for seed in (0, 0, 1)
+    )
     assert one == same
     assert one != other
 
 
 def test_a_thousand_resamples_of_the_real_test_set_take_about_a_second():
     labels, probabilities = answers(2, 7026)
-    groups = patient_groups(names(7026))
+    groups = patient_groups(patients(7026))
     started = time.process_time()
-    found = bootstrap(labels, probabilities, groups)
+    found = bootstrap(labels, probabilities, groups, RETINOPATHY).scalars
     assert time.process_time() - started < 5
     assert all(found[name].low < found[name].value < found[name].high for name in NAMES)
 
 
+def test_without_known_patients_images_are_drawn_and_that_is_said():
+    """The same answers: the interval is that of single images, and nobody reads a number of patients out of it."""
+    labels, probabilities = answers(3, 60)
+    known = Predictions(torch.from_numpy(probabilities).log(), torch.from_numpy(labels), torch.arange(60))
+    by_patient, by_image = (Assessment.of(known, RETINOPATHY, people) for people in (patients(60), None))
+    alone = bootstrap(labels, known.log_probabilities.exp().numpy(), np.arange(60), RETINOPATHY).scalars
+    assert by_image.intervals == alone
+    assert by_patient.intervals != alone
+    assert (by_patient.patients, by_image.patients) == (30, None)
+    assert by_image.as_dict()["intervals"]["patients"] is None
+    assert by_image.as_dict()["intervals"]["method"].startswith("percentile bootstrap by image: patients are unknown")
+    assert by_patient.as_dict()["intervals"]["method"] == "percentile cluster bootstrap by patient"
+    assert "60 images" in lines(by_image)[0]
+    assert any("may be too narrow" in line for line in lines(by_image))
+    assert "may be too narrow" in "".join(intervals(by_image).parts)
+    assert not any("too narrow" in text for text in (*lines(by_patient), *intervals(by_patient).parts))
+
+
+def test_referable_classes_need_not_be_the_last_and_may_be_none():
+    classes = Classes(("AMD", "normal", "glaucoma"), (0, 2))
+    labels, probabilities = answers(1, 80, classes=3)
+    sick, scores = labels != 1, 1 - probabilities[:, 1]
+    own, half, *_ = operating_points(labels, probabilities, classes)
+    assert own.rule == "the model says AMD or glaucoma"
+    assert half.rule == "p0 + p2 ≥ 0.5"
+    assert own.sensitivity == pytest.approx(oracle.recall_score(sick, probabilities.argmax(1) != 1))
+    assert half.specificity == pytest.approx(oracle.recall_score(~sick, scores < 0.5))
+    nobody = Classes(classes.names)
+    assert operating_points(labels, probabilities, nobody) == []
+    known = Predictions(torch.from_numpy(probabilities).log(), torch.from_numpy(labels), torch.arange(80))
+    found = Assessment.of(known, nobody, None)
+    written = found.as_dict()
+    assert (written["prevalence_referable"], written["auroc_referable"], written["referable"]) == (None, None, [])
+    assert screening(found) is None
+
+
 def test_metrics_that_do_not_exist_are_none():
-    found = bootstrap(np.zeros(6, np.int64), np.eye(5)[[0] * 6], np.arange(6), resamples=20)
+    found = bootstrap(np.zeros(6, np.int64), np.eye(5)[[0] * 6], np.arange(6), RETINOPATHY, resamples=20).scalars
     assert found["accuracy"].value == 1.0
     for name in ("qwk", "auroc_referable"):
         assert (found[name].value, found[name].low, found[name].high) == (None, None, None)
-    assert operating_points(np.zeros(6, np.int64), np.eye(5)[[0] * 6]) == []
+    assert operating_points(np.zeros(6, np.int64), np.eye(5)[[0] * 6], RETINOPATHY) == []
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -125,7 +217,7 @@ def test_operating_points_are_on_the_roc_curve_of_scikit_learn(seed):
     labels, probabilities = answers(seed, 30 + 10 * seed, digits=1)
     sick, scores = labels >= 2, probabilities[:, 2:].sum(1)
     false, true, thresholds = oracle.roc_curve(sick, scores, drop_intermediate=False)
-    predicted, half, *others = operating_points(labels, probabilities)
+    predicted, half, *others = operating_points(labels, probabilities, RETINOPATHY)
     assert predicted.sensitivity == pytest.approx(oracle.recall_score(sick, probabilities.argmax(1) >= 2))
     assert predicted.specificity == pytest.approx(oracle.recall_score(~sick, probabilities.argmax(1) < 2))
     assert half.sensitivity == pytest.approx(oracle.recall_score(sick, scores >= 0.5))
@@ -161,7 +253,7 @@ def test_answers_that_are_as_sure_as_they_are_right_have_no_calibration_error():
 @pytest.mark.parametrize("labels", [[0] * 20, [n % 5 for n in range(20)]], ids=["one grade", "all grades"])
 def test_an_assessment_goes_into_json_html_and_the_terminal(labels):
     logits = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
-    found = Assessment.of(Predictions(logits.log_softmax(1), torch.tensor(labels), torch.arange(20)), names(20))
+    found = Assessment.of(Predictions(logits.log_softmax(1), torch.tensor(labels), torch.arange(20)), RETINOPATHY, patients(20))
     written = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert written["intervals"]["patients"] == 10
     assert set(NAMES) < written["intervals"].keys()

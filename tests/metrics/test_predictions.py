@@ -12,6 +12,7 @@ import pytest
 import sklearn.metrics as oracle
 import torch
 
+from fastretina.grading import RETINOPATHY, Classes
 from fastretina.metrics.predictions import GradeMetrics, Scores, grade_metrics
 from fastretina.metrics.table import METRICS
 from fastretina.training.progress import EpochRecord
@@ -35,7 +36,7 @@ def degenerate_cases() -> list[tuple[list[int], list[int]]]:
 @pytest.mark.parametrize("case", [*range(100), *degenerate_cases()], ids=str)
 def test_metrics_agree_with_scikit_learn(case):
     labels, predicted = random_case(case) if isinstance(case, int) else map(np.array, case)
-    ours = grade_metrics(torch.from_numpy(predicted), torch.from_numpy(labels))
+    ours = grade_metrics(torch.from_numpy(predicted), torch.from_numpy(labels), RETINOPATHY)
     assert ours.accuracy == pytest.approx(oracle.accuracy_score(labels, predicted), abs=1e-12)
     with warnings.catch_warnings():
         # scikit-learn warns of predicted grades that do not occur, and of kappa's 0/0; both are cases here.
@@ -51,7 +52,7 @@ def test_metrics_agree_with_scikit_learn(case):
 
 def test_one_grade_everywhere_has_no_kappa_and_valid_json():
     same = torch.full((7,), 2)
-    found = grade_metrics(same, same)
+    found = grade_metrics(same, same, RETINOPATHY)
     assert found.qwk is None
     assert found.per_class_recall == [None, None, 1.0, None, None]
     assert found.balanced_accuracy == found.accuracy == found.macro_f1 == 1.0
@@ -60,13 +61,13 @@ def test_one_grade_everywhere_has_no_kappa_and_valid_json():
 
 def test_answering_one_grade_for_all_is_chance():
     labels = torch.arange(50) % 5
-    found = grade_metrics(torch.zeros(50, dtype=torch.long), labels)
+    found = grade_metrics(torch.zeros(50, dtype=torch.long), labels, RETINOPATHY)
     assert found.qwk == 0.0
     assert found.balanced_accuracy == pytest.approx(0.2)
 
 
 def test_rows_of_the_confusion_matrix_are_the_true_grades():
-    found = grade_metrics(torch.tensor([3, 3, 3]), torch.tensor([1, 1, 0]))
+    found = grade_metrics(torch.tensor([3, 3, 3]), torch.tensor([1, 1, 0]), RETINOPATHY)
     assert found.confusion[1][3] == 2
     assert found.confusion[0][3] == 1
 
@@ -91,21 +92,22 @@ def test_rank_prefers_kappa_then_accuracy_and_puts_undefined_last():
 @pytest.mark.parametrize("predicted", [[5, 0], [-1, 0]])
 def test_grades_out_of_range_are_refused(predicted):
     with pytest.raises(ValueError, match="0-4"):
-        grade_metrics(torch.tensor(predicted), torch.tensor([0, 0]))
+        grade_metrics(torch.tensor(predicted), torch.tensor([0, 0]), RETINOPATHY)
 
 
 def test_unequal_lengths_and_no_samples_are_refused():
     with pytest.raises(ValueError, match="equal"):
-        grade_metrics(torch.zeros(3, dtype=torch.long), torch.zeros(2, dtype=torch.long))
+        grade_metrics(torch.zeros(3, dtype=torch.long), torch.zeros(2, dtype=torch.long), RETINOPATHY)
     with pytest.raises(ValueError, match="N >= 1"):
-        grade_metrics(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long))
+        grade_metrics(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), RETINOPATHY)
 
 
 def test_a_thousand_matrices_at_once_are_a_thousand_matrices():
     """What a bootstrap computes is what a pass over a data set computes, to rounding."""
-    matrices = np.random.default_rng(0).poisson(3.0, (1000, 5, 5)).astype(np.float64)
-    matrices[0] = np.diag([7.0, 0, 0, 0, 0])
     for metric in METRICS:
+        number = 2 if metric.needs == "two classes" else 5
+        matrices = np.random.default_rng(0).poisson(3.0, (1000, number, number)).astype(np.float64)
+        matrices[0] = np.diag([7.0, *[0.0] * (number - 1)])
         together = metric.function(matrices)
         assert together.shape == (1000,)
         for value, matrix in zip(together, matrices, strict=True):
@@ -121,6 +123,20 @@ def test_every_metric_of_the_table_is_everywhere():
     assert pickle.loads(pickle.dumps(found)) == found
     with pytest.raises(AttributeError, match="kappa_of_tomorrow"):
         _ = found.metrics.kappa_of_tomorrow
+
+
+def test_a_metric_that_the_classes_do_not_have_is_absent_and_kappa_is_null_without_an_order():
+    three = grade_metrics(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 2, 1]), Classes(("normal", "AMD", "glaucoma")))
+    assert three.values == {
+        "accuracy": 0.75,
+        "balanced_accuracy": pytest.approx(5 / 6),
+        "qwk": None,
+        "macro_f1": pytest.approx(7 / 9),
+    }
+    two = grade_metrics(torch.tensor([0, 1, 1, 1]), torch.tensor([0, 1, 0, 1]), Classes(("no", "yes")))
+    assert (two.qwk, two.sensitivity, two.specificity, two.npv) == (None, 1.0, 0.5, 1.0)
+    assert two.ppv == pytest.approx(2 / 3)
+    assert three.sensitivity is None
 
 
 def test_an_epoch_of_an_older_last_pt_is_read():

@@ -7,13 +7,14 @@ import errno
 import json
 import os
 import pickle
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
 import torch
 
 from fastretina.errors import CheckpointError, RunError
-from fastretina.grading import CLASSES
+from fastretina.grading import RETINOPATHY, Classes
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.metrics.predictions import Predictions, write_predictions
 from fastretina.models.checkpoint import Grader, load_grader, read_grader, save_grader, write_grader
@@ -48,11 +49,32 @@ def test_a_checkpoint_comes_back_with_its_metadata(saved):
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items())
 
 
+def test_a_checkpoint_with_another_head_than_its_metadata_name_is_refused(tmp_path):
+    path = tmp_path / "best.safetensors"
+    save_grader(path, build_model("resnet18", 4), grader())
+    with pytest.raises(CheckpointError, match=r"best\.safetensors: fc\.bias has shape \(4,\), the network .* needs \(5,\)"):
+        load_grader(path)
+    tensors = {name: value.contiguous() for name, value in build_model("resnet18").state_dict().items()}
+    write_grader(path, {name: value for name, value in tensors.items() if name != "fc.bias"}, grader())
+    with pytest.raises(CheckpointError, match=r"best\.safetensors: lacks fc\.bias"):
+        load_grader(path)
+
+
 def test_a_checkpoint_from_before_classes_were_noted_has_the_grades_of_retinopathy(tmp_path):
-    assert json.loads(grader().metadata()["classes"]) == list(CLASSES)
+    assert Classes.stored(json.loads(grader().metadata()["classes"])) == RETINOPATHY
     metadata = {key: value for key, value in grader().metadata().items() if key != "classes"}
     safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "old.safetensors", metadata=metadata)
     assert read_grader(tmp_path / "old.safetensors") == grader()
+
+
+def test_classes_come_back_and_a_bare_list_of_names_is_that_of_an_older_checkpoint(tmp_path):
+    seven = replace(grader(), num_classes=7, classes=Classes(tuple("abcdefg"), (2, 5)))
+    write_grader(tmp_path / "seven.safetensors", {"x": torch.zeros(1)}, seven)
+    assert read_grader(tmp_path / "seven.safetensors") == seven
+    for names, expected in ((RETINOPATHY.names, RETINOPATHY), (tuple("abcde"), Classes(tuple("abcde")))):
+        metadata = {**grader().metadata(), "classes": json.dumps(names)}
+        safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "old.safetensors", metadata=metadata)
+        assert read_grader(tmp_path / "old.safetensors").classes == expected
 
 
 @pytest.mark.parametrize(
@@ -65,6 +87,8 @@ def test_a_checkpoint_from_before_classes_were_noted_has_the_grades_of_retinopat
         {"epoch": "{"},
         {"mean": None},
         {"classes": '["no"]'},
+        {"classes": '["no", "yes"]'},
+        {"classes": '["a", "b", "c", "d", "e"]', "head": '"ordinal"'},
     ],
 )
 def test_checkpoints_with_other_metadata_are_refused(tmp_path, change):
@@ -201,12 +225,12 @@ def test_json_never_holds_nan(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"qwk": None, "name": "é"}
 
 
-def test_predictions_hold_a_row_for_each_sample(tmp_path):
+def test_predictions_hold_a_row_for_each_sample_and_no_grade_where_it_has_none(tmp_path):
     probabilities = torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.25, 0.25]])
-    answers = Predictions(probabilities.log(), torch.tensor([1, 2]), torch.tensor([4, 9]))
+    answers = Predictions(probabilities.log(), torch.tensor([1, -1]), torch.tensor([4, 9]))
     write_predictions(tmp_path / "p.csv", answers, ["10_left", "=cmd"])
     assert (tmp_path / "p.csv").read_text().splitlines() == [
         "id,name,grade,predicted,p0,p1,p2",
         "4,10_left,1,1,0.1,0.7,0.2",
-        "9,'=cmd,2,0,0.5,0.25,0.25",
+        "9,'=cmd,,0,0.5,0.25,0.25",
     ]

@@ -10,10 +10,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 from disc_pictures import KINDS, NO_DISC, WITH_DISC, photo, picture, retina
 from discs import DiscsConfig, error_of, main, measure
 
+from fastretina.errors import JpegError
 from fastretina.packing.fundus import Disc, NoDisc, crop_to_disc, find_disc
+from fastretina.packing.preprocessing import Preparation
+from fastretina.packing.reencode import reencode, square
 
 
 def word_of(pixels: np.ndarray) -> str:
@@ -33,6 +37,13 @@ def test_two_eyes_in_one_montageare_recognised_and_said_in_plain_words() -> None
     assert {word_of(picture("two eyes", number)[0]) for number in range(30)} == {"two eyes"}
     with pytest.raises(NoDisc, match="two eyes or more; cut it into one picture for each eye"):
         find_disc(picture("two eyes", 0)[0])
+
+
+def test_two_eyes_are_not_packed_and_the_message_says_what_to_do() -> None:
+    jpeg = simplejpeg.encode_jpeg(picture("two eyes", 0)[0])
+    with pytest.raises(JpegError, match="two eyes or more .cut it into one picture for each."):
+        reencode(jpeg, 64, Preparation("fundus"))
+    assert square(jpeg, 64, Preparation("fundus")).no_crop == "two eyes"
 
 
 def eye(radius: int, gain: float = 1.0) -> np.ndarray:

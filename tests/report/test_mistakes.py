@@ -9,6 +9,7 @@ import torch
 
 from fastretina import open_beton, write_beton
 from fastretina.beton.reader import Beton
+from fastretina.grading import RETINOPATHY
 from fastretina.metrics.predictions import Predictions
 from fastretina.report.mistakes import SIDE, Mistake, confident_mistakes, mistakes_section, thumbnail
 
@@ -50,9 +51,9 @@ def test_large_images_are_shrunken_and_keep_their_shape(tmp_path):
 
 def test_a_model_without_mistakes_has_no_such_section(tiny_betons):
     with open_beton(tiny_betons.test) as beton:
-        assert mistakes_section(confident_mistakes(answers(beton, {}), beton)) is None
+        assert mistakes_section(confident_mistakes(answers(beton, {}), beton), RETINOPATHY) is None
 
 
 def test_names_cannot_put_markup_into_the_section():
-    text = "".join(mistakes_section([Mistake('"><script>x</script>', 0, 1, 0.5, b"")]).parts)
+    text = "".join(mistakes_section([Mistake('"><script>x</script>', 0, 1, 0.5, b"")], RETINOPATHY).parts)
     assert "<script" not in text

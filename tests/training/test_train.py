@@ -20,10 +20,10 @@ import torch
 import tyro
 
 from fastretina.errors import RunError, Terminated, UsageError
+from fastretina.grading import RETINOPATHY
 from fastretina.metrics.predictions import Predictions, Scores
 from fastretina.models import heads
 from fastretina.models.checkpoint import load_grader, read_grader
-from fastretina.models.heads import Softmax
 from fastretina.models.resnet import build_model
 from fastretina.train import main
 from fastretina.training import build, loop
@@ -122,7 +122,10 @@ def test_an_epoch_replaces_the_best_only_with_better_metrics_on_the_data_of_the_
         return Predictions(torch.nn.functional.one_hot(predicted, 5).float().log_softmax(1), labels, labels)
 
     training = SimpleNamespace(
-        progress=Progress(), schedule=SimpleNamespace(get_last_lr=lambda: [0.1]), head=Softmax(5), config=TrainConfig()
+        progress=Progress(),
+        schedule=SimpleNamespace(get_last_lr=lambda: [0.1]),
+        classes=RETINOPATHY,
+        config=TrainConfig(select_by="qwk"),
     )
     improved = []
     for share, on_test in ((0.2, 0.3), (0.9, 0.5), (0.5, 1.0)):
@@ -131,7 +134,7 @@ def test_an_epoch_replaces_the_best_only_with_better_metrics_on_the_data_of_the_
         improved.append(loop._note_epoch(training, *pair, None, 1.0))
     assert improved == [True, True, False]
     assert training.progress.best_epoch == 2
-    assert Scores.of(training.progress.best_test).metrics == training.progress.history[1].test.metrics
+    assert Scores.of(training.progress.best_test, RETINOPATHY).metrics == training.progress.history[1].test.metrics
     assert (training.progress.epoch, training.progress.batch) == (3, 0)
 
 
