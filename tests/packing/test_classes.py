@@ -88,6 +88,13 @@ def test_other_labels_of_a_table_are_an_error_that_names_row_value_and_flags() -
     assert "--ungradable glaucoma" in str(caught.value)
 
 
+def test_other_labels_in_a_first_row_may_be_classes_or_a_header(tmp_path: Path) -> None:
+    images(tmp_path)
+    with pytest.raises(LabelError, match=r"all.csv, line 1: .* not 'yes'; if there are other classes.*Or is line 1 a header"):
+        read_table(tmp_path, "0_left,yes\n1_left,no\n")
+    assert rows(read_table(tmp_path, "0_left,yes\n1_left,no\n", classes="auto")) == {"0_left": 1, "1_left": 0}
+
+
 def test_auto_takes_the_labels_as_they_are_in_order() -> None:
     assert classes_of("10", "2", "9", classes="auto") == (Classes(("2", "9", "10")), [2, 0, 1])
     assert classes_of("2", "1", "3", classes="auto") == (Classes(("1", "2", "3"), ordinal=True), [1, 0, 2])

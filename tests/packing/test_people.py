@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from dicom_cases import dicom_of
 from label_cases import images, read_table, rows
 
 from fastretina.errors import LabelError, UsageError
@@ -85,6 +87,26 @@ def test_a_pattern_finds_patients_and_eyes_in_names_with_their_folder(tmp_path: 
 def test_what_cannot_tell_the_patient_is_refused(place: Path, flags: dict[str, str], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         read_table(place, "image,level,p\na_L,0,1\na_R,1,1\n", **flags)
+
+
+def test_a_column_of_a_group_may_also_be_the_patient_or_the_eye(place: Path) -> None:
+    table = read_table(place, "image,level,patient,eye\na_L,0,P1,R\n", group_columns="eye,patient")
+    assert table.columns == {"patient": ("P1",), "eye": ("right",), "group eye": ("R",), "group patient": ("P1",)}
+
+
+def test_a_dicom_file_says_who_it_is_where_nothing_else_does(tmp_path: Path) -> None:
+    folder = images(tmp_path, ["a_L.jpg", "broken.dcm"])
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    (folder / "1.2.3").write_bytes(dicom_of(pixels, PatientID="P7", ImageLaterality="R"))
+    (folder / "b_L.dcm").write_bytes(dicom_of(pixels, PatientID="P8", ImageLaterality="R"))
+    (folder / "c.dcm").write_bytes(dicom_of(pixels, PatientID="P9", Laterality="B"))
+    text = "a_L,0\n1.2.3,2\nb_L,2\nc,2\nbroken,2\n"
+    table = read_table(tmp_path, text)
+    assert table.columns == {"patient": ("a", "P7", "b", "P9", ""), "eye": ("left", "right", "left", "", "")}
+    assert "patients or eyes from the headers of DICOM files: 2" in table.notes
+    table = read_table(tmp_path, "image,level,patient\n1.2.3,2,X\nc,2,\n")
+    assert table.columns == {"patient": ("X", ""), "eye": ("right", "")}
+    assert read_table(tmp_path, text, patient_pattern="([ab])_").columns["patient"] == ("a", "", "b", "", "")
 
 
 TWO = "ID,Left,Right,left_dr,right_dr\n7,7_left.jpg,7_right.jpg,0,3\n8,8_left.jpg,,1,\n"

@@ -145,8 +145,11 @@ def test_a_table_that_is_not_understood_is_shown_as_it_was_read(place: Path) -> 
 
 def test_a_header_of_unknown_words_is_never_taken_for_a_missing_image(place: Path) -> None:
     text = "photo,opinion\n" + "".join(f"{n}_left,no\n" for n in range(5))
-    words = "Or is that a header.*--image-column photo"
+    words = "Or is line 1 a header.*--image-column photo --grade-column opinion.*read as UTF-8, commas between"
     refused(place, text, 1, words, classes="auto", on_bad="skip", max_bad="90%")
+    for flags in ({}, {"on_bad": "skip"}):
+        refused(place, "photo,opinion\n" + "".join(f"{n}_left,{n}\n" for n in range(5)), 1, words, **flags)
+    refused(place, "photo\n0_left\n", 1, "Or is line 1 a header.*--image-column photo --grade-column none", grade_column="none")
 
 
 def test_a_table_without_grades_names_the_ways_out_and_is_packed_when_asked(place: Path) -> None:
@@ -156,7 +159,6 @@ def test_a_table_without_grades_names_the_ways_out_and_is_packed_when_asked(plac
     table = read_table(place, text, grade_column="none")
     assert rows(table) == {"0_left": UNLABELLED, "1_left": UNLABELLED}
     assert table.classes == RETINOPATHY
-    assert "no grades (--grade-column none): for prediction only" in table.notes
     assert rows(read_table(place, "0_left\n1_left\n", grade_column="none")) == rows(table)
 
 

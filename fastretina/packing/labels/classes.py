@@ -19,6 +19,7 @@ from fastretina.packing.labels.table import fail
 from fastretina.packing.labels.words import loose
 
 MAX_CLASSES = 100  # with --classes auto; more different labels are a column of something else
+_OTHER = "; if there are other classes, name them by --classes, or --classes auto"
 _WHOLE = re.compile(r"(0|[1-9][0-9]*)(?:\.0*|,0+)?")
 _NUMBERS = tuple(map(str, range(len(RETINOPATHY))))
 _TWO = ("0", "1")
@@ -54,6 +55,7 @@ class Labels:
         source: the file they stand in. lines: their lines in it, 1-based; 0 where it has none.
         cells: N labels. elsewhere: those of the data set's other half, which say what the classes are as well.
         folders: they are names of folders: there is no other word for the classes, so they may be any.
+        hint: what to say where the first of them is a word and no class: that row may be a header; "" where it cannot be one.
     """
 
     source: Path
@@ -61,6 +63,7 @@ class Labels:
     cells: Sequence[str]
     elsewhere: Collection[str] = ()
     folders: bool = False
+    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def unlabelled(rows: int, config: PackConfig) -> Graded:
     """What is known of images without grades (--grade-column none). UsageError."""
     given = _given(config)
     classes = _described(_NUMBERS if given is None else given, config)
-    return Graded(classes, np.full(rows, UNLABELLED), {}, ("no grades (--grade-column none): for prediction only",))
+    return Graded(classes, np.full(rows, UNLABELLED), {})
 
 
 def graded(labels: Labels, config: PackConfig, left_out: Collection[int]) -> Graded:
@@ -91,6 +94,8 @@ def graded(labels: Labels, config: PackConfig, left_out: Collection[int]) -> Gra
     classes, note = _classes(labels, counted, config)
     numbers = {cell: _number(cell, classes) for cell in counted}
     invalid = {row: cell for row, cell in enumerate(labels.cells) if row not in left_out and numbers[cell] is None}
+    if invalid.get(0) and labels.hint and whole(invalid[0]) is None:
+        fail(labels.source, labels.lines[0], f"{_must(invalid[0], classes)}{_OTHER}{labels.hint}")
     strangers = sum(1 for cell in invalid.values() if cell)
     # Where most are strange it is another column, or other classes: leaving them out would hide that.
     if invalid and (config.on_bad != "skip" or strangers > (len(labels.cells) - len(left_out)) / 2):
@@ -118,8 +123,8 @@ def _classes(labels: Labels, counted: Collection[str], config: PackConfig) -> tu
             f"{labels.source}: {len(found)} different labels ({shown}{', ...' * (len(found) > 3)}); classes are 2 to {MAX_CLASSES}"
         )
     ordered = sorted(found, key=int) if all(map(whole, found)) else sorted(found)
-    folders = "" if config.classes else "--classes NAME,NAME gives them another order"
-    return _described(tuple(ordered), config), folders
+    note = "" if config.classes else "classes are called like their folders; --classes NAME,NAME gives them another order"
+    return _described(tuple(ordered), config), note
 
 
 def _given(config: PackConfig) -> tuple[str, ...] | None:
@@ -175,16 +180,18 @@ def _number(label: str, classes: Classes) -> int | None:
     return int(number) if int(number) < len(classes) else None
 
 
-def _refusal(cell: str, classes: Classes, config: PackConfig) -> str:
+def _must(cell: str, classes: Classes) -> str:
     shown = repr(cell[:40]) if cell else "an empty cell"
     if classes.names == RETINOPATHY.names:
-        must = f"grade must be an integer from 0 to {len(classes) - 1} or a word for one, not {shown}"
-    else:
-        must = f"label must be one of {', '.join(classes)[:200]}, not {shown}"
-    value = f" or --ungradable {cell[:40]}" if cell else ""
+        return f"grade must be an integer from 0 to {len(classes) - 1} or a word for one, not {shown}"
+    return f"label must be one of {', '.join(classes)[:200]}, not {shown}"
+
+
+def _refusal(cell: str, classes: Classes, config: PackConfig) -> str:
+    must = _must(cell, classes)
     if config.on_bad == "skip":
         return (
             f"{must}, and so are most rows. Choose the column with --grade-column, or the classes with --classes (auto: as found)"
         )
-    other = "; if there are other classes, name them by --classes, or --classes auto" if cell else ""
-    return f"{must}. Leave such rows out with --on-bad skip{value}{other}"
+    value = f" or --ungradable {cell[:40]}" if cell else ""
+    return f"{must}. Leave such rows out with --on-bad skip{value}{_OTHER if cell else ''}"

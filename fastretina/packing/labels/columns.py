@@ -103,7 +103,9 @@ class _Understanding:
         if not images or (labelled and not grades):
             chosen = self.by_name if self.header else self.by_place
             images, grades = chosen(images, grades, labelled, taken)
-            taken |= {*images, *grades}
+        taken = {
+            n for n in (*images, *grades, patient, eye, quality) if n is not None
+        }  # a group may also be the patient or the eye
         if config.quality_column is None:
             quality = self.recognised("gradable", words.GRADABLE, taken, "--quality-column")
         if config.patient_column is None and config.patient_pattern is None:
@@ -194,11 +196,11 @@ class _Understanding:
                 f"no column 'level' or of a like name is known to hold grades; say which with {flag} NAME; {self.without_grades()}"
             )
         named = " and ".join(repr(self.names[n]) for n in found)
-        flags = " or ".join(f"{flag} {_quoted(self.names[n])}" for n in found)
+        flags = " or ".join(f"{flag} {shown(self.names[n])}" for n in found)
         if what == "image" and len(found) == 2:
-            flags += f", or {flag} {_quoted(','.join(self.names[n] for n in found))} where they are left and right eye"
+            flags += f", or {flag} {shown(','.join(self.names[n] for n in found))} where they are left and right eye"
         if quality := [self.names[n] for n in found if self.loose(n) in words.QUALITY]:
-            flags += f" (and --quality-column {_quoted(quality[0])} where that tells whether an image can be graded)"
+            flags += f" (and --quality-column {shown(quality[0])} where that tells whether an image can be graded)"
         self.refuse(f"the columns {named} could both hold the {what}{'s' * (what == 'image')}; say which with {flags}")
 
     def recognised(self, what: str, known: Collection[str], taken: Collection[int], flag: str) -> int | None:
@@ -225,7 +227,7 @@ class _Understanding:
         fail(self.file.source, self.file.first, f"{reason}. The table was {self.file}{names}")
 
 
-def _quoted(name: str) -> str:
+def shown(name: str) -> str:
     """As a shell takes it."""
     return name if re.fullmatch(r"[\w,.\-]+", name) else f"'{name}'"
 

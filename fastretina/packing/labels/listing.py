@@ -15,7 +15,7 @@ from fastretina.packing.folder import in_words
 from fastretina.packing.labels.classes import Labels, graded, unlabelled, whole
 from fastretina.packing.labels.gradable import ungradable_rows
 from fastretina.packing.labels.images import Found, ImageIndex, image_stem
-from fastretina.packing.labels.people import by_name
+from fastretina.packing.labels.people import by_header, by_name
 from fastretina.packing.labels.table import LabelTable, fail
 
 
@@ -28,7 +28,8 @@ class Listing:
         patients, eyes, quality: N texts each, "" where unknown, of columns; None where there is no column. eyes: "left", "right".
         groups: N texts by name of the group.
         ungradable: row to reason, of the rows that the table itself calls ungradable; way_out: the flags that leave them out.
-        headless: the first row was taken for data, though it may be a header of unknown words. encoding: of the table.
+        hint: what to say where the first row's image is missing and its label a word: it may be a header; "" where it is none.
+        encoding: of the table.
     """
 
     source: Path
@@ -43,7 +44,7 @@ class Listing:
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     ungradable: Mapping[int, str] = field(default_factory=dict)
     way_out: str = ""
-    headless: bool = False
+    hint: str = ""
     encoding: str = "UTF-8"
     notes: tuple[str, ...] = ()
 
@@ -76,10 +77,14 @@ def build(
     result = unlabelled(count, config) if listing.labels is None else graded(listing.labels, config, left_out)
     left_out |= result.invalid
     if len(left_out) == count:
-        fail(listing.source, 0, f"no row is left to pack; the first is left out as {left_out[0]}")
+        fail(
+            listing.source,
+            0,
+            f"no row is left to pack; the first is left out as {left_out[0]}; --grade-column none packs images without grades",
+        )
     located = _locate(listing, index, missing_ok, left_out)
-    columns = _columns(listing, people or [image_stem(name) for name in located.names], config)
-    said = (*listing.notes, *result.notes, ungradable_note, *located.notes, _beside(index))
+    columns, header_note = _columns(listing, located, people, config)
+    said = (*listing.notes, *result.notes, ungradable_note, *located.notes, header_note, _beside(index))
     return LabelTable(
         names=tuple(located.names),
         paths=tuple(located.paths),
@@ -121,8 +126,8 @@ def _locate(listing: Listing, index: ImageIndex, missing_ok: bool, left_out: Col
             fail(listing.source, line, str(error))
         except FileNotFoundError as error:
             reason = f"{error}{_garbled(listing, name)}"
-            if row == 0 and listing.headless and not (listing.labels and whole(listing.labels.cells[0])):
-                fail(listing.source, line, f"{reason}. Or is that a header? Then say --image-column {name} and --grade-column NAME")
+            if row == 0 and listing.hint and not (listing.labels and whole(listing.labels.cells[0])):
+                fail(listing.source, line, f"{reason}{listing.hint}")
             if not missing_ok and row not in left_out:
                 fail(listing.source, line, f"{reason}. Add the file, remove the row, or leave such rows out with --on-bad skip")
             image = Found("", image_stem(name))
@@ -148,16 +153,21 @@ def _garbled(listing: Listing, name: str) -> str:
     return "" if name.isascii() else f" (the labels were read as {listing.encoding}; if that is wrong, save them as UTF-8)"
 
 
-def _columns(listing: Listing, names: Sequence[str], config: PackConfig) -> dict[str, Sequence[str]]:
-    """Text of each row by name of the column, without the columns in which nothing is known."""
+def _columns(
+    listing: Listing, located: _Located, people: Sequence[str] | None, config: PackConfig
+) -> tuple[dict[str, Sequence[str]], str]:
+    """Text of each row by name of the column, without the columns in which nothing is known; and a note."""
     patients, eyes = listing.patients, listing.eyes
+    told = 0
     if patients is None or eyes is None:
-        # The one place where neither a column nor a pattern tells: what an image itself says (a DICOM's header) belongs here, too.
-        named = by_name(names, config)
-        patients, eyes = patients or named[0], eyes or named[1]
+        named = by_name(people or [image_stem(name) for name in located.names], config)
+        # A pattern and a column are asked for all images, and what they leave unknown stays so.
+        told = 0 if config.patient_pattern else by_header(located.paths, *named)
+        patients, eyes = named[0] if patients is None else patients, named[1] if eyes is None else eyes
     groups = {GROUP + name: text for name, text in listing.groups.items()}
     columns = {PATIENT: patients, EYE: eyes, QUALITY: listing.quality or (), **groups}
-    return {name: tuple(text) for name, text in columns.items() if any(text)}
+    note = f"patients or eyes from the headers of DICOM files: {told:,}" if told else ""
+    return {name: tuple(text) for name, text in columns.items() if any(text)}, note
 
 
 def _beside(index: ImageIndex) -> str:

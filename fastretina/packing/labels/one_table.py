@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fastretina.grading import eye_of, side_of
 from fastretina.packing.config import PackConfig
 from fastretina.packing.labels.classes import Labels
-from fastretina.packing.labels.columns import Columns, asked_names, columns_of, is_header
+from fastretina.packing.labels.columns import NONE, Columns, asked_names, columns_of, is_header, shown
 from fastretina.packing.labels.csv_file import WINDOWS, CsvFile
 from fastretina.packing.labels.images import ImageIndex, image_stem
 from fastretina.packing.labels.listing import Listing, build
@@ -65,14 +65,14 @@ class _Rows:
             digests={self.file.source.name: self.file.digest},
             lines=lines,
             names=self.names,
-            labels=Labels(self.file.source, lines, self.labels) if grades else None,
+            labels=Labels(self.file.source, lines, self.labels, hint=self._hint()) if grades else None,
             patients=self._patients(config),
             eyes=self.eyes or self._eyes(),
             quality=self._spread(self.columns.quality),
             groups={name: self._cells_at(column) for name, column in self.columns.groups.items()},
             ungradable=self._ungradable(),
             way_out=f"--quality-column {self._name(self.columns.quality)} --ungradable 0",
-            headless=not self.columns.header,
+            hint=self._hint(),
             encoding=self.file.encoding,
             notes=self._notes(),
         )
@@ -160,6 +160,16 @@ class _Rows:
         cells = enumerate(self._cells_at(column))
         no = ("0", "0.0", "no", "false")
         return {row: f"ungradable ({self._name(column)} is {cell!r})" for row, cell in cells if cell.lower() in no}
+
+    def _hint(self) -> str:
+        """Of a first row that was taken for data: how to say that it is a header."""
+        if self.columns.header:
+            return ""
+        images, grades = (
+            ",".join(_cell(self.file.rows[0], n) for n in numbers) for numbers in (self.columns.images, self.columns.grades)
+        )
+        named = f"--image-column {shown(images)} --grade-column {shown(grades or NONE)}"
+        return f". Or is line {self.start} a header? Then name its columns, {named[:200]}. The table was {self.file}"
 
     def _notes(self) -> tuple[str, ...]:
         notes = [*self.columns.notes]

@@ -1,4 +1,4 @@
-"""Whose photograph each row is, and which eye: from columns, a pattern, or the name."""
+"""Whose photograph each row is, and which eye, where no column says: from a pattern, the name, or what a DICOM file says."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import re
 from collections.abc import Sequence
 
 from fastretina.beton.reader import EYE, PATIENT
-from fastretina.errors import LabelError, UsageError
+from fastretina.errors import JpegError, LabelError, UsageError
 from fastretina.grading import eye_of, side_of
 from fastretina.packing.config import PackConfig
+from fastretina.packing.dicom import identity
+from fastretina.packing.labels.images import image_stem
 
 
 def by_name(names: Sequence[str], config: PackConfig) -> tuple[list[str], list[str]]:
@@ -30,6 +32,25 @@ def by_name(names: Sequence[str], config: PackConfig) -> tuple[list[str], list[s
     if EYE not in pattern.groupindex:
         return patients, [side for _, side in eyes]
     return patients, [(side_of(match[EYE] or "") or "") if match else "" for match in matches]
+
+
+def by_header(paths: Sequence[str], patients: list[str], eyes: list[str]) -> int:
+    """Fill in, where they are "", what the headers of DICOM files among N images tell; how many told something.
+
+    Asks those that are called .dcm, and those without a known extension. A broken one tells nothing here: it cannot be packed.
+    """
+    told = 0
+    for row, path in enumerate(paths):
+        if not path or (patients[row] and eyes[row]) or (image_stem(path) != path and not path.lower().endswith(".dcm")):
+            continue
+        try:
+            patient, side = identity(path)
+        except JpegError:
+            continue
+        found = patients[row] or patient or "", eyes[row] or side or ""
+        told += found != (patients[row], eyes[row])
+        patients[row], eyes[row] = found
+    return told
 
 
 def _pattern(text: str) -> tuple[re.Pattern[str], int]:
