@@ -79,7 +79,7 @@ def tables(draw: st.DrawFn, clean: bool) -> Drawn:
     quoting = csv.QUOTE_ALL if separator == " " else draw(st.sampled_from((csv.QUOTE_ALL, csv.QUOTE_MINIMAL)))
     lines = [quoted(cells, separator, quoting) for cells in zip(*columns, strict=True)]
     if not clean and draw(st.booleans()):
-        # Not of the header: with a separator inside a name, and in as many cells of each row, a person would read other columns, too.
+        # Not of the header: with a separator in a name, and in as many cells of each row, a person would read other columns, too.
         lines[1:] = [separator.join(cells) for cells in list(zip(*columns, strict=True))[1:]]
     if not headed:
         numbers = {"image_column": "1", "grade_column": "2"}
