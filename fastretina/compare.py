@@ -84,7 +84,7 @@ def main(config: CompareConfig) -> int:
         raise RunError(f"{folder.path}: is the folder of a single training run; give another --out")
     with folder.locked():
         _refuse_other_settings(runs)
-        _check_weights([run for run in runs if not _finished(run)])
+        _check_models([run for run in runs if not _finished(run)])
         settings = as_settings(config)
         write_json(folder.config, settings)
         done: list[ComparedRun] = []
@@ -190,27 +190,29 @@ def _refuse_other_settings(runs: Sequence[PlannedRun]) -> None:
             )
 
 
-def _check_weights(runs: Sequence[PlannedRun]) -> None:
-    """Open the data and load all initial weights once, fetching what must be fetched: an error here has cost no training."""
+def _check_models(runs: Sequence[PlannedRun]) -> None:
+    """Open the data and make all models once, with their initial weights, fetching what must be fetched: an error here has cost no
+    training."""
     from fastretina.models.heads import head_for
     from fastretina.models.resnet import build_model
+    from fastretina.training.batchnorm_values import refuse_single_values
     from fastretina.training.data import open_data
 
     if not runs:
         return
     with ExitStack() as stack:
-        classes = open_data(runs[0].config, stack)["train"].classes
+        training = open_data(runs[0].config, stack)["train"]  # the same for all
+        classes, images = training.classes, len(training)
     for run in runs:
         head = head_for(run.config.head, classes)
-        if run.config.weights is None:
-            continue
         try:
-            build_model(run.config.arch, head.outputs, run.config.weights)
+            model = build_model(run.config.arch, head.outputs, run.config.weights)
         except CheckpointError as error:
             raise CheckpointError(
                 f"--weights {run.entry} for {run.config.arch}: {error}. A file for one architecture alone: "
                 f"ARCH=FILE; one for each: {{arch}} in its path. Nothing was trained"
             ) from error
+        refuse_single_values(run.config, model, images)
 
 
 run_command = partial(cli.run, CompareConfig, main, flags_from=partial(flags_from, CompareConfig))

@@ -3,23 +3,31 @@
     fastretina predict --checkpoint runs/x/best.safetensors photos/ more/10_left.jpeg --csv grades.csv --explain overlays
 
 Each is prepared as the packer prepared the training images: upright, RGB, letterboxed to a square or cropped to the retina's
-disc, scaled with Lanczos; with local contrast if they had it.
+disc, scaled with Lanczos; with local contrast if they had it. The table has a row for every photograph: grade and probabilities,
+and in `done` what was done to it; or in `error` why it could not be graded.
 """
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import tyro
 
 from fastretina import cli
 from fastretina.errors import RunError, UsageError
 from fastretina.models.options import BACKBONES, AmpChoice
+
+if TYPE_CHECKING:
+    from fastretina.models.photographs import Photograph
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,7 @@ class PredictConfig:
 
     checkpoint: Path  # a run's best.safetensors
     images: tyro.conf.Positional[tuple[Path, ...]] = ()  # image files, and folders that are searched with all below them
+    follow_links: bool = False  # search folders that links in these folders lead to as well
     csv: Path | None = None  # where to write; none: standard output
     tta: int = 1  # average over so many of the square's 8 symmetries (test-time augmentation)
     batch_size: int = 32  # images
@@ -45,6 +54,7 @@ def main(config: PredictConfig) -> int:
     from fastretina.models.checkpoint import open_grader
     from fastretina.models.inference import check_views, view_outputs
     from fastretina.models.photographs import Tally, normalised, photographs, prepared
+    from fastretina.packing.folder import in_words
     from fastretina.report.overlays import Explainer, OverlayFolder
     from fastretina.report.page import percent
     from fastretina.system.files import csv_line, write_atomically
@@ -63,32 +73,50 @@ def main(config: PredictConfig) -> int:
         explainer = Explainer(model, BACKBONES[grader.arch].gradcam, OverlayFolder(config.explain, config.images), workers)
         model = explainer.model
     tally = Tally()
+    given = photographs(config.images, tally, config.follow_links)
+    columns = [f"p{number}" for number in range(grader.num_classes)]
 
     def referable(grade: int) -> str:
         """Empty where no class is."""
         return "" if not grader.classes.referable else "yes" if grade in grader.classes.referable else "no"
 
     def write(file: BinaryIO) -> None:
-        file.write(csv_line(["path", "grade", "referable", *(f"p{number}" for number in range(grader.num_classes))]).encode())
+        def row(cells: Iterable[object]) -> None:
+            file.write(csv_line(cells).encode(errors="backslashreplace"))  # a file's name may hold bytes that are no text
+
+        if config.csv is not None and not all(str(one.path).isascii() for one in given):
+            file.write(codecs.BOM_UTF8)  # without it Excel shows other letters; but on standard output nobody expects it
+        row(["path", "grade", "referable", *columns, "done", "error"])
         ahead = config.batch_size + 2 * workers
-        pixels = prepared(photographs(config.images, tally), grader.resolution, workers, ahead, tally, grader.preparation)
-        with torch.no_grad(), progress_bar("grading", None, 0, "image") as bar:
-            for paths, images in normalised(pixels, grader, config.batch_size):
-                outputs = view_outputs(model, images.to(device), precision, config.tta)
-                if not bool(torch.isfinite(outputs).all()):
-                    raise RunError(f"{config.checkpoint}: the model's answer is not finite: its weights contain NaN or Inf")
-                probabilities = grader.grading.answer(outputs, grader.decision).exp().cpu()
-                grades = probabilities.argmax(dim=1)
-                for path, best, row in zip(paths, grades.tolist(), probabilities.tolist(), strict=True):
-                    line = csv_line([str(path), best, referable(best), *row])
-                    file.write(line.encode(errors="backslashreplace"))  # a file's name may hold bytes that are no text
+        ready = prepared(given, grader.resolution, workers, ahead, tally, grader.preparation)
+        with torch.no_grad(), closing(ready), progress_bar("grading", len(given), 0, "image") as bar:
+            while batch := list(islice(ready, config.batch_size)):
+                good = [one for one in batch if one.pixels is not None]
+                answers = iter(answered(good) if good else ())
+                for one in batch:
+                    if one.pixels is None:
+                        row([str(one.path), None, None, *[None] * len(columns), None, one.error])
+                    else:
+                        best, probabilities = next(answers)
+                        row([str(one.path), best, referable(best), *probabilities, "; ".join(one.done), None])
                 file.flush()
-                if explainer is not None:
-                    found = zip(grades.tolist(), probabilities.amax(dim=1).tolist(), strict=True)
-                    answers = [f"{grader.classes.title(best)}, {percent(probability)}" for best, probability in found]
-                    explainer.write(paths, images, answers, partial(grader.grading.target, grades=grades.to(device)))
-                tally.graded += len(paths)
-                bar.update(len(paths))
+                tally.graded += len(good)
+                bar.update(len(batch))
+
+    def answered(batch: Sequence[Photograph]) -> list[tuple[int, list[float]]]:
+        """Grade and probabilities of each photograph, which has pixels."""
+        images = normalised([one.pixels for one in batch if one.pixels is not None], grader)
+        outputs = view_outputs(model, images.to(device), precision, config.tta)
+        if not bool(torch.isfinite(outputs).all()):
+            raise RunError(f"{config.checkpoint}: the model's answer is not finite: its weights contain NaN or Inf")
+        probabilities = grader.grading.answer(outputs, grader.decision).exp().cpu()
+        grades = probabilities.argmax(dim=1)
+        if explainer is not None:
+            found = zip(grades.tolist(), probabilities.amax(dim=1).tolist(), strict=True)
+            titles = [f"{grader.classes.title(best)}, {percent(probability)}" for best, probability in found]
+            paths = [one.path for one in batch]
+            explainer.write(paths, images, titles, partial(grader.grading.target, grades=grades.to(device)))
+        return list(zip(grades.tolist(), probabilities.tolist(), strict=True))
 
     if config.csv is not None:
         write_atomically(config.csv, write)
@@ -99,6 +127,8 @@ def main(config: PredictConfig) -> int:
             # Whoever read has seen enough (`| head`); without this Python complains once more as it exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
+    if tally.left_out:
+        print(f"left out: {in_words(tally.left_out)}", file=sys.stderr)
     print(f"{tally.graded:,} images graded, {tally.bad:,} could not be, {tally.throughput:,.0f} img/s", file=sys.stderr)
     return 1 if tally.bad else 0
 

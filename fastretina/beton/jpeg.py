@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from fastretina.errors import JpegError
@@ -59,6 +59,7 @@ class JpegHeader:
         orientation: EXIF orientation 1-8; 1 where absent or out of range.
         interleaved: the first scan holds all components. tables_complete: it finds all its Huffman tables and 8-bit
         quantisation tables in the file itself. trailing: bytes after the end-of-image marker.
+        profile: the ICC profile, b"" where there is none or a part of it is missing.
     """
 
     width: int
@@ -75,6 +76,7 @@ class JpegHeader:
     app_bytes: int
     trailing: int
     ends_with_eoi: bool
+    profile: bytes = b""
 
 
 @dataclass(slots=True)
@@ -93,6 +95,8 @@ class _Walk:
     tables_complete: bool = False
     app_bytes: int = 0
     segments: int = 0
+    profile: dict[int, memoryview] = field(default_factory=dict)  # its parts by number, from 1
+    profile_parts: int = 0
 
 
 def read_header(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS) -> JpegHeader:
@@ -153,6 +157,9 @@ def read_header(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_L
         app_bytes=walk.app_bytes,
         trailing=size - position if ended else 0,
         ends_with_eoi=ended,
+        profile=b"".join(walk.profile.get(number, b"") for number in range(1, walk.profile_parts + 1))
+        if len(walk.profile) == walk.profile_parts
+        else b"",
     )
 
 
@@ -178,7 +185,9 @@ def _segment(walk: _Walk, marker: int, body: memoryview, limits: Limits) -> None
             if len(body) >= 12 and bytes(body[:5]) == b"Adobe":
                 walk.adobe = body[11]
         elif marker == 0xE1 and not walk.orientation and bytes(body[:6]) == b"Exif\0\0":
-            walk.orientation = _exif_orientation(body[6:])
+            walk.orientation = exif_orientation(body[6:])
+        elif marker == 0xE2 and len(body) > 14 and bytes(body[:12]) == b"ICC_PROFILE\0":
+            walk.profile[body[12]], walk.profile_parts = body[14:], body[13]
     elif marker == 0xDC:
         raise JpegError("the height is defined after the image data (DNL), which decoders do not support")
     # DAC, DHP, EXP: the frame header decides about those files
@@ -254,7 +263,7 @@ def _huffman(walk: _Walk, body: memoryview, limits: Limits) -> None:
         walk.huffman |= 1 << (4 * kind + table)
 
 
-def _exif_orientation(tiff: memoryview) -> int:
+def exif_orientation(tiff: bytes | memoryview) -> int:
     """Orientation 1-8 from a TIFF structure; 0 where absent or unreadable (viewers ignore broken Exif too)."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(tiff[:4]))
     if order is None or len(tiff) < 8:

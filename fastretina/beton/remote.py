@@ -30,6 +30,7 @@ from fastretina.beton.paths import as_path
 from fastretina.beton.reader import Beton
 from fastretina.beton.shards import WINDOW, ShardedBeton, in_order, open_all
 from fastretina.errors import CacheError, RemoteError, UsageError
+from fastretina.system.process import OwnProcess
 
 _NUMBERED = re.compile(r"\*(?=-of-(\d{5})\.)")
 # A shard is done with when its last sample came so many before the first of the one that begins: threads are that far apart.
@@ -141,13 +142,14 @@ class RemoteBeton(ShardedBeton):
     """Shards on a server as one Beton: `shards` are their tables; samples come from whole shards in the cache.
 
     Reading a sample waits for its shard; RemoteError where that cannot be had. Read in an order that `expect` was told, shards are
-    there before they are needed.
+    there before they are needed. In a child that was forked after the set was opened, RemoteError: the threads that fetch are not
+    there.
     """
 
     def __init__(self, url: str, tables: Sequence[Beton], shelf: Shelf, opener: Callable[[], Beton]) -> None:
         super().__init__(url, tables, opener)
         self.url, self._shelf = url, shelf
-        weakref.finalize(self._users, shelf.closing.set)  # when the last selection is forgotten, too
+        weakref.finalize(self._users, shelf.stop)  # when the last selection is forgotten, too
 
     def _shard(self, number: int) -> Beton:
         return self._shelf.get(number)
@@ -179,7 +181,7 @@ class Shelf:
         self._shards, self._folder, self._streams, self.closing = shards, folder, streams, closing
         self._room = folder.limit - sum(shard.tables_bytes for shard in shards)
         self._fits = sum(shard.file.size for shard in shards) <= self._room
-        self._lock = threading.Lock()
+        self._process, self._lock = OwnProcess(), threading.Lock()
         self._open: dict[int, Beton] = {}  # read without the lock
         self._coming: dict[int, Future[Beton]] = {}
         self._threads: dict[int, threading.Thread] = {}  # daemons: nothing here is worth keeping a process for
@@ -190,6 +192,7 @@ class Shelf:
 
     def get(self, number: int) -> Beton:
         """The complete shard, fetched if need be."""
+        self._require_threads(number)
         found = self._open.get(number)
         if found is not None and number in self._begun:
             return found
@@ -202,10 +205,16 @@ class Shelf:
 
     def expect(self, first: list[int], last: list[int]) -> None:
         """The order that samples will be asked for in: for each shard the positions of its first and last."""
+        self._require_threads(0)
         with self._lock:
             self._first, self._last, self._begun = first, last, set()
             self._queue = sorted((number for number, position in enumerate(last) if position >= 0), key=lambda k: -first[k])
             self._fill()
+
+    def _require_threads(self, number: int) -> None:
+        if not self._process.is_this:
+            url = self._shards[number].file.url
+            raise RemoteError(url, "its set was opened before the process was forked; open it in the process that reads it")
 
     def _begin(self, number: int) -> None:
         """A shard's first sample is asked for: give up what is done with, and fetch what comes next. Called with the lock."""
@@ -298,9 +307,16 @@ class Shelf:
                 f"{self._room / 1e9:.3f} GB: allow it more{others}"
             )
 
+    def stop(self) -> None:
+        """Have the fetches end soon. Nothing in a forked child, where the event's lock may stay held."""
+        if self._process.is_this:
+            self.closing.set()
+
     def close(self) -> None:
         """End the fetches, and let go of the files; what was half fetched goes on from there another time."""
-        self.closing.set()
+        if not self._process.is_this:
+            return
+        self.stop()
         with self._lock:
             threads = list(self._threads.values())
         for thread in threads:

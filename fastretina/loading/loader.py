@@ -6,7 +6,7 @@ import itertools
 import os
 import weakref
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 # Threads at most where a device decodes and they only read and check: more wait for each other (on two cores, 16: 18,000 images a
 # second and 76 us of CPU each; 4: 42,000 and 39), fewer might wait for a disk.
 CHECKING_THREADS = 4
+_OWN_THREADS = (
+    "it has threads of its own, which stay in the process that made it. Iterate it directly: it needs no DataLoader around it (one "
+    "with num_workers=0 would do). Otherwise make it in the process that iterates it"
+)
 
 
 class Loader:
@@ -41,6 +45,9 @@ class Loader:
     never change them (but for decode="auto" on CUDA, where the number of workers has a part in who decodes). Each sample comes
     exactly once an epoch unless `sampling` says otherwise. A batch's memory stays as it is for as long as any of its tensors is
     referenced, and is recycled after that.
+
+    A Loader has threads of its own, in the process that made it. It takes the place of torch's DataLoader, and goes into none that
+    has workers: in a forked child, and where it is to be pickled, it raises LoaderError.
 
     Attributes:
         dataset: the open Beton. batch_size: images a step, over all ranks. device: that the batches are on.
@@ -129,8 +136,14 @@ class Loader:
         if not (self._resume and self._epoch == epoch):
             self._set_out(epoch, 0)
 
+    def _require_threads(self) -> None:
+        """LoaderError in a forked child, where waiting for a batch would have no end."""
+        if not self._pipeline.process.is_this:
+            raise LoaderError(f"{self.dataset.path}: this Loader was made before the process was forked; {_OWN_THREADS}")
+
     def _set_out(self, epoch: int, batch: int) -> None:
         """Have the next iteration begin with this batch."""
+        self._require_threads()
         self._epoch, self._batch, self._resume = epoch, batch, True
         self._iteration += 1
 
@@ -146,6 +159,7 @@ class Loader:
 
         Bad samples stay out, and meet their fate in the epoch. In RAM, samples are decoded as the first epoch asks for them.
         """
+        self._require_threads()
         if self._filled or self._stage is None:
             return
         # A device decoder wants many at a time; the pinned memory that the CPU decodes into holds a rank's part of a batch.
@@ -163,6 +177,7 @@ class Loader:
     def _deliver(self, iteration: int, count: int) -> Iterator[Batch]:
         self.fill()
         for _ in range(count):
+            self._require_threads()
             if self._iteration != iteration:
                 raise LoaderError("the loader was set to another epoch, or a later iteration has begun; this one cannot go on")
             if self._next_job != (self._epoch, self._batch):
@@ -193,6 +208,7 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands, as JSON-able numbers: the next batch to deliver, and what the order depends on."""
+        self._require_threads()
         return {"epoch": self._epoch, "batch": self._batch} | self._identity()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -213,11 +229,19 @@ class Loader:
         return found
 
     def close(self) -> None:
-        """End the threads and let go of the memory, and of the file if this loader opened it. Delivered batches stay valid."""
+        """End the threads and let go of the memory, and of the file if this loader opened it. Delivered batches stay valid.
+
+        Nothing in a forked child: all of that is the parent's.
+        """
+        if not self._pipeline.process.is_this:
+            return
         self._finalizer()
         self._feed.store = self._stage = None
         if self._opened:
             self.dataset.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise LoaderError(f"{self.dataset.path}: a Loader cannot be pickled or copied; {_OWN_THREADS}")
 
     def __enter__(self) -> Loader:
         return self

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from fastretina.errors import LoaderError
+from fastretina.system.process import OwnProcess
 
 
 class Job(Protocol):
@@ -96,11 +97,13 @@ def _work(shared: _Shared) -> None:
 class Pipeline:
     """Threads that outlive the streams they work on.
 
-    start() begins a stream (and drops the one before), get() waits for its next job, close() ends the threads.
+    start() begins a stream (and drops the one before), get() waits for its next job, close() ends the threads. In a forked child,
+    which has none of them, `process` says so, and only close() may be called.
     """
 
     def __init__(self, workers: int, ahead: int) -> None:
         """workers: threads. ahead: jobs, at least 1, that may be under way or waiting."""
+        self.process = OwnProcess()
         self._shared = _Shared(ahead)
         self._threads = [
             threading.Thread(target=_work, args=(self._shared,), name=f"fastretina-{k}", daemon=True) for k in range(workers)
@@ -137,7 +140,10 @@ class Pipeline:
             return running.job
 
     def close(self) -> None:
-        """Stop and join the threads; each first finishes the piece that it is at. May be called again, from any thread."""
+        """Stop and join the threads; each first finishes the piece that it is at. May be called again, from any thread. Nothing in
+        a forked child: the threads are the parent's."""
+        if not self.process.is_this:
+            return
         shared = self._shared
         with shared.lock:
             shared.closed, shared.exhausted = True, True

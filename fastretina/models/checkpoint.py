@@ -23,7 +23,7 @@ from fastretina.models.heads import HEADS, Decision, Head
 from fastretina.models.options import BACKBONES, AmpChoice, HeadName
 from fastretina.models.precision import Precision, choose_device, choose_precision
 from fastretina.models.resnet import build_model
-from fastretina.models.weights import UNSEALED, is_intact, load_backbone, seal
+from fastretina.models.weights import UNSEALED, is_intact, load_exactly, seal
 from fastretina.packing.preprocessing import UNPREPARED, Preparation
 from fastretina.system.files import write_atomically
 from fastretina.version import __version__
@@ -125,7 +125,7 @@ def load_grader(path: Path) -> tuple[nn.Module, Grader]:
     """The model (channels-last, in evaluation mode, on the CPU) and its metadata. Raises CheckpointError as `read_grader` does."""
     grader = read_grader(path)
     model = build_model(grader.arch, grader.grading.outputs)
-    load_backbone(model, read_tensors(path), path)
+    load_exactly(model, read_tensors(path), path)
     return model.eval(), grader
 
 

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastretina.beton.jpeg import read_header, verdict
 from fastretina.errors import JpegError
 from fastretina.models.checkpoint import Grader
+from fastretina.packing.folder import walk
 from fastretina.packing.inspect import read_file
-from fastretina.packing.labels.images import EXTENSIONS
 from fastretina.packing.preprocessing import UNPREPARED, Preparation
 from fastretina.packing.reencode import square
 
@@ -30,10 +28,11 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass
 class Tally:
-    """How many images were graded, and how many could not be."""
+    """How many images were graded, how many could not be, and what lay beside them, by kind."""
 
     graded: int = 0
     bad: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -41,68 +40,72 @@ class Tally:
         """Images graded a second, since the start."""
         return self.graded / max(1e-9, time.perf_counter() - self.started)
 
-    def reject(self, path: Path, reason: str) -> None:
-        """Count and report a bad image."""
-        self.bad += 1
-        print(f"error: {path}: {reason}", file=sys.stderr, flush=True)
+
+class Photograph(NamedTuple):
+    """Either `pixels`, (size, size, 3) uint8 RGB, and what was `done` to it; or an `error`, which prevents it."""
+
+    path: Path
+    pixels: Pixels | None = None
+    done: tuple[str, ...] = ()
+    error: str = ""
 
 
-def photographs(given: Iterable[Path], tally: Tally) -> Iterator[Path]:
-    """The images to grade, folder by folder in the order of names; hidden files and folders are left out."""
+def photographs(given: Iterable[Path], tally: Tally, follow_links: bool = False) -> list[Photograph]:
+    """Those to grade, without pixels, folder by folder in the order of names; a folder where there are none, with its error."""
+    found = []
     for path in given:
         if not path.is_dir():
-            yield path  # whatever it is called; reading it will tell
+            found.append(Photograph(path))  # whatever it is called; reading it will tell
             continue
-        found = False
-        walk = os.walk(path, onerror=lambda error: tally.reject(Path(error.filename), error.strerror or "cannot be listed"))
-        for folder, folders, names in walk:
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(names):
-                if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                    found = True
-                    yield Path(folder, name)
-        if not found:
-            tally.reject(path, f"no image in this folder (looked for {', '.join(EXTENSIONS)})")
+        folder = walk(path, follow_links)
+        tally.left_out += folder.left_out
+        found += [Photograph(image) for image in folder.images]
+        found += [Photograph(place, error=f"cannot be searched: {reason}") for place, reason in folder.unlisted]
+        if not folder.images and not folder.unlisted:
+            found.append(Photograph(path, error="no photograph in this folder"))
+    return found
 
 
 def prepared(
-    files: Iterable[Path], size: int, workers: int, ahead: int, tally: Tally, preparation: Preparation = UNPREPARED
-) -> Iterator[tuple[Path, Pixels]]:
-    """(size, size, 3) pixels of each good image, in order, at most `ahead` in memory. Bad ones are reported and left out."""
-    waiting: deque[tuple[Path, Future[Pixels]]] = deque()
+    files: Iterable[Photograph], size: int, workers: int, ahead: int, tally: Tally, preparation: Preparation = UNPREPARED
+) -> Generator[Photograph]:
+    """Each with its pixels or its error, in order, at most `ahead` in memory. Bad ones are counted and reported."""
+    waiting: deque[tuple[Photograph, Future[tuple[Pixels, tuple[str, ...]]] | None]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for path in files:
-                waiting.append((path, pool.submit(prepare, path, size, preparation)))
+            for one in files:
+                waiting.append((one, None if one.error else pool.submit(prepare, one.path, size, preparation)))
                 if len(waiting) >= ahead:
-                    yield from _first(waiting, tally)
+                    yield _first(waiting, tally)
             while waiting:
-                yield from _first(waiting, tally)
+                yield _first(waiting, tally)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _first(waiting: deque[tuple[Path, Future[Pixels]]], tally: Tally) -> Iterator[tuple[Path, Pixels]]:
-    path, future = waiting.popleft()
-    try:
-        yield path, future.result()
-    except (JpegError, OSError, MemoryError) as error:
-        tally.reject(path, str(error) or "not enough memory to decode it")
+def _first(waiting: deque[tuple[Photograph, Future[tuple[Pixels, tuple[str, ...]]] | None]], tally: Tally) -> Photograph:
+    one, future = waiting.popleft()
+    if future is not None:
+        try:
+            pixels, done = future.result()
+            return one._replace(pixels=pixels, done=done)
+        except (JpegError, OSError, MemoryError) as error:
+            one = one._replace(error=str(error) or "not enough memory to decode it")
+    tally.bad += 1
+    print(f"error: {one.path}: {one.error}", file=sys.stderr, flush=True)
+    return one
 
 
-def prepare(path: Path, size: int, preparation: Preparation = UNPREPARED) -> Pixels:
-    """(size, size, 3) RGB pixels of an image file, as the packer would make them. JpegError for undecodable and malicious ones."""
-    data = read_file(str(path))
-    if data[:2] == b"\xff\xd8":
-        found = verdict(read_header(data), size)
-        if found.action == "reject":
-            raise JpegError(found.reason)
-    return np.asarray(square(data, size, preparation))
+def prepare(path: Path, size: int, preparation: Preparation = UNPREPARED) -> tuple[Pixels, tuple[str, ...]]:
+    """(size, size, 3) RGB pixels of an image file, as the packer would make them, and what was done to it.
+
+    Where there is nothing to crop to the whole frame is shown, and said so. JpegError for undecodable and malicious files.
+    """
+    made = square(read_file(str(path)), size, preparation)
+    return np.asarray(made.image), made.done + made.notes
 
 
-def normalised(prepared: Iterator[tuple[Path, Pixels]], grader: Grader, batch_size: int) -> Iterator[tuple[list[Path], Tensor]]:
-    """Paths and (B, 3, R, R) float32 images, batch by batch."""
+def normalised(pixels: Sequence[Pixels], grader: Grader) -> Tensor:
+    """(B, 3, R, R) float32 images of a batch."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (grader.mean, grader.std))
-    while batch := list(islice(prepared, batch_size)):
-        paths, pixels = zip(*batch, strict=True)
-        yield list(paths), (torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255.0 - mean) / std
+    return (torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255.0 - mean) / std

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fastretina.errors import UsageError
+from fastretina.errors import CheckpointError, UsageError
 from fastretina.models.heads import head_layer
 from fastretina.models.options import BACKBONES
-from fastretina.models.weights import load_backbone, read_weights, weights_file
+from fastretina.models.weights import read_weights, weights_file
+from fastretina.models.wrappings import PREFIXES, Stored, backbone_names, differing, is_known, load_behind, prefixes_of
 
 
 def build_model(arch: str = "resnet18", num_classes: int = 5, weights: str | Path | None = None) -> nn.Module:
@@ -19,9 +20,7 @@ def build_model(arch: str = "resnet18", num_classes: int = 5, weights: str | Pat
 
     Args:
         arch: one of `options.BACKBONES`.
-        weights: None for torch's random initialisation (set the seed before); one of torchvision's names, such as
-            `IMAGENET1K_V1`, fetched once by torch.hub; or a .pth/.safetensors file with torchvision's keys. A head
-            of another size is replaced by a new one.
+        weights: None for torch's random initialisation (set the seed before); or what `load_initial` takes.
         num_classes: units of the last layer; see `fastretina.models.heads` for what they may mean.
 
     Input: (B, 3, H, W) float, normalised by `fastretina.loading.augment`'s mean and deviation. Output: (B, num_classes) logits.
@@ -33,9 +32,59 @@ def build_model(arch: str = "resnet18", num_classes: int = 5, weights: str | Pat
     module, function = BACKBONES[arch].builder.split(":")
     model: nn.Module = getattr(import_module(module), function)(num_classes=num_classes)
     if weights is not None:
-        path = weights_file(arch, weights)
-        load_backbone(model, read_weights(path), path)
+        load_initial(model, arch, weights)
     return model.to(memory_format=torch.channels_last)
+
+
+def load_initial(model: nn.Module, arch: str, weights: str | Path) -> str:
+    """Copy weights to start from into a model of `arch`. Returns the file, and how it was understood, in words.
+
+    weights: one of torchvision's names, such as `IMAGENET1K_V1`, fetched once by torch.hub; or a .pth/.safetensors file with
+    torchvision's names of the tensors, also behind the prefixes and in the containers of `wrappings`. The backbone must be all
+    there. The head stays as it is where the file has none, or one of another size; what is beside them is left out.
+
+    Raises CheckpointError for weights that cannot be had or do not fit, and says which architecture they would.
+    """
+    path = weights_file(arch, weights)
+    stored = read_weights(path)
+    everywhere = prefixes_of(model, stored)
+    known = [prefix for prefix in everywhere if is_known(prefix)]
+    if len(known) > 1:
+        choice = " and ".join(repr(prefix) for prefix in known)
+        raise CheckpointError(f"{path}: holds a whole {arch} more than once, behind {choice}: save the one that you mean by itself")
+    reason = differing(model, stored.behind(known[0])) if known else _misfit(model, stored)
+    if reason is None:
+        note = load_behind(model, stored, known[0])
+        return f"{path} ({note})" if note else str(path)
+    others = [other for other in BACKBONES if other != arch and _fits(other, stored)]
+    if others:
+        way_out = f"They are those of a {' or '.join(others)} (--arch {others[0]})"
+    elif everywhere and not known:
+        way_out = f"A whole {arch} stands behind {' and '.join(everywhere)}: save that part by itself"
+    else:
+        way_out = (
+            f"torchvision's names of one of {', '.join(BACKBONES)} are expected (--arch), as they are or behind any of "
+            f"{', '.join(f'{prefix}.' for prefix in PREFIXES)}"
+        )
+    raise CheckpointError(f"{path}: not the weights of a {arch}: {reason} ({stored}). {way_out}")
+
+
+def _misfit(model: nn.Module, stored: Stored) -> str:
+    """What is missing, or else too much, behind the known prefix that has most of the model's names."""
+    own, all_own = backbone_names(model), model.state_dict().keys()
+    parts = {name.split(".")[0] for name in own}
+    prefixes = {name.removesuffix(own[0]) for name in stored.tensors if name.endswith(own[0])}
+    tried = [stored.behind(prefix).keys() for prefix in sorted({"", *filter(is_known, prefixes)})]
+    best = max(tried, key=lambda names: len(names & all_own))
+    if missing := [name for name in own if name not in best]:
+        return f"it lacks {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+    return f"it also has {next(name for name in best if name not in all_own and name.split('.')[0] in parts)}"
+
+
+def _fits(arch: str, stored: Stored) -> bool:
+    with torch.device("meta"):
+        model = build_model(arch)
+    return any(is_known(one) and differing(model, stored.behind(one)) is None for one in prefixes_of(model, stored))
 
 
 def freeze_backbone(model: nn.Module, frozen: bool) -> None:

@@ -6,6 +6,7 @@ metadata entry, the crc32 of the file as it is with eight zeros in its place.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import re
 import socket
@@ -13,6 +14,7 @@ import sys
 import warnings
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,44 +25,41 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fastretina.errors import CheckpointError, UsageError
-from fastretina.models.heads import head_layer
+from fastretina.models.wrappings import Stored
 
 # torchvision's names end in the first 8 or more digits of the file's sha256. All decimal is taken for a date, not a digest.
 DIGEST = re.compile(r"-(?!\d+\.)([0-9a-f]{8,64})\.(?:pth|pt|safetensors)$")
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
 _ZEROS = "0" * 8
 UNSEALED = {"crc32": _ZEROS}  # goes into the metadata before `seal`
+# In what torch says of a pickle that it refuses: the class or function that is not among those it knows, or what else is wrong.
+_FOREIGN = re.compile(r"\bGLOBAL (\S+)")
+_UNPICKLING = re.compile(r"(?<=WeightsUnpickler error: )[^\n]+")
+_FIRST_LINE = re.compile(r"\S[^\n]*")
 _SEAL = re.compile(rb'"crc32":"([0-9a-f]{8})"')  # quotes inside other values are escaped: they never look like this
 
 
-def load_backbone(model: nn.Module, state: dict[str, Tensor], source: Path) -> None:
-    """Copy `state` into `model`; a head of another size stays out. CheckpointError where other keys or shapes differ."""
+def load_exactly(model: nn.Module, state: dict[str, Tensor], source: Path) -> None:
+    """Copy `state`, of a checkpoint of our own, into the model that it is of. CheckpointError where a name or a shape differs."""
     own = model.state_dict()
-    name, head = head_layer(model)
-    if (theirs := state.get(f"{name}.weight")) is not None and theirs.shape != head.weight.shape:
-        state = {**state, **{key: value for key, value in own.items() if key.startswith(f"{name}.")}}
-    # Old torchvision files lack this counter, which only a BatchNorm without momentum would read.
-    state = {**{key: value for key, value in own.items() if key.endswith("num_batches_tracked")}, **state}
-    missing, foreign = own.keys() - state.keys(), state.keys() - own.keys()
-    if missing or foreign:
-        example = ", ".join([f"lacks {key}" for key in sorted(missing)[:2]] + [f"has {key}" for key in sorted(foreign)[:2]])
-        raise CheckpointError(
-            f"{source}: these weights are not of this architecture ({example}); give the --arch they were made with"
-        )
-    for key, value in state.items():
-        if value.shape != own[key].shape:
+    for name in sorted(own.keys() | state.keys()):
+        if name not in own or name not in state:
             raise CheckpointError(
-                f"{source}: {key} has shape {tuple(value.shape)}, the model needs {tuple(own[key].shape)}; "
-                "give the --arch the weights were made with"
+                f"{source}: {'lacks' if name in own else 'has'} {name}: not of the network that its metadata name"
+            )
+        if own[name].shape != state[name].shape:
+            raise CheckpointError(
+                f"{source}: {name} has shape {tuple(state[name].shape)}, the network that its metadata name needs "
+                f"{tuple(own[name].shape)}"
             )
     model.load_state_dict(state)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a .safetensors, .pth or .pt file of named tensors; runs no code from it. Checked by the digest in its
-    name and by its seal, if it has them.
+def read_weights(path: Path) -> Stored:
+    """Read named tensors, out of their containers, from a .safetensors file or one of torch.save; runs no code from it. Checked by
+    the digest in its name and by its seal, if it has them.
 
-    Raises CheckpointError naming the file: missing, corrupt, other bytes than its name promises, or not a dictionary of tensors.
+    Raises CheckpointError naming the file: missing, corrupt, other bytes than its name promises, or without tensors by name.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such weights file")
@@ -78,26 +77,31 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             data = path.read_bytes()
             if is_intact(data) is False:
                 raise CheckpointError(f"{path}: corrupt: its checksum is wrong")
-            return safetensors.torch.load(data)
+            return Stored(safetensors.torch.load(data))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: not a safetensors file, or corrupt: {error}") from error
-    state = load_safely(path)
-    if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
-        raise CheckpointError(
-            f"{path}: must hold one dictionary of tensors under torchvision's names, such as torch.save(model.state_dict())"
-        )
-    return state
+    # timm and others put their arguments beside the weights. A Namespace only holds attributes, themselves of what may be read
+    # anywhere; a pickle that gives it a method of its choice can only take one of the functions that it could call anyway.
+    return Stored.of(load_safely(path, [argparse.Namespace]), path)
 
 
-def load_safely(path: Path) -> Any:
-    """`torch.load` on the CPU with weights_only=True: tensors and plain values, never code. CheckpointError naming the file."""
+def load_safely(path: Path, also: Sequence[type] = ()) -> Any:
+    """`torch.load` on the CPU with weights_only=True: tensors and plain values, never code. CheckpointError naming the file.
+
+    also: classes of which it may hold objects.
+    """
     refuse_inflating(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(also)):
             warnings.simplefilter("ignore")  # torch remarks on foreign pickles before it refuses them; the error says it
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # corrupt bytes make torch raise anything: struct.error, IndexError, UnpicklingError, RuntimeError
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if (foreign := _FOREIGN.search(str(error))) is not None:
+            raise CheckpointError(
+                f"{path}: cannot be read safely: it holds an object of {foreign[1]}, and only tensors and plain values are read. "
+                "Whoever made it can save the weights by themselves: torch.save(model.state_dict(), FILE)"
+            ) from error
+        reason = (_UNPICKLING.search(str(error)) or _FIRST_LINE.search(str(error)) or [type(error).__name__])[0]
         raise CheckpointError(f"{path}: corrupt, or not a file that can be read safely: {reason}") from error
 
 

@@ -73,9 +73,11 @@ class PackConfig:
     """What an unusable image does: stop, or be left out and listed in OUT.skipped.csv."""
     max_bad: str = "0.5%"
     """With --on-bad skip: stop after all if more images than this are bad (a percentage of the rows, or a count)."""
+    check: bool = True
+    """Decode every JPEG that passes through, too: one of which a part is lost, or that shows nothing (dark all over, of one colour)
+    is a bad image. What is re-encoded is always checked. Without it packing is several times as fast."""
     verify: bool = False
-    """Also decode every JPEG that passes through. Off by default: packing takes several times as long, and little corruption is
-    found, because most flipped bits decode without complaint; the checksums that the .beton carries find all later ones."""
+    """The old name of --check, which is the default now."""
     crop: Crop = "none"
     """fundus: find the retina's disc and crop to its square, so that it fills every image whatever the camera. Re-encodes all."""
     contrast: Contrast = "none"
@@ -90,7 +92,7 @@ class PackConfig:
         """What --crop and --contrast ask for."""
         return Preparation(self.crop, self.contrast)
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """UsageError naming a flag whose value cannot be; which flags go together is for the layouts of labels to say."""
         if not 16 <= self.size <= MAX_SIDE:
             raise UsageError(f"--size {self.size}: from 16 to {MAX_SIDE} pixels")
@@ -98,6 +100,8 @@ class PackConfig:
             raise UsageError(f"--workers {self.workers}: from 1 to 1024")
         if self.on_bad not in ("error", "skip"):
             raise UsageError(f"--on-bad {self.on_bad}: error or skip")
+        if self.verify and not self.check:
+            raise UsageError("--verify and --no-check: give one of them")
         if self.shards is not None and (self.shard is not None or not 1 <= self.shards <= MAX_SHARDS):
             raise UsageError(f"--shards {self.shards}: from 1 to {MAX_SHARDS}, and not together with --shard")
         if self.shard is not None:

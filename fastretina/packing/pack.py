@@ -60,7 +60,7 @@ class _File:
 def pack(config: PackConfig, *, progress: bool = False) -> PackSummary:
     """`write_beton` for a configuration that is already there. Raises the same."""
     started = time.perf_counter()
-    config.check()
+    config.validate()
     layout = layout_of(config)
     # A machine that packs one shard needs only the images of that one; those missing from its own rows stop it later.
     table = layout.read(config, config.on_bad == "skip" or config.shard is not None)
@@ -109,6 +109,8 @@ def pack(config: PackConfig, *, progress: bool = False) -> PackSummary:
         splits=counted,
         bytes=total.bytes,
         seconds=time.perf_counter() - started,
+        checked=config.check,
+        image_notes=dict(sorted(total.notes.items())),
         notes=(*notes, *twin_notes(total, table)),
     )
 
@@ -142,6 +144,7 @@ def _write(
             _check_bad(config, table, row, image.reason, tally.bad > allowed)
         else:
             tally.reencoded[image.reason] += 1
+            tally.notes.update(image.notes)
             tally.grades[grade] += 1
             number, text, size = int(table.ids[row]), [column[row] for column in columns], config.size
             tally.packed.append(number)

@@ -1,7 +1,7 @@
 """Every row's image as the bytes that go into the .beton, in the order of the table.
 
-Threads read the files and walk their headers, processes re-encode what cannot pass through, and results come in order, so that
-they do not depend on how many of either there are.
+Threads read the files, walk their headers and check what passes through, processes re-encode the rest, and results come in order,
+so that they do not depend on how many of either there are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from fastretina.packing.reencode import Reencoded, ReencodePool, WorkerDied
 
 _CHUNK = 32  # images a thread reads at a time
 _AHEAD = 4  # chunks in flight for each worker
-WHOLE_FRAME = ", whole frame"  # the end of a reason for re-encoding: the disc's rim is out of sight, there was nothing to crop to
 
 
 def packed_images(config: PackConfig, table: LabelTable, rows: range) -> Generator[Source]:
@@ -32,7 +31,7 @@ def packed_images(config: PackConfig, table: LabelTable, rows: range) -> Generat
         return [
             Source(None, 0, reason, bad=True)
             if (reason := table.problems.get(row) or table.left_out.get(row))
-            else inspect(table.paths[row], config.size, config.verify, config.preparation)
+            else inspect(table.paths[row], config.size, config.check, config.preparation)
             for row in rows[start - rows.start :][:_CHUNK]
         ]
 
@@ -70,4 +69,4 @@ def packed_images(config: PackConfig, table: LabelTable, rows: range) -> Generat
 def _finished(answer: Reencoded | str, reason: str) -> Source:
     if isinstance(answer, str):
         return Source(None, 0, answer, bad=True)
-    return Source(answer.jpeg, zlib.crc32(answer.jpeg), reason + (WHOLE_FRAME if answer.whole_frame else ""))
+    return Source(answer.jpeg, zlib.crc32(answer.jpeg), reason, notes=answer.notes)

@@ -20,19 +20,26 @@ import warnings
 from collections import deque
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+import numpy.typing as npt
+from PIL import Image
 
-from fastretina.beton.jpeg import DEFAULT_LIMITS
 from fastretina.errors import ConvertError, JpegError
+from fastretina.packing.decode import Picture, decode
 from fastretina.packing.inspect import read_file
 from fastretina.packing.preprocessing import UNPREPARED, Preparation
 
+if TYPE_CHECKING:
+    from fastretina.packing.fundus import Disc
+
 QUALITY = 95
 SUBSAMPLING = "4:4:4"  # full colour resolution: a microaneurysm is a red dot two or three pixels wide
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM")
+_NO_CROP = {
+    "whole frame": "nothing to crop to: the rim of the retina's disc is out of sight",
+    "two eyes": "nothing to crop to: it shows two eyes",
+}
 _LAST_WORDS = 1.0  # seconds for a worker that has failed to print its traceback
 _QUEUED = 2  # images in a worker's hands: the one it is at, and the next
 _SPARE = 2.0  # times the final size that decoding to 1/2, 1/4 or 1/8 must leave, so that Lanczos does the last step
@@ -42,76 +49,67 @@ _SPARE_OF_DISC = 1.5
 
 
 class Reencoded(NamedTuple):
-    """A JPEG file, and whether it shows the whole frame although a crop was asked for, the disc's rim being out of sight."""
+    """A JPEG file, and what is to be told of the image besides, in words that are always the same."""
 
     jpeg: bytes
-    whole_frame: bool
+    notes: tuple[str, ...] = ()
+
+
+class Square(NamedTuple):
+    """`image`: RGB, SIZE x SIZE. done: what was done to the photograph, in words that are always the same. notes: as `Picture`.
+
+    no_crop: why there was nothing to crop to, "whole frame" or "two eyes"; "" where it was cropped or nobody asked for that.
+    """
+
+    image: Image.Image
+    done: tuple[str, ...]
+    notes: tuple[str, ...]
+    no_crop: str = ""
 
 
 def reencode(data: bytes, size: int, preparation: Preparation = UNPREPARED) -> Reencoded:
-    """Any image that Pillow reads, as a baseline YCbCr JPEG of `size` x `size` pixels, quality 95, 4:4:4. Raises as `square`."""
-    image, whole_frame = _square(data, size, preparation)
+    """Any image that can be read, as a baseline YCbCr JPEG of `size` x `size` pixels, quality 95, 4:4:4.
+
+    Raises as `square`, and JpegError where there is nothing to crop to: a file in which some images show the disc and some the
+    whole frame would teach a network the difference.
+    """
+    made = square(data, size, preparation)
+    if made.no_crop:
+        raise JpegError(f"{_NO_CROP.get(made.no_crop, made.no_crop)}; pack without --crop fundus, which letterboxes all images")
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=QUALITY, subsampling=SUBSAMPLING)
-    return Reencoded(out.getvalue(), whole_frame)
+    made.image.save(out, "JPEG", quality=QUALITY, subsampling=SUBSAMPLING)
+    return Reencoded(out.getvalue(), made.notes)
 
 
-def square(data: bytes, size: int, preparation: Preparation = UNPREPARED) -> Image.Image:
-    """Any image that Pillow reads, upright, RGB, `size` x `size` pixels: letterboxed, or as `preparation` says.
+def square(data: bytes, size: int, preparation: Preparation = UNPREPARED) -> Square:
+    """Any image that can be read, upright, RGB, `size` x `size` pixels: letterboxed, or as `preparation` says.
 
-    Transparency becomes black, 16-bit grey is scaled to 8 bits, EXIF orientation is applied, colour profiles are ignored
-    (they are for the images that pass through, too). Where the rim of the retina's disc is out of sight there is nothing to
-    crop to, and the whole frame is letterboxed.
+    Transparency becomes black, 16 bits are scaled to 8, EXIF orientation and colour profiles are applied; a JPEG that would pass
+    through is shown as it is. Where there is nothing to crop to, the whole frame is letterboxed.
 
     Raises:
-        JpegError: undecodable, truncated, past the limits of `fastretina.beton.jpeg`; dark all over, where a retina is prepared.
+        JpegError: as `decode.decode`; dark all over, where a retina is prepared.
     """
-    return _square(data, size, preparation)[0]
+    if preparation.crop == "none":
+        picture = decode(data, longer=_SPARE * size, passes_at=0 if preparation else size)
+        image, done, no_crop = _letterbox(picture.image, size), _done(picture.image, size), ""
+    else:
+        picture = decode(data, longer=_SPARE * size, shorter=_SPARE_OF_DISC * size)
+        image, no_crop = _cropped(data, size, picture)
+        done = no_crop or "cropped"
+    if preparation.contrast == "local":
+        from fastretina.packing.fundus import local_contrast  # not before: see _cropped
+
+        pixels = np.asarray(image)
+        disc = _disc(pixels)
+        image = Image.fromarray(local_contrast(pixels, None if isinstance(disc, str) else disc))
+    return Square(image, (done,) if preparation.contrast == "none" else (done, "local contrast"), picture.notes, no_crop)
 
 
-def _square(data: bytes, size: int, preparation: Preparation) -> tuple[Image.Image, bool]:
-    """`square`, and whether a crop was asked for but the whole frame kept."""
-    try:
-        if preparation.crop == "none":
-            image, cropped = _letterbox(_decode(data, longer=_SPARE * size)[0], size), True
-        else:
-            image, cropped = _cropped(data, size)
-        if preparation.contrast == "local":
-            from fastretina.packing.fundus import find_disc, local_contrast  # not before: see _cropped
-
-            pixels = np.asarray(image)
-            image = Image.fromarray(local_contrast(pixels, find_disc(pixels)))
-        return image, not cropped
-    except JpegError:
-        raise
-    except UnidentifiedImageError:
-        raise JpegError("not an image of a known kind" if data else "empty file (0 bytes)") from None
-    except Exception as error:  # Pillow raises whatever its plug-ins meet: OSError, SyntaxError, ValueError, struct.error
-        raise JpegError(f"cannot be decoded: {error or type(error).__name__}") from None
-
-
-def _decode(data: bytes, longer: float, shorter: float = 0) -> tuple[Image.Image, bool]:
-    """Upright and RGB, and whether shrunk: JPEGs decode to 1/2, 1/4 or 1/8 for free. Each side keeps at least so many px."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        width, height = image.size
-        limits = DEFAULT_LIMITS
-        if max(width, height) > limits.side or width * height > limits.pixels:
-            raise JpegError(f"claims {width} x {height} pixels, past the limit")
-        scale = max(longer / max(width, height), shorter / min(width, height))
-        image.draft(None, (max(1, round(scale * width)), max(1, round(scale * height))))
-        return _rgb(ImageOps.exif_transpose(image)), image.size != (width, height)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise JpegError(f"{image.mode}-mode pixels (32 bits) have no defined white; save it with 8 or 16 bits")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer).convert("RGB")
-    return image.convert("RGB")
+def _done(image: Image.Image, size: int) -> str:
+    if image.width != image.height:
+        return "letterboxed"
+    return "as it was" if image.width == size else "scaled"
 
 
 def _letterbox(image: Image.Image, size: int) -> Image.Image:
@@ -127,19 +125,31 @@ def _letterbox(image: Image.Image, size: int) -> Image.Image:
     return canvas
 
 
-def _cropped(data: bytes, size: int) -> tuple[Image.Image, bool]:
-    """The square of the retina's disc, True; or, its rim out of sight, the whole frame, letterboxed, False."""
+def _cropped(data: bytes, size: int, picture: Picture) -> tuple[Image.Image, str]:
+    """The square of the retina's disc; or the whole frame, letterboxed, and why."""
     # OpenCV takes 0.2 s to import: as long as packing 2,000 images that pass through. Only those wait for it who need it.
-    from fastretina.packing.fundus import crop_to_disc, find_disc
+    from fastretina.packing.fundus import crop_to_disc
 
-    image, shrunk = _decode(data, longer=_SPARE * size, shorter=_SPARE_OF_DISC * size)
-    disc = find_disc(np.asarray(image))
-    if shrunk and disc is not None and (missing := _SPARE_OF_DISC * size / (2 * disc.radius)) > 1:
-        image, _ = _decode(data, longer=missing * max(image.size))  # a small disc in a large frame
-        disc = find_disc(np.asarray(image))
-    if disc is None:
-        return _letterbox(image, size), False
-    return Image.fromarray(crop_to_disc(np.asarray(image), disc, size)), True
+    image = picture.image
+    disc = _disc(np.asarray(image))
+    if picture.shrunk and not isinstance(disc, str) and (missing := _SPARE_OF_DISC * size / (2 * disc.radius)) > 1:
+        image = decode(data, longer=missing * max(image.size)).image  # a small disc in a large frame
+        disc = _disc(np.asarray(image))
+    if isinstance(disc, str):
+        return _letterbox(image, size), disc
+    return Image.fromarray(crop_to_disc(np.asarray(image), disc, size)), ""
+
+
+def _disc(pixels: npt.NDArray[np.uint8]) -> Disc | str:
+    """The retina's disc, or in a word why there is nothing to crop to. JpegError: the image is dark all over."""
+    from fastretina.packing.fundus import find_disc
+
+    try:
+        return find_disc(pixels) or "whole frame"
+    except JpegError as error:
+        if (word := getattr(error, "word", None)) is None:
+            raise
+        return str(word)
 
 
 # ---- worker processes ------------------------------------------------------------------------------------------------
@@ -150,7 +160,6 @@ def serve(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     warnings.simplefilter("ignore")  # odd metadata is not worth a line of anybody's terminal
     Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before decoding, and does not only warn
-    PngImagePlugin.MAX_TEXT_MEMORY = DEFAULT_LIMITS.app_bytes
     with Connection(descriptor) as pipe:
         while True:
             try:

@@ -33,6 +33,7 @@ class Tally:
     bytes: int = 0
     passed: int = 0
     reencoded: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)  # of images
     grades: Counter[int] = field(default_factory=Counter)
     skipped: list[tuple[int, str, str]] = field(default_factory=list)
     bad: int = 0
@@ -45,6 +46,7 @@ class Tally:
         self.bytes += other.bytes
         self.passed += other.passed
         self.reencoded += other.reencoded
+        self.notes += other.notes
         self.grades += other.grades
         self.skipped += other.skipped
         self.bad += other.bad
@@ -86,7 +88,9 @@ def twin_notes(tally: Tally, table: LabelTable) -> list[str]:
 
 @dataclass(frozen=True)
 class PackSummary:
-    """What was packed. Sizes in bytes; `reencoded` counts by reason; `grades` are the counts by class.
+    """What was packed. Sizes in bytes; `reencoded` counts by reason, `image_notes` what else there is to tell of images.
+
+    checked: what passed through was decoded and looked at, too. grades: the counts by class.
 
     patients: how many people, None where unknown for some image. shared_patients: those also in the lab layout's other split, None
     where that is unknown, or there is none.
@@ -105,6 +109,8 @@ class PackSummary:
     splits: Mapping[str, tuple[int, ...]]  # the counts by class of each, where the table was divided
     bytes: int
     seconds: float
+    checked: bool
+    image_notes: Mapping[str, int]
     notes: tuple[str, ...]
 
     @property
@@ -117,13 +123,14 @@ class PackSummary:
         each = self.bytes / max(1, self.images) / 1e3
         lines = [
             f"{self.out}: {self.images:,} images, {self.bytes / 1e6:,.1f} MB ({each:.1f} KB each)",
-            f"  passed through byte for byte: {self.passed:,}",
+            f"  passed through byte for byte: {self.passed:,} ({'decoded and looked at' if self.checked else 'not checked'})",
             f"  re-encoded at quality {QUALITY}, {SUBSAMPLING}: {sum(self.reencoded.values()):,}"
             + (f" ({reasons})" if reasons else ""),
             f"  skipped: {self.skipped:,}" + self._skipped(),
             f"  classes: {self.classes}",
             f"  images by {self.classes.noun}: {self._shares(self.grades)}",
             *(f"  {name}: {sum(counts):,} images; {self._shares(counts)}" for name, counts in self.splits.items()),
+            *(f"  {note}: {count:,}" for note, count in self.image_notes.items()),
             *(f"  {note}" for note in self.notes),
         ]
         return "\n".join([*lines, f"  {self.seconds:.2f} s, {self.rows / max(self.seconds, 1e-9):,.0f} images/s"])

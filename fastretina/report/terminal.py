@@ -26,6 +26,7 @@ def header(config: TrainConfig, run: Run, folder: RunFolder) -> str:
     lines = [
         f"fastretina {__version__}: {config.arch} ({info.parameters / 1e6:.1f} M parameters), {start}, {config.resolution} px, "
         f"{config.optimizer} {config.learning_rate:g} {config.schedule}, batch {config.batch_size}, seed {config.seed}",
+        *([f"weights    {info.start}"] if config.weights else []),
         *_batch_lines(config, run.training.world),
         f"device     {info.device}",
         f"precision  {info.precision_note}",

@@ -20,9 +20,10 @@ from fastretina.metrics.table import headline, metrics_for
 from fastretina.models.checkpoint import Grader
 from fastretina.models.heads import Loss, head_for
 from fastretina.models.precision import Precision, bf16_speedup, choose_precision, device_name
-from fastretina.models.resnet import build_model
+from fastretina.models.resnet import build_model, load_initial
 from fastretina.packing.preprocessing import common_preparation
 from fastretina.system.cuda import training_bytes
+from fastretina.training.batchnorm_values import refuse_single_values
 from fastretina.training.compile import CompileChoice, StepForward, choose_compile
 from fastretina.training.config import TrainConfig
 from fastretina.training.data import Growth, decoding, image_dtype, make_loader, open_data
@@ -71,7 +72,11 @@ def build_run(
     config = replace(config, select_by=selection_metric(config.select_by, classes))
     head = head_for(config.head, classes)
     # Made before the loaders: weights that cannot be had should not cost a decoding of the data set.
-    model = build_model(config.arch, head.outputs, config.weights).to(world.device)
+    model = build_model(config.arch, head.outputs)
+    start = "from scratch" if config.weights is None else load_initial(model, config.arch, config.weights)
+    model.to(world.device)
+    begun = 0 if state is None else int(state["progress"]["epoch"])
+    refuse_single_values(config, model, len(data["train"]), world.size, begun)
     largest = -(-config.batch_size // world.size), 3, config.resolution, config.resolution  # of a rank's steps
     began = None if state is None else state.get("precision")
     precision = world.decided(
@@ -92,7 +97,6 @@ def build_run(
 
     growth = stack.enter_context(closing(Growth(config, lambda resolution: loader("train", resolution))))
     evaluated = {name: stack.enter_context(loader(name, config.resolution)) for name in data if name != "train"}
-    begun = 0 if state is None else int(state["progress"]["epoch"])
     steps = (config.epochs - begun) * len(growth(0))  # made here, by all ranks: they share what it keeps
     compiling = world.decided(lambda: compile_choice(config, model, world, steps))
     info = RunInfo(
@@ -102,6 +106,7 @@ def build_run(
         amp_dtype=precision.name,
         precision_note=precision.note,
         loader=growth(0).description,
+        start=start,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         classes=classes,
         test_set=data["test"],

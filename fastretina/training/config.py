@@ -115,6 +115,10 @@ class Recipe:
         """The epoch (from 0) that begins the second phase, from the best weights so far; None for a schedule without one."""
         return (self.epochs + 1) // 2 if self.schedule == "two-phase" and self.epochs > 1 else None
 
+    def side(self, epoch: int) -> int:
+        """Of the square that the network sees in this epoch (from 0), px."""
+        return self.grow_from if self.grow_from is not None and epoch < self.epochs // 2 else self.resolution
+
 
 @dataclass(frozen=True)
 class TrainConfig(Recipe):

@@ -170,8 +170,7 @@ class Growth:
         self._loader: Loader | None = None
 
     def __call__(self, epoch: int) -> Loader:
-        config = self._config
-        side = config.grow_from if config.grow_from is not None and epoch < config.epochs // 2 else config.resolution
+        side = self._config.side(epoch)
         if self._loader is None or side != self.side:
             before, self.side, self._loader = self._loader, side, self._make(side)
             if before is not None:

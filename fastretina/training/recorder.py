@@ -11,7 +11,7 @@ from torch import Tensor
 from fastretina.errors import RunError
 from fastretina.metrics.predictions import write_predictions
 from fastretina.models.checkpoint import Grader, read_tensors, save_grader
-from fastretina.models.weights import load_backbone
+from fastretina.models.weights import load_exactly
 from fastretina.system.files import write_csv, write_json
 from fastretina.training.loop import Callbacks, Training
 from fastretina.training.progress import EpochRecord, Progress
@@ -101,7 +101,7 @@ class Recorder(Callbacks):
 
     def load_best(self) -> None:
         """Load best.safetensors into the model; an average of the weights begins anew from it."""
-        load_backbone(self.training.model, read_tensors(self.run.best), self.run.best)
+        load_exactly(self.training.model, read_tensors(self.run.best), self.run.best)
         if self.training.average is not None:
             self.training.average.restart(self.training.model)
 

@@ -93,6 +93,7 @@ class RunInfo:
 
     test_set: the open file of the test set: it says whose eye an image is, and the report shows some of the images.
     selection_metric: the metric that the best epoch is chosen by, by its name in metrics.json.
+    start: the weights that it begins with, and how their file was understood.
     """
 
     settings: Mapping[str, Any]
@@ -105,6 +106,7 @@ class RunInfo:
     classes: Classes
     selection_metric: str
     test_set: Beton | None = None
+    start: str = "from scratch"
 
     @property
     def selected_on(self) -> str:

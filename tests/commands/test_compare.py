@@ -164,7 +164,8 @@ def test_weights_that_do_not_fit_an_architecture_are_refused_before_anything_is_
         train=tiny_betons.train, test=tiny_betons.test, weights=f"none,{weights}", out=tmp_path / "compare", **SMALL
     )
     with pytest.raises(
-        CheckpointError, match=r"first\.pth for resnet50: .*not of this architecture.*ARCH=FILE.*Nothing was trained"
+        CheckpointError,
+        match=r"first\.pth for resnet50: .*not the weights of a resnet50.*--arch resnet18.*ARCH=FILE.*Nothing was trained",
     ):
         main(settings)
     with pytest.raises(CheckpointError, match=r"absent\.pth"):

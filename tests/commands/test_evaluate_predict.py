@@ -152,7 +152,8 @@ def test_photographs_get_the_answers_that_the_packed_ones_got(run, tiny_betons, 
     assert predict.main(PredictConfig(run / "best.safetensors", (tiny_betons.test_images,), csv=out, batch_size=7)) == 0
     packed = {row["name"]: row for row in read_csv(run / "predictions.csv")}
     rows = read_csv(out)
-    assert list(rows[0]) == ["path", "grade", "referable", "p0", "p1", "p2", "p3", "p4"]
+    assert list(rows[0]) == ["path", "grade", "referable", "p0", "p1", "p2", "p3", "p4", "done", "error"]
+    assert {(row["done"], row["error"]) for row in rows} == {("as it was", "")}
     assert {Path(row["path"]).stem for row in rows} == packed.keys()
     for row in rows:
         expected = packed[Path(row["path"]).stem]
@@ -174,13 +175,20 @@ def test_a_bad_image_is_reported_and_the_others_are_graded(run, tiny_betons, tmp
     out = tmp_path / "grades.csv"
     images = (folder, tmp_path / "absent.jpeg", tmp_path / "empty")
     (tmp_path / "empty").mkdir()
-    assert predict.main(PredictConfig(run / "best.safetensors", images, csv=out)) == 1
-    assert [row["path"] for row in read_csv(out)] == [str(folder / name) for name in ("=c.jpeg", "a.jpeg", "deeper/b.JPG")]
-    errors = capsys.readouterr().err
-    for name in ("bad.jpg", "text.png", "absent.jpeg", "empty"):
-        assert sum(name in line for line in errors.splitlines() if line.startswith("error: ")) == 1, name
-    assert "3 images graded, 4 could not be" in errors
-    assert ".hidden" not in errors
+    for batch_size in (32, 2):
+        assert predict.main(PredictConfig(run / "best.safetensors", images, csv=out, batch_size=batch_size)) == 1
+        rows = {row["path"]: row for row in read_csv(out)}
+        names = ("=c.jpeg", "a.jpeg", "bad.jpg", "deeper/b.JPG", "text.png")
+        assert list(rows) == [*(str(folder / name) for name in names), str(images[1]), str(images[2])]
+        for path, row in rows.items():
+            good = Path(path).name in ("=c.jpeg", "a.jpeg", "b.JPG")
+            assert all(bool(row[column]) == good for column in ("grade", "referable", "p0", "p4", "done"))
+            assert bool(row["error"]) != good
+        errors = capsys.readouterr().err
+        for path, row in rows.items():
+            assert not row["error"] or f"error: {path}: {row['error']}\n" in errors
+        assert "3 images graded, 4 could not be" in errors
+        assert "left out: 1 .txt, 1 hidden\n" in errors
 
 
 def test_relative_paths_cannot_start_a_formula(run, tiny_betons, tmp_path, monkeypatch):
@@ -194,7 +202,8 @@ def test_photographs_of_other_sizes_and_kinds_are_letterboxed_upright(tmp_path):
     wide = np.zeros((40, 80, 3), np.uint8)
     wide[:, :40] = [250, 0, 0]
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    pixels = photographs.prepare(tmp_path / "wide.png", 64)
+    pixels, done = photographs.prepare(tmp_path / "wide.png", 64)
+    assert done == ("letterboxed",)
     assert pixels.shape == (64, 64, 3)
     assert not pixels[:15].any()
     assert not pixels[-15:].any()
@@ -203,13 +212,13 @@ def test_photographs_of_other_sizes_and_kinds_are_letterboxed_upright(tmp_path):
     exif = turned.getexif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
     turned.save(tmp_path / "turned.png", exif=exif)
-    assert (photographs.prepare(tmp_path / "turned.png", 64)[:28, 20:44] == [250, 0, 0]).all()
+    assert (photographs.prepare(tmp_path / "turned.png", 64)[0][:28, 20:44] == [250, 0, 0]).all()
 
 
 def test_without_csv_the_table_goes_to_standard_output(run, tiny_betons, capfd):
     assert predict.main(PredictConfig(run / "best.safetensors", (next(tiny_betons.test_images.glob("*.jpeg")),))) == 0
     lines = capfd.readouterr().out.splitlines()
-    assert lines[0] == "path,grade,referable,p0,p1,p2,p3,p4"
+    assert lines[0] == "path,grade,referable,p0,p1,p2,p3,p4,done,error"
     assert len(lines) == 2
 
 
@@ -225,10 +234,10 @@ def test_only_a_bounded_number_of_images_is_in_memory(monkeypatch, tmp_path):
         with lock:
             alive[0] += 1
             most[0] = max(most[0], alive[0])
-        return np.zeros((1, 1, 3), np.uint8)
+        return np.zeros((1, 1, 3), np.uint8), ()
 
     monkeypatch.setattr(photographs, "prepare", counted)
-    files = (Path(str(number)) for number in range(1000))
+    files = (photographs.Photograph(Path(str(number))) for number in range(1000))
     seen = 0
     for _ in photographs.prepared(files, 8, workers=2, ahead=12, tally=photographs.Tally()):
         seen += 1

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
+from dicom_cases import dicom_of
 from PIL import Image, ImageOps
 from test_jpeg import BOMBS, insert, patch_frame
 from test_pack import SIZE, folder, jpeg, picture, save
@@ -64,9 +65,16 @@ KINDS: dict[str, tuple[bytes, str | None]] = {
     "TIFF named .jpeg": (save(PHOTO, "TIFF"), "TIFF"),
     "BMP named .jpeg": (save(PHOTO, "BMP"), "BMP"),
     "WebP named .jpeg": (save(PHOTO, "WEBP", lossless=True), "WebP"),
+    "BigTIFF named .jpeg": (save(PHOTO, "TIFF", big_tiff=True), "BigTIFF"),
+    "PPM named .jpeg": (save(PHOTO, "PPM"), "PPM"),
+    "GIF named .jpeg": (save(PHOTO, "GIF"), "GIF"),
+    "JPEG 2000 named .jpeg": (save(PHOTO, "JPEG2000"), "JPEG 2000"),
+    "codestream of JPEG 2000 named .jpeg": (save(PHOTO, "JPEG2000", no_jp2=True), "JPEG 2000"),
+    "DICOM named .jpeg": (dicom_of(PHOTO), "DICOM"),
+    "JPEG of another size in DICOM": (dicom_of(picture(96, 64), jpeg(picture(96, 64))), "other size"),
     "zero bytes": (b"", None),
     "text": (b"this is no image", None),
-    "GIF named .jpeg": (save(PHOTO, "GIF"), None),
+    "PDF named .jpeg": (b"%PDF-1.7", None),
     "12-bit": (patch_frame(jpeg(PHOTO), 4, b"\x0c"), None),
     "lossless": (patch_frame(jpeg(PHOTO), 1, b"\xc3"), None),
     "hierarchical": (patch_frame(jpeg(PHOTO), 1, b"\xc5"), None),
@@ -77,8 +85,10 @@ KINDS: dict[str, tuple[bytes, str | None]] = {
 }
 
 
-def upright(data: bytes) -> np.ndarray:
+def upright(kind: str, data: bytes) -> np.ndarray:
     """What Pillow makes of it: (SIZE, SIZE, 3)."""
+    if "DICOM" in kind:
+        data = jpeg(picture(96, 64) if "another" in kind else PHOTO)
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(ImageOps.pad(ImageOps.exif_transpose(image).convert("RGB"), (SIZE, SIZE), Image.Resampling.LANCZOS))
 
@@ -108,5 +118,5 @@ def test_each_kind_passes_is_converted_or_rejected_as_the_table_says(tmp_path: P
                 assert bytes(beton.jpeg(list(beton.names).index(names[kind]))) == data, kind
             elif action is not None:
                 pixels = simplejpeg.decode_jpeg(beton.jpeg(list(beton.names).index(names[kind])))
-                assert np.abs(pixels.astype(int) - upright(data)).mean() < 3, kind
+                assert np.abs(pixels.astype(int) - upright(kind, data)).mean() < 3, kind
     tried("JPEG: kinds of image, each as the table says", len(KINDS))

@@ -49,6 +49,17 @@ def test_a_checkpoint_comes_back_with_its_metadata(saved):
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items())
 
 
+def test_a_checkpoint_with_another_head_than_its_metadata_name_is_refused(tmp_path):
+    path = tmp_path / "best.safetensors"
+    save_grader(path, build_model("resnet18", 4), grader())
+    with pytest.raises(CheckpointError, match=r"best\.safetensors: fc\.bias has shape \(4,\), the network .* needs \(5,\)"):
+        load_grader(path)
+    tensors = {name: value.contiguous() for name, value in build_model("resnet18").state_dict().items()}
+    write_grader(path, {name: value for name, value in tensors.items() if name != "fc.bias"}, grader())
+    with pytest.raises(CheckpointError, match=r"best\.safetensors: lacks fc\.bias"):
+        load_grader(path)
+
+
 def test_a_checkpoint_from_before_classes_were_noted_has_the_grades_of_retinopathy(tmp_path):
     assert Classes.stored(json.loads(grader().metadata()["classes"])) == RETINOPATHY
     metadata = {key: value for key, value in grader().metadata().items() if key != "classes"}

@@ -142,12 +142,6 @@ def test_a_file_that_would_run_code_is_refused_and_does_not_run(tmp_path):
     assert not (tmp_path / "attacked").exists()
 
 
-def test_wrapped_states_are_explained(imagenet_like, tmp_path):
-    torch.save({"state_dict": imagenet_like}, tmp_path / "wrapped.pth")
-    with pytest.raises(CheckpointError, match="dictionary of tensors"):
-        build_model("resnet18", weights=tmp_path / "wrapped.pth")
-
-
 def test_a_missing_file_is_an_error_not_a_start_from_scratch(tmp_path):
     with pytest.raises(CheckpointError, match="no such weights file"):
         build_model("resnet18", weights=tmp_path / "absent.pth")

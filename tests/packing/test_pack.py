@@ -153,8 +153,8 @@ def test_every_exif_orientation_is_applied(orientation: int) -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(192, 128), (128, 192), (48, 32), (1, 200), (65, 64)])
 def test_letterboxing_keeps_the_aspect_ratio_and_pads_with_black(width: int, height: int) -> None:
-    white = Image.new("RGB", (width, height), "white")
-    pixels = simplejpeg.decode_jpeg(reencode(jpeg(white), SIZE).jpeg).mean(axis=2)
+    light = Image.fromarray(np.linspace(180, 255, width * height).astype(np.uint8).reshape(height, width)).convert("RGB")
+    pixels = simplejpeg.decode_jpeg(reencode(jpeg(light), SIZE).jpeg).mean(axis=2)
     bright = pixels > 128
     rows, columns = np.flatnonzero(bright.any(axis=1)), np.flatnonzero(bright.any(axis=0))
     scale = SIZE / max(width, height)
@@ -174,23 +174,26 @@ def save(image: Image.Image, kind: str, **options: object) -> bytes:
 def test_transparency_becomes_black_and_sixteen_bits_become_eight() -> None:
     clear = Image.new("RGBA", (SIZE, SIZE), (255, 255, 255, 0))
     palette = Image.new("P", (SIZE, SIZE), 1)
-    palette.putpalette([0, 0, 0, 200, 100, 50])
+    palette.putpalette([0, 0, 0, 200, 100, 50, 90, 90, 90])
     deep = Image.fromarray(np.full((SIZE, SIZE), 51_400, np.uint16))
+    one, grey = Image.new("1", (SIZE, SIZE), 1), Image.new("LA", (SIZE, SIZE), (90, 255))
+    for image, stripe in ((clear, (9, 99, 9, 255)), (palette, 2), (deep, 25_700), (one, 0), (grey, (9, 255))):
+        image.paste(stripe, (0, 0, SIZE, 8))  # something to see
     for data, expected in (
         (save(clear, "PNG"), (0, 0, 0)),
         (save(palette, "PNG"), (200, 100, 50)),
         (save(palette, "PNG", transparency=1), (0, 0, 0)),
         (save(deep, "PNG"), (200, 200, 200)),
         (save(deep, "TIFF"), (200, 200, 200)),
-        (save(Image.new("1", (SIZE, SIZE), 1), "PNG"), (255, 255, 255)),
-        (save(Image.new("LA", (SIZE, SIZE), (90, 255)), "PNG"), (90, 90, 90)),
+        (save(one, "PNG"), (255, 255, 255)),
+        (save(grey, "PNG"), (90, 90, 90)),
     ):
         centre = simplejpeg.decode_jpeg(reencode(data, SIZE).jpeg)[SIZE // 2, SIZE // 2].astype(int)
         assert np.abs(centre - expected).max() <= 2
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"no image", save(picture(), "PNG")[:200], save(Image.new("F", (9, 9)), "TIFF"), save(picture(), "GIF")]
+    "data", [b"", b"no image", save(picture(), "PNG")[:200], save(Image.new("F", (9, 9)), "TIFF"), b"%PDF-1.7"]
 )
 def test_what_pillow_cannot_or_should_not_read_is_our_error(data: bytes) -> None:
     with pytest.raises(JpegError):
@@ -265,18 +268,24 @@ def test_an_old_list_of_skipped_rows_does_not_outlive_its_file(tmp_path: Path) -
     assert listing(tmp_path) == ["in", "o.beton"]
 
 
-def test_packing_can_verify_what_passes_through(tmp_path: Path) -> None:
+def test_what_passes_through_is_checked_unless_told_not_to(tmp_path: Path) -> None:
     files = plain(10)
     data = bytearray(files["2_left.jpeg"])
     scan = data.index(b"\xff\xda") + 14
     data[scan : scan + 200] = b"\xff\x00" * 100
     files["2_left.jpeg"] = bytes(data)
     root = folder(tmp_path / "in", files)
-    assert write_beton(tmp_path / "o.beton", root=root, split="train", size=SIZE).passed == 10
+    summary = write_beton(tmp_path / "o.beton", root=root, split="train", size=SIZE, check=False)
+    assert summary.passed == 10
+    assert "passed through byte for byte: 10 (not checked)" in str(summary)
     report = verify_beton(tmp_path / "o.beton")
     assert [(index, name) for index, name, _ in report.bad] == [(5, "2_left")]
-    with pytest.raises(ConvertError, match=r"line 6: .*2_left\.jpeg: cannot be decoded"):
-        write_beton(tmp_path / "o2.beton", root=root, split="train", size=SIZE, verify=True)
+    for options in ({}, {"verify": True}):
+        with pytest.raises(ConvertError, match=r"line 6: .*2_left\.jpeg: cannot be decoded"):
+            write_beton(tmp_path / "o2.beton", root=root, split="train", size=SIZE, **options)
+    summary = write_beton(tmp_path / "o2.beton", root=root, split="train", size=SIZE, on_bad="skip", max_bad="1")
+    assert (summary.passed, summary.skipped) == (9, 1)
+    assert "passed through byte for byte: 9 (decoded and looked at)" in str(summary)
 
 
 def test_the_flags_are_known_without_the_libraries_that_pack() -> None:
@@ -315,6 +324,7 @@ def test_kaggle_layout_and_patients_in_both_splits(tmp_path: Path) -> None:
         {"root": "x", "split": "train", "max_bad": "-1%"},
         {"root": "x", "split": "train", "max_bad": "nan%"},
         {"root": "x", "split": "train", "on_bad": "ignore"},
+        {"root": "x", "split": "train", "verify": True, "check": False},
     ],
 )
 def test_wrong_combinations_are_usage_errors(arguments: dict[str, object], tmp_path: Path) -> None:

@@ -115,36 +115,40 @@ def test_predict_sees_what_was_packed(preparation: Preparation, photos: Path, tm
     with Beton(tmp_path / "o.beton") as beton:
         for number, name in enumerate(beton.names):
             path = next(photos.glob(f"{name}.*"))
-            pixels = photographs.prepare(path, SIZE, preparation)
+            pixels, _ = photographs.prepare(path, SIZE, preparation)
             assert pixels.shape == (SIZE, SIZE, 3)
             packed = simplejpeg.decode_jpeg(beton.jpeg(number))
             assert np.abs(packed.astype(int) - pixels).mean() < 2.5  # quality 95
 
 
 def test_local_contrast_is_grey_in_the_disc_and_black_outside() -> None:
-    pixels = np.asarray(square(encoded(photograph(2)), SIZE, LOCAL))
+    pixels = np.asarray(square(encoded(photograph(2)), SIZE, LOCAL).image)
     y, x = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
     away = np.hypot(x, y) / (SIZE / 2)
     assert not pixels[away > 1.01].any()
     assert np.median(pixels[away < 0.95], axis=0) == pytest.approx([128, 128, 128], abs=6)
 
 
-def test_a_black_image_is_a_bad_row(photos: Path, tmp_path: Path) -> None:
+def test_a_black_image_is_a_bad_row(tmp_path: Path) -> None:
     images = folder(tmp_path / "in", {"1_left.jpeg": encoded(photograph(1)), "2_left.jpeg": BLACK})
-    for options in ({"crop": "fundus"}, {"contrast": "local"}):
-        with pytest.raises(ConvertError, match=r"labels\.csv, line 3: .*2_left\.jpeg: no retina found"):
+    for options in ({}, {"crop": "fundus"}, {"contrast": "local"}):
+        with pytest.raises(ConvertError, match=r"labels\.csv, line 3: .*2_left\.jpeg: nothing to see: .* dark all over"):
             pack(tmp_path / "o.beton", images, **options)
     summary = pack(tmp_path / "o.beton", images, crop="fundus", on_bad="skip", max_bad="1")
     assert (summary.images, summary.skipped) == (1, 1)
-    assert "no retina found" in (tmp_path / "o.beton.skipped.csv").read_text()
-    assert pack(tmp_path / "o.beton", images).images == 2  # nobody asked for its retina
+    assert "dark all over" in (tmp_path / "o.beton.skipped.csv").read_text()
 
 
-def test_where_the_retina_fills_the_frame_the_frame_is_kept_and_counted(tmp_path: Path) -> None:
+def test_where_the_retina_fills_the_frame_it_is_not_packed_as_cropped_but_graded_whole(tmp_path: Path) -> None:
     images = folder(tmp_path / "in", {"1_left.jpeg": encoded(photograph(1)), "2_left.jpeg": CLOSE})
-    summary = pack(tmp_path / "o.beton", images, crop="fundus")
-    assert summary.reencoded == {"crop fundus": 1, "crop fundus, whole frame": 1}
-    assert np.array_equal(np.asarray(square(CLOSE, SIZE, FUNDUS)), np.asarray(square(CLOSE, SIZE)))
+    with pytest.raises(ConvertError, match=r"line 3: .*2_left\.jpeg: nothing to crop to: .*pack without --crop"):
+        pack(tmp_path / "o.beton", images, crop="fundus")
+    summary = pack(tmp_path / "o.beton", images, crop="fundus", on_bad="skip", max_bad="1")
+    assert (summary.reencoded, summary.skipped) == ({"crop fundus": 1}, 1)
+    whole = square(CLOSE, SIZE, FUNDUS)
+    assert (whole.done, whole.no_crop) == (("whole frame",), "whole frame")
+    assert np.array_equal(np.asarray(whole.image), np.asarray(square(CLOSE, SIZE).image))
+    assert photographs.prepare(images / "2_left.jpeg", SIZE, LOCAL)[1] == ("whole frame", "local contrast")
 
 
 def test_large_photographs_are_decoded_small_and_their_small_discs_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,16 +157,17 @@ def test_large_photographs_are_decoded_small_and_their_small_discs_again(monkeyp
     for side in (1750, 800):
         frames.append(Image.new("RGB", (2400, 1800)))
         frames[-1].paste(eye.resize((side, side)), (300, 20))
-    expected = [square(encoded(frame, "PNG"), SIZE, FUNDUS) for frame in frames]
-    sizes, convert = [], Image.Image.convert
+    expected = [square(encoded(frame, "PNG"), SIZE, FUNDUS).image for frame in frames]
+    sizes, decode = [], simplejpeg.decode_jpeg
 
-    def spy(image: Image.Image, *args: object, **options: object) -> Image.Image:
-        sizes.append(image.size)
-        return convert(image, *args, **options)
+    def spy(*arguments: object, **options: object) -> np.ndarray:
+        pixels = decode(*arguments, **options)
+        sizes.append((pixels.shape[1], pixels.shape[0]))
+        return pixels
 
     jpegs = [encoded(frame) for frame in frames]
-    monkeypatch.setattr(Image.Image, "convert", spy)
-    found = [square(data, SIZE, FUNDUS) for data in jpegs]
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", spy)
+    found = [square(data, SIZE, FUNDUS).image for data in jpegs]
     # 1/8 leaves 1.5 times 128 px of the large disc; of the small one 100 px, which 1/4 doubles.
     assert sizes == [(300, 225), (300, 225), (600, 450)]
     for one, other in zip(found, expected, strict=True):
@@ -195,17 +200,18 @@ def test_the_command_crops_names_it_and_exits_by_what_happened(photos: Path, tmp
     done = command("--images", black, "--labels", black / "labels.csv", "--out", out, "--crop", "fundus")
     assert done.returncode == 1
     assert "line 2" in done.stderr
-    assert "no retina found" in done.stderr
+    assert "dark all over" in done.stderr
 
 
 # ---- from the .beton to the checkpoint and back ----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def cropped(tiny_betons, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The tiny train and test sets, packed with --crop fundus: their coloured noise fills the frame."""
+def cropped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Train and test, 20 photographs each, packed with --crop fundus."""
     root = tmp_path_factory.mktemp("cropped")
-    for name, images in (("train", tiny_betons.train_images), ("test", tiny_betons.test_images)):
+    for name, first in (("train", 0), ("test", 20)):
+        images = folder(root / name, {f"{seed}_left.jpeg": encoded(photograph(seed)) for seed in range(first, first + 20)})
         write_beton(root / f"{name}.beton", images=images, labels=images / "labels.csv", size=64, crop="fundus")
     return root / "train.beton", root / "test.beton"
 
@@ -224,20 +230,20 @@ def test_a_checkpoint_carries_the_preparation_of_its_training_set(cropped, tiny_
 
     seen = []
 
-    def spy(path: Path, size: int, preparation: Preparation) -> np.ndarray:
+    def spy(path: Path, size: int, preparation: Preparation) -> tuple[np.ndarray, tuple[str, ...]]:
         seen.append(preparation)
-        return np.zeros((size, size, 3), np.uint8)
+        return np.zeros((size, size, 3), np.uint8), ()
 
     monkeypatch.setattr(photographs, "prepare", spy)
     predict.main(PredictConfig(out / "best.safetensors", (tiny_betons.test_images,), csv=tmp_path / "grades.csv"))
     assert seen == [FUNDUS] * 20
 
 
-def test_predict_rejects_a_black_photograph_where_its_model_wants_a_retina(tmp_path: Path) -> None:
+@pytest.mark.parametrize("preparation", [UNPREPARED, FUNDUS], ids=str)
+def test_predict_rejects_a_black_photograph(preparation: Preparation, tmp_path: Path) -> None:
     (tmp_path / "black.jpeg").write_bytes(BLACK)
-    with pytest.raises(JpegError, match="no retina found"):
-        photographs.prepare(tmp_path / "black.jpeg", 64, FUNDUS)
-    assert not photographs.prepare(tmp_path / "black.jpeg", 64).any()
+    with pytest.raises(JpegError, match="dark all over"):
+        photographs.prepare(tmp_path / "black.jpeg", 64, preparation)
 
 
 @pytest.mark.parametrize("other", ["test", "val"])

@@ -7,8 +7,8 @@ import stat
 from pathlib import Path
 
 from fastretina.errors import LabelError
+from fastretina.packing.kinds import EXTENSIONS
 
-EXTENSIONS = (".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp", ".ppm")
 MAX_NAME = 255  # bytes; what file systems allow for one component
 
 
