@@ -31,7 +31,7 @@ SEVEN = Classes(("normal", "AMD", "glaucoma", "cataract", "myopia", "hypertensio
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, one_thread):
-    monkeypatch.setattr(build, "build_model", lambda arch, outputs, weights: Tiny(outputs))
+    monkeypatch.setattr(build, "build_model", lambda arch, outputs: Tiny(outputs))
 
 
 @pytest.fixture
