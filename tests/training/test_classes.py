@@ -99,14 +99,16 @@ def test_a_run_of_other_classes_reports_them_and_evaluation_finds_the_same(packe
     if classes is SEVEN:
         other = packed("test", replace(SEVEN, referable=()), name="other")
         with pytest.raises(
-            UsageError, match=r"other\.beton and .*best\.safetensors have other classes: .*referable: none.*--classes"
+            UsageError, match=r"other\.beton and .*best\.safetensors differ in their classes: .*referable: none.*--classes"
         ):
             evaluate.main(EvaluateConfig(settings.out / "best.safetensors", other, workers=1))
 
 
 def test_sets_of_other_classes_are_refused_with_both_named(packed, tmp_path):
     settings = config(packed("train", TWO), packed("test", RETINOPATHY), tmp_path / "run")
-    with pytest.raises(UsageError, match=r"train\.beton and --test .*test\.beton have other classes: no, yes .*mild.*--classes"):
+    with pytest.raises(
+        UsageError, match=r"train\.beton and --test .*test\.beton differ in their classes: no, yes .*mild.*--classes"
+    ):
         main(settings)
     assert not (settings.out / "config.json").exists()
 
@@ -140,6 +142,10 @@ def test_images_without_a_grade_are_not_trained_on_and_evaluation_writes_answers
     assert evaluate.main(EvaluateConfig(checkpoint, bare, out=tmp_path / "answers", workers=1)) == 0
     assert "20 of 20 images were packed without a grade: there is nothing to compare with" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "answers").iterdir()] == ["predictions.csv"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "metrics.json").write_text("{}")
+    with pytest.raises(UsageError, match="holds the metrics of another evaluation"):
+        evaluate.main(EvaluateConfig(checkpoint, bare, out=tmp_path / "other", workers=1))
     tables = []
     for path in (tmp_path / "answers" / "predictions.csv", settings.out / "predictions.csv"):
         with path.open(newline="") as file:
@@ -219,7 +225,7 @@ def test_a_run_of_before_these_settings_goes_on(tiny_betons, tmp_path):
     assert as_settings(settings)["select_by"] == "auto"
 
 
-def test_several_packings_are_one_set_with_metrics_of_each_and_doubles_are_told(packed, tmp_path, capsys):
+def test_several_packings_are_one_set_with_metrics_of_each_and_doubles_are_told(packed, tmp_path, monkeypatch, capsys):
     """The second test packing holds images of the training set under the names of other people."""
     others = [f"other{n // 2}" for n in range(40)]
     here, there = packed("test", TWO, name="here"), packed("train", TWO, name="there", patients=others)
@@ -246,6 +252,9 @@ def test_several_packings_are_one_set_with_metrics_of_each_and_doubles_are_told(
     text = (settings.out / "report.html").read_text()
     assert "By packing" in text
     assert str(there) in text
+    monkeypatch.setattr("fastretina.models.checkpoint.build_model", lambda arch, outputs: Tiny(outputs))
+    evaluate.main(EvaluateConfig(settings.out / "best.safetensors", settings.test, out=tmp_path / "again", workers=1))
+    assert metrics(tmp_path / "again")["sources"] == parts
 
 
 def test_the_answers_on_several_packings_that_are_validated_on_are_told_apart(packed, tmp_path):
