@@ -9,11 +9,15 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fastretina import cli
 from fastretina.errors import RunError, UsageError
 from fastretina.models.options import AmpChoice
+
+if TYPE_CHECKING:
+    from fastretina.beton.reader import Beton
+    from fastretina.models.checkpoint import Grader
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,6 @@ class EvaluateConfig:
 
 def main(config: EvaluateConfig) -> int:
     # What imports torch, scipy and matplotlib comes now: --help is there before them.
-    from fastretina.beton.reader import UNLABELLED
     from fastretina.loading.loader import Loader
     from fastretina.metrics import fusion
     from fastretina.metrics.assessment import Assessment
@@ -44,7 +47,6 @@ def main(config: EvaluateConfig) -> int:
     from fastretina.models.checkpoint import open_grader
     from fastretina.models.heads import SMALLEST_PROBABILITY
     from fastretina.models.precision import device_name
-    from fastretina.packing.preprocessing import preparation_of
     from fastretina.report import assessment as assessed
     from fastretina.report import plots, terminal
     from fastretina.system import files
@@ -66,25 +68,8 @@ def main(config: EvaluateConfig) -> int:
         decode=config.decode,
     ) as loader:
         beton = loader.dataset
-        if (found := preparation_of(beton)) != grader.preparation:
-            raise UsageError(
-                f"{config.data} was packed with {found.flags}, {config.checkpoint} learned from images packed with "
-                f"{grader.preparation.flags}; pack {config.data.name} again with these flags"
-            )
+        unlabelled = _check(config, beton, grader)
         classes = grader.classes
-        if beton.classes != classes:
-            raise UsageError(
-                f"{config.data} and {config.checkpoint} have other classes: {beton.classes}, and {classes}; pack "
-                f"{config.data.name} again with the --classes, --referable and --class-order that the checkpoint's were packed with"
-            )
-        unlabelled = int((beton.labels == UNLABELLED).sum())
-        if unlabelled and config.out is None:
-            raise UsageError(
-                f"{config.data}: {unlabelled:,} of {len(beton):,} images were packed without a {classes.noun}, so that there is "
-                "nothing to compare with; give --out DIR for the model's answers, predictions.csv"
-            )
-        if len(beton) == 0 or int(beton.labels.min()) < UNLABELLED or int(beton.labels.max()) >= len(classes):
-            raise RunError(f"{config.data}: needs at least one image, and labels in 0-{len(classes) - 1} only")
         eyes = fusion.eyes_of(beton) if config.fuse_eyes else []
         started = time.perf_counter()
         outputs = inference.run_model(model, loader, precision, "grading", views=config.tta)
@@ -141,6 +126,34 @@ def main(config: EvaluateConfig) -> int:
         files.write_bytes(config.out / "confusion.png", confusion)
         print(f"written to {config.out}: metrics.json, predictions.csv, confusion.png")
     return 0
+
+
+def _check(config: EvaluateConfig, beton: Beton, grader: Grader) -> int:
+    """How many images have no label. UsageError, RunError where the file and the checkpoint do not go together."""
+    from fastretina.beton.reader import UNLABELLED
+    from fastretina.packing.preprocessing import preparation_of
+
+    if (found := preparation_of(beton)) != grader.preparation:
+        raise UsageError(
+            f"{config.data} was packed with {found.flags}, {config.checkpoint} learned from images packed with "
+            f"{grader.preparation.flags}; pack {config.data.name} again with these flags"
+        )
+    classes, unlabelled = grader.classes, int((beton.labels == UNLABELLED).sum())
+    if unlabelled < len(beton) and beton.classes != classes:  # where nothing has a label, nothing is of a class
+        raise UsageError(
+            f"{config.data} and {config.checkpoint} differ in their classes: {beton.classes}, and {classes}; pack "
+            f"{config.data.name} again with the --classes, --referable and --class-order that the checkpoint's were packed with"
+        )
+    if unlabelled and config.out is None:
+        raise UsageError(
+            f"{config.data}: {unlabelled:,} of {len(beton):,} images were packed without a {classes.noun}, so that there is "
+            "nothing to compare with; give --out DIR for the model's answers, predictions.csv"
+        )
+    if unlabelled and config.out is not None and (config.out / "metrics.json").exists():
+        raise UsageError(f"--out {config.out}: holds the metrics of another evaluation; give another")
+    if len(beton) == 0 or int(beton.labels.min()) < UNLABELLED or int(beton.labels.max()) >= len(classes):
+        raise RunError(f"{config.data}: needs at least one image, and labels in 0-{len(classes) - 1} only")
+    return unlabelled
 
 
 run_command = partial(cli.run, EvaluateConfig, main)

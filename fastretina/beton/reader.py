@@ -83,6 +83,11 @@ class Beton:
         return self._pointers.astype(np.int64), self._sizes.astype(np.int64)
 
     @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Of the samples' bytes, int64 (N,)."""
+        return self._sizes.astype(np.int64)
+
+    @property
     def mean_bytes(self) -> float:
         """Mean size of the samples' bytes; of a set of several files or a selection of it: in all of its files."""
         return float(self._sizes.mean())

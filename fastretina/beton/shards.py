@@ -124,6 +124,11 @@ class ShardedBeton(Beton):
         return joined([shard._column(number) for shard in self.shards])
 
     @property
+    def sizes(self) -> NDArray[np.int64]:
+        whole = np.concatenate([shard.sizes for shard in self.shards])
+        return whole if self._indices is None else whole[self._indices]
+
+    @property
     def mean_bytes(self) -> float:
         return sum(shard.mean_bytes * len(shard) for shard in self.shards) / sum(map(len, self.shards))
 

@@ -82,6 +82,16 @@ class Assessment:
         )
 
     @property
+    def one_disease(self) -> bool:
+        """Whether what is referable is the second of two classes: what is said of the one is then said of the other."""
+        return len(self.classes) == 2 and self.classes.referable == (1,)
+
+    @property
+    def told(self) -> dict[str, Interval]:
+        """The intervals that a reader is to see, each once."""
+        return {name: found for name, found in self.intervals.items() if not (self.one_disease and name == AUROC_REFERABLE)}
+
+    @property
     def method(self) -> str:
         """How the intervals were made, and what to think of them."""
         if self.patients is None:

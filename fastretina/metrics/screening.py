@@ -30,8 +30,9 @@ def referable_scores(probabilities: Floats, classes: Classes) -> Floats:
 
 
 def own_rule(classes: Classes) -> str:
-    """To refer where the model's answer is a referable class, in words."""
-    return f"the model says {classes.referable_title}"
+    """To refer where the model's answer is a referable class, in words, which are few where the names of the classes are many."""
+    title = classes.referable_title
+    return f"the model says {title}" if len(title) <= 24 else "the model says a referable class"
 
 
 def operating_points(labels: Ints, probabilities: Floats, classes: Classes) -> list[OperatingPoint]:

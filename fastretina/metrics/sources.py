@@ -1,4 +1,4 @@
-"""Metrics of each of several packings that were evaluated as one set: a model may be good for one clinic and bad for another."""
+"""Metrics of each of several packings evaluated as one data set: a model may be good for one clinic and bad for another."""
 
 from __future__ import annotations
 

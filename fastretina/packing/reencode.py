@@ -98,10 +98,11 @@ def square(data: bytes, size: int, preparation: Preparation = UNPREPARED) -> Squ
         image, no_crop = _cropped(data, size, picture)
         done = no_crop or "cropped"
     if preparation.contrast == "local":
-        from fastretina.packing.fundus import local_contrast  # not before: see _cropped
+        from fastretina.packing.fundus import Disc, local_contrast  # not before: see _cropped
 
         pixels = np.asarray(image)
-        disc = _disc(pixels)
+        # A cropped picture's disc is its own circle; looked for again, the rim of a dim one might not be found.
+        disc = Disc((size - 1) / 2, (size - 1) / 2, size / 2) if done == "cropped" else _disc(pixels)
         image = Image.fromarray(local_contrast(pixels, None if isinstance(disc, str) else disc))
     return Square(image, (done,) if preparation.contrast == "none" else (done, "local contrast"), picture.notes, no_crop)
 

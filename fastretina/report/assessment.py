@@ -46,11 +46,9 @@ def _rules(points: Sequence[OperatingPoint]) -> list[list[str]]:
 def lines(assessment: Assessment) -> list[str]:
     """For the terminal."""
     points, named = assessment.operating_points, titles(assessment.classes)
-    width = max(
-        30, *(len(text) + 2 for text in (*(point.rule for point in points), *(named[name] for name in assessment.intervals)))
-    )
+    width = max(30, *(len(text) + 2 for text in (*(point.rule for point in points), *(named[name] for name in assessment.told))))
     found = [f"{'':<{width}}{'value':>10}   {100 * LEVEL:.0f} % interval ({assessment.resampled}, {RESAMPLES:,} resamples)"]
-    for name, interval in assessment.intervals.items():
+    for name, interval in assessment.told.items():
         limits = bounds(interval.low, interval.high)
         found.append(f"{named[name]:<{width}}{number(interval.value):>10}   {'undefined' if limits == '–' else limits}")
     if assessment.patients is None:
@@ -65,7 +63,7 @@ def lines(assessment: Assessment) -> list[str]:
 def intervals(assessment: Assessment) -> Section:
     """How sure the metrics are."""
     named, column = titles(assessment.classes), f"{100 * LEVEL:.0f} % interval"
-    rows = [[named[name], number(found.value), bounds(found.low, found.high)] for name, found in assessment.intervals.items()]
+    rows = [[named[name], number(found.value), bounds(found.low, found.high)] for name, found in assessment.told.items()]
     ranked = [ranking for ranking in RANKINGS if ranking.name in assessment.by_class]
     by_class = []
     for at in range(len(assessment.classes)):

@@ -127,10 +127,9 @@ def _curves(runs: Sequence[ComparedRun]) -> Section:
 
 
 def _confusions(runs: Sequence[ComparedRun]) -> Section:
-    matrices = [
-        sections.confusion_table(run.confusion, f"{run.name}, test set, epoch {run.best_epoch}", run.classes) for run in runs
-    ]
-    return Section("Confusion matrices", [pair(matrices), remark(sections.confusion_remark(runs[0].classes))])
+    classes = runs[0].classes
+    matrices = [(f"{run.name}, test set, epoch {run.best_epoch}", run.confusion) for run in runs]
+    return Section("Confusion matrices", [sections.confusion_tables(matrices, classes), remark(sections.confusion_remark(classes))])
 
 
 def _method(run: ComparedRun) -> str:

@@ -229,7 +229,8 @@ def batch_grid(images: Tensor, labels: Tensor, classes: Classes) -> bytes:
         axis.set_axis_off()
     for axis, picture, label in zip(axes, denormalise(images[:shown]), labels[:shown].tolist(), strict=False):
         axis.imshow(picture)
-        axis.set_title(textwrap.shorten(f"{classes.noun} {classes.title(label)}", MAX_TITLE, placeholder=" …"), fontsize=9)
+        title = f"grade {classes.title(label)}" if classes.ordinal else classes.title(label)
+        axis.set_title(textwrap.shorten(title, MAX_TITLE, placeholder=" …"), fontsize=9)
     figure.suptitle(f"What the network saw: first training batch, {images.shape[-1]} × {images.shape[-2]} px", fontsize=11)
     return _png(figure)
 

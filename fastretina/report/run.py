@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastretina.metrics.assessment import Assessment
 from fastretina.metrics.predictions import Predictions, Scores
+from fastretina.metrics.ranking import titles
 from fastretina.metrics.sources import SourceMetrics
 from fastretina.metrics.table import metrics_for
 from fastretina.models.heads import HEADS, Decision
@@ -98,7 +99,11 @@ def _cards(results: Results) -> list[tuple[str, str]]:
         told = f"; 95 % interval {bounds(interval.low, interval.high)}" if interval and interval.low is not None else ""
         found.append((shown(metric, values[metric.name]), f"{metric.title}, test{told}"))
     found.append((percent(results.info.data["test"].majority_share), f"accuracy of always the same {classes.noun}, test"))
-    if assessment and assessment.operating_points:
+    if assessment and not classes.ordinal:
+        area = assessment.intervals["auroc"]
+        told = f"; 95 % interval {bounds(area.low, area.high)}" if area.low is not None else ""
+        found.append((number(area.value), f"{titles(classes)['auroc']}, test{told}"))
+    if assessment and assessment.operating_points and not assessment.one_disease:
         point = assessment.operating_points[0]
         both = f"{percent(point.sensitivity)} / {percent(point.specificity)}"
         found.append((both, "sensitivity / specificity for referable disease, by the model's own answer, test"))
@@ -129,10 +134,10 @@ def _curves(results: Results) -> Section | None:
 
 
 def _confusions(results: Results) -> Section:
-    named = [(results.set_title(name), scores) for name, scores in results.scores.items()]
     classes = results.info.classes
-    matrices = pair(sections.confusion_table(scores.metrics.confusion, title, classes) for title, scores in named)
-    return Section("Confusion matrices", [matrices, remark(sections.confusion_remark(classes))])
+    matrices = [(results.set_title(name), scores.metrics.confusion) for name, scores in results.scores.items()]
+    parts = [sections.confusion_tables(matrices, classes), remark(sections.confusion_remark(classes))]
+    return Section("Confusion matrices", parts)
 
 
 def _by_class(results: Results) -> Section:

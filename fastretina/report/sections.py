@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fastretina.grading import RETINOPATHY, Classes
-from fastretina.metrics.bootstrap import Interval
 from fastretina.metrics.ranking import AUROC_REFERABLE, RANKINGS, titles
 from fastretina.metrics.table import metrics_for
-from fastretina.report.page import Section, note, number, percent, remark, shown, table, titled
+from fastretina.report.page import Section, note, number, pair, percent, remark, shown, table, titled
 from fastretina.training.run_info import SET_TITLES, versions
 
+PAIRED = 5  # the most classes whose confusion matrices stand side by side
 TRAIN_REMARK = (
     "Train metrics are those of the augmented images during each epoch, while the weights moved; test and validation metrics "
     "are of plain images after it. So the train curve may lie below the test curve."
@@ -72,7 +72,7 @@ def meanings(classes: Classes) -> Section:
         *((f"{ranking.title} of a {one}", ranking.meaning) for ranking in RANKINGS),
     ]
     if classes.referable:
-        found.append((titles(classes)[AUROC_REFERABLE], "the same for the probability of all that is referable, against the rest."))
+        found.append((titles(classes)[AUROC_REFERABLE], "the AUROC of the probability of all that is referable, against the rest."))
     terms = "".join(f"<dt>{html.escape(term[0].upper() + term[1:])}</dt><dd>{html.escape(text)}</dd>" for term, text in found)
     return Section("What the metrics mean", [f"<dl>{terms}</dl>"])
 
@@ -182,21 +182,21 @@ def confusion_remark(classes: Classes) -> str:
     )
 
 
-def class_table(
-    matrix: Sequence[Sequence[int]], title: str, classes: Classes, by_class: Mapping[str, Sequence[Interval]] | None = None
-) -> str:
-    """Images, recall, precision and F1 by class, from a confusion matrix; a dash where undefined (scikit-learn: 0/0). by_class:
-    columns of RANKINGS."""
-    ranked = [ranking for ranking in RANKINGS if by_class and ranking.name in by_class]
+def confusion_tables(named: Iterable[tuple[str, Sequence[Sequence[int]]]], classes: Classes) -> str:
+    """Several of them: side by side, where their columns are not too many for that."""
+    tables = [confusion_table(matrix, title, classes) for title, matrix in named]
+    return pair(tables) if len(classes) <= PAIRED else "".join(tables)
+
+
+def class_table(matrix: Sequence[Sequence[int]], title: str, classes: Classes) -> str:
+    """Images, recall, precision and F1 by class, from a confusion matrix; a dash where undefined (scikit-learn: 0/0)."""
     rows = []
     for at, row in enumerate(matrix):
         right, images, given = row[at], sum(row), sum(other[at] for other in matrix)
         recall, precision = percent(right / images if images else None), percent(right / given if given else None)
         f1 = number(2 * right / (images + given) if images + given else None)
-        others = [number(by_class[ranking.name][at].value) for ranking in ranked] if by_class else []
-        rows.append([classes.title(at), images, recall, precision, f1, *others])
-    columns = [classes.noun, "images", "recall", "precision", "F1", *(ranking.title for ranking in ranked)]
-    return table(columns, rows, title)
+        rows.append([classes.title(at), images, recall, precision, f1])
+    return table([classes.noun, "images", "recall", "precision", "F1"], rows, title)
 
 
 def settings_section(settings: Mapping[str, Any], others: Sequence[Sequence[object]] = ()) -> Section:

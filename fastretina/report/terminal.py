@@ -33,8 +33,7 @@ def header(config: TrainConfig, run: Run, folder: RunFolder) -> str:
         *([f"compile    {run.compiling.note}"] if config.compile != "off" else []),
     ]
     for name, data in info.data.items():
-        counts = " / ".join(f"{count:,}" for count in data.grades)
-        lines.append(f"{name:<10} {data.path}: {data.images:,} images, {_classes(info.classes)}: {counts}")
+        lines.append(f"{name:<10} {data.path}: {data.images:,} images, {_counts(data.grades, info.classes)}")
     lines += _shared(info)
     lines += [f"loader     {info.loader}", f"selection  {info.selection_note}", f"run folder {folder.path}"]
     if progress.step:
@@ -42,8 +41,11 @@ def header(config: TrainConfig, run: Run, folder: RunFolder) -> str:
     return "\n".join(lines)
 
 
-def _classes(classes: Classes) -> str:
-    return f"grades 0-{len(classes) - 1}" if classes.ordinal else f"{classes.nouns} {' / '.join(classes)}"
+def _counts(grades: Sequence[int], classes: Classes) -> str:
+    """Images by class: `grades 0-4: 20 / 4 / 7 / 2 / 1`, `normal 20, AMD 4`."""
+    if classes.ordinal:
+        return f"grades 0-{len(classes) - 1}: " + " / ".join(f"{count:,}" for count in grades)
+    return ", ".join(f"{name} {count:,}" for name, count in zip(classes, grades, strict=True))
 
 
 def _shared(info: RunInfo) -> list[str]:

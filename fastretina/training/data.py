@@ -62,8 +62,8 @@ def common_classes(data: Mapping[str, Beton]) -> Classes:
     for other, beton in others:
         if beton.classes != first.classes:
             raise UsageError(
-                f"--{name} {first.path} and --{other} {beton.path} have other classes: {first.classes}, and {beton.classes}; pack "
-                "one of them again with the --classes, --referable and --class-order of the other"
+                f"--{name} {first.path} and --{other} {beton.path} differ in their classes: {first.classes}, and {beton.classes}; "
+                "pack one of them again with the --classes, --referable and --class-order of the other"
             )
     return first.classes
 

@@ -61,7 +61,7 @@ class DataInfo:
         patients = beton.patients or [None] * len(beton)
         known = all_known(patients)
         sources = tuple(map(str, beton.sources))
-        contents = None if beton.crcs is None else beton.extents[1] << 32 | beton.crcs
+        contents = None if beton.crcs is None else beton.sizes << 32 | beton.crcs
         people = None if known is None else frozenset(known)
         return cls(str(beton.path), counts.tolist(), people, beton.known_as, patients.count(None), sources, contents)
 

@@ -20,6 +20,7 @@ from PIL import Image
 from fastretina import train
 from fastretina.compare import CompareConfig, main, plan
 from fastretina.errors import CheckpointError, RunError, UsageError
+from fastretina.grading import RETINOPATHY, Classes
 from fastretina.models.resnet import build_model
 from fastretina.report.compared import ComparedRun, terminal_table
 from fastretina.report.comparison import comparison_html
@@ -241,6 +242,28 @@ def test_a_run_that_answers_one_grade_for_all_is_called_so_and_names_are_escaped
     text = comparison_html([collapsed], as_settings(whole))
     assert "One and the same grade for every test image: resnet18-scratch." in text
     assert "<script" not in text
+
+
+def test_runs_of_classes_without_an_order_are_compared_without_kappa(whole):
+    run = plan(whole)[0]
+    old = ComparedRun.read(RunFolder(run.config.out), "resnet18", None)
+    assert old.classes == RETINOPATHY
+    assert replace(old, metrics={key: value for key, value in old.metrics.items() if key != "classes"}).classes == RETINOPATHY
+    classes = Classes(("normal", "AMD", "glaucoma", "cataract", "myopia"))
+    found = replace(old, metrics={**old.metrics, "classes": classes.as_dict()})
+    assert found.row()["best_qwk"] is None
+    assert found.row()["best_balanced_accuracy_low"] == old.metrics["best"]["intervals"]["balanced_accuracy"]["low"]
+    assert found.row()["best_auroc"] == old.metrics["best"]["auroc"]
+    header, line = terminal_table([found])
+    assert "QWK" not in header
+    assert "last balanced accuracy" in header
+    assert f"{100 * old.metrics['last']['balanced_accuracy']:.1f} %" in line
+    text = re.sub('base64,[^"]*', "", comparison_html([found], as_settings(whole)))
+    assert "QWK" not in text
+    assert "retinopathy" not in text
+    assert "Screening" not in text
+    assert "Recall of each class" in text
+    assert "Screening" in comparison_html([old], as_settings(whole))
 
 
 def test_corrupt_metrics_of_a_run_are_an_error_that_names_the_folder(tmp_path):

@@ -42,6 +42,7 @@ def test_large_images_are_shrunken_and_keep_their_shape(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     pixels = np.full((600, 600, 3), (200, 60, 40), np.uint8)
+    pixels[:, 300:] = (60, 200, 40)
     (folder / "1_left.jpeg").write_bytes(simplejpeg.encode_jpeg(pixels))
     (folder / "labels.csv").write_text("image,level\n1_left,0\n")
     write_beton(tmp_path / "one.beton", images=folder, labels=folder / "labels.csv", size=600, workers=1)

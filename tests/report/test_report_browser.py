@@ -13,14 +13,25 @@ from browser import Browser
 from report_cases import batch, history, info
 
 from fastretina import train
+from fastretina.grading import Classes
+from fastretina.metrics.assessment import Assessment
+from fastretina.metrics.predictions import Predictions, Scores
 from fastretina.models.heads import Decision
 from fastretina.report.compared import ComparedRun
 from fastretina.report.comparison import comparison_html
 from fastretina.report.run import Results, report_html
 from fastretina.training.config import TrainConfig, as_settings
 from fastretina.training.run_folder import RunFolder
+from fastretina.training.run_info import DataInfo, RunInfo
 
 WIDTHS = (1280, 390, 360)
+SEVEN = Classes(
+    (
+        *("normal", "diabetic retinopathy", "glaucoma", "cataract", "age-related macular degeneration"),
+        *("hypertensive retinopathy", "pathological myopia"),
+    ),
+    (1, 2, 4),
+)
 PAPER = 680  # CSS px: A4 less margins of 15 mm
 
 OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
@@ -61,7 +72,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield running
 
 
-@pytest.fixture(scope="module", params=["run", "compare", "extreme"])
+@pytest.fixture(scope="module", params=["run", "compare", "extreme", "classes"])
 def page(request, chromium, pages) -> Path:
     return pages / f"{request.param}.html"
 
@@ -85,7 +96,18 @@ def pages(tiny_betons, tmp_path_factory) -> Path:
     lengthy = history(150, val=True)
     lengthy.decision = Decision((0.123456789,) * 30, 0.2)
     (out / "extreme.html").write_text(report_html(Results.of_run(long, lengthy, batch())))
+    (out / "classes.html").write_text(report_html(seven_classes()))
     return out
+
+
+def seven_classes() -> Results:
+    """Of an evaluation of classes with long names, of patients whom nobody knows."""
+    labels = torch.arange(70) % 7
+    logits = torch.randn(70, 7, generator=torch.Generator().manual_seed(0)) + 2 * torch.eye(7)[labels]
+    answers = Predictions(logits.log_softmax(1), labels, torch.arange(70))
+    data = {"test": DataInfo("clinic.beton", [10] * 7, None, None, 70)}
+    known = RunInfo({"checkpoint": "best.safetensors"}, data, "a CPU", "float32", "float32", "streaming", 11_179_077, SEVEN, "loss")
+    return Results("A clinic", known, {"test": Scores.of(answers, SEVEN)}, answers, Assessment.of(answers, SEVEN, None))
 
 
 @pytest.mark.parametrize("width", WIDTHS)
