@@ -7,7 +7,8 @@ SAMPLE       := data/sample
 DATA         := data
 RUNS         := runs
 SAMPLE_FLAGS :=
-DEMO_FLAGS   := --schedule onecycle --epochs 7 --lr 2e-3 --batch-size 32 --resolution 96
+PACK_FLAGS   :=
+DEMO_FLAGS   := --val-fraction 0.15 --schedule onecycle --epochs 7 --lr 2e-3 --batch-size 32 --resolution 96
 BENCH_FLAGS  :=
 BENCH_EXTRAS := dev,bench
 
@@ -23,7 +24,7 @@ $(SAMPLE)/test_label.csv: | setup
 	$(PYTHON_IN) tools/make_sample.py --out $(SAMPLE) $(SAMPLE_FLAGS)
 
 $(DATA)/%.beton: $(SAMPLE)/test_label.csv | setup
-	$(PYTHON_IN) tools/write_beton.py --root $(SAMPLE) --split $* --out $@
+	$(PYTHON_IN) tools/write_beton.py --root $(SAMPLE) --split $* --out $@ $(PACK_FLAGS)
 
 demo: data
 	$(PYTHON_IN) -m fastretina.train --amp --train $(DATA)/train.beton --test $(DATA)/test.beton --out $(RUNS)/demo $(DEMO_FLAGS)

@@ -8,7 +8,9 @@ has the same centre and radius with and without each of these, so that a lesion 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -23,18 +25,20 @@ Values = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
 _LONGEST = 400  # px of the longer side on which the disc is looked for: within 0.5 % of its radius, in some milliseconds
+_FLAT = 10  # grey levels that a side of one colour varies, by a JPEG and a paper's grain
+_SIMILAR = 0.7  # radius of two eyes' discs, one over the other
 _SEPARATIONS = (0.1, 0.2, 0.35, 0.5)  # thresholds tried, from the image's dark level (0) to its lit level (1)
 _CONTRAST = 4  # grey levels from dark to lit; less cannot be told from noise
 _DARK = 16  # grey levels: where nothing is brighter and no disc stands out, nothing was photographed
 _TRIPLES = 300  # circles tried through 3 points of an outline; with 30 % of them on the rim, all 300 miss it once in 3,700 images
 _POINTS = 200  # of an outline that they are compared with
 _NEAR = 0.012  # of the radius: how far from a circle its points lie
-_SMALLEST = 0.2  # radius over the frame's shorter side: an optic disc is far smaller, a retina never
+_SMALLEST = 0.14  # radius over the frame's shorter side, as of a photograph on a slide ...
+_SMALL = 0.2  # ... where an optic disc from nearby may be as large: below that ...
+_SHARE_OF_SMALL = 0.8  # ... the rim must be so sharp and so round that this share of the rays meets it
 _RAYS = 180  # from the centre across the rim, one every 2 degrees
 _SAMPLES = 61  # of the light along a ray
-_SEEN = _RAYS // 9  # rays that must meet the rim ...
-_SHARE = 0.42  # ... and of those that the frame does not cut: a disc cut at 3/4 of its radius has 0.52, a rectangle up to 0.37 ...
-_UNSEEN = 2 * _RAYS // 3  # ... and so many in a row must not all miss it: less than 120 degrees of arc do not fix a circle
+_SEEN = _RAYS // 9  # rays that must meet the rim
 _ENOUGH = 0.5  # share at which no other threshold need be tried
 
 _BLUR = 1 / 30  # standard deviation of the local average, of the disc's radius
@@ -51,54 +55,159 @@ class Disc:
     radius: float
 
 
-def find_disc(pixels: Pixels) -> Disc | None:
-    """The lit disc in a photograph, uint8 RGB (H, W, 3), which may leave the frame; None where its rim is out of sight.
+class NoDisc(JpegError):
+    """There is no one disc to crop to. `word`: "two eyes", or "whole frame" where no rim is in sight."""
+
+    def __init__(self, word: Literal["two eyes", "whole frame"]) -> None:
+        super().__init__(_REASONS[word])
+        self.word = word
+
+
+_REASONS = {
+    "two eyes": "this picture shows two eyes or more; cut it into one picture for each eye",
+    "whole frame": "no rim of a retina is in sight: the retina fills the whole picture, or this is no fundus photograph",
+}
+
+
+class _Evidence(NamedTuple):
+    """What a circle must have to be the retina's."""
+
+    share: float  # of the rays that the frame does not cut: so many meet the rim
+    gap: int  # rays in a row: no longer one may miss it
+
+
+# A disc cut at 3/4 of its radius has 0.52, one with two sides black 0.45, a rectangle up to 0.37; few ellipses pass.
+# Less than 120 degrees of arc do not fix a circle.
+_OF_THE_LARGEST = _Evidence(0.42, 2 * _RAYS // 3)
+# Among all outlines of a picture there soon is an arc that fits: a lid's, a hill's.
+_OF_MANY = _Evidence(0.55, _RAYS // 2)
+
+
+@dataclass(frozen=True)
+class _View:
+    """What of an image may be retina."""
+
+    light: MatLike  # grey levels, (H, W)
+    dark: float  # level of its darkest parts
+    lit: float
+    contrast: float  # grey levels from dark to lit at least; half of that is lost at a rim
+
+
+class _Found(NamedTuple):
+    disc: Disc
+    met: int  # rays that meet the rim
+    visible: int  # rays that the frame does not cut
+
+
+def find_disc(pixels: Pixels) -> Disc:
+    """The lit disc in a photograph, uint8 RGB (H, W, 3), which may leave the frame.
 
     Equal pixels have equal discs: nothing here is left to chance.
 
     Raises:
+        NoDisc: its rim is out of sight, or there is more than one such disc.
         JpegError: there is no retina, the image is dark all over.
     """
     step = math.ceil(max(pixels.shape) / _LONGEST)  # whole, which makes the area filter six times as fast
     height, width = (max(1, side // step) for side in pixels.shape[:2])
     small = cv2.resize(pixels[: height * step, : width * step], (width, height), interpolation=cv2.INTER_AREA)
-    light, dark, lit = _light(small)
-    found, most = None, 0
-    for separation in _SEPARATIONS if lit - dark >= _CONTRAST else ():
-        outline = _outline(light, dark + separation * (lit - dark))
-        if (guess := _circle_of(outline, light.shape)) is None:
-            continue
-        circle, met, visible = _to_the_rim(light, dark, guess)
-        good = len(met) > _SHARE * visible and _longest_gap(met) <= _UNSEEN and circle.radius > _SMALLEST * min(light.shape)
-        if good and len(met) > max(most, _SEEN):
-            found, most = circle, len(met)
-            if most >= _ENOUGH * visible:
-                break
-    if found is not None:
-        return Disc((found.x + 0.5) * step - 0.5, (found.y + 0.5) * step - 0.5, found.radius * step)
-    if np.percentile(light, 99) < _DARK:
-        raise JpegError("no retina found: the image is dark all over")
-    return None
+    plain = _light(small)
+    view, found = plain, _search(plain, _largest, _OF_THE_LARGEST)
+    if found is None:
+        view = _apart_from_surround(small, plain.dark)
+        found = _search(view, _large, _OF_MANY)
+    if found is None:
+        view, found = plain, _search(plain, _large, _OF_MANY)
+    if found is None:
+        if np.percentile(plain.light, 99) < _DARK:
+            raise JpegError("no retina found: the image is dark all over")
+        raise NoDisc("whole frame")
+    if _shows_another(view, found.disc):
+        raise NoDisc("two eyes")
+    return Disc((found.disc.x + 0.5) * step - 0.5, (found.disc.y + 0.5) * step - 0.5, found.disc.radius * step)
 
 
-def _light(pixels: MatLike) -> tuple[MatLike, float, float]:
-    """How light each pixel is, (H, W), without the worst of the noise; the levels of the image's darkest and of its lit parts."""
+def _light(pixels: MatLike) -> _View:
+    """How light each pixel is, without the worst of the noise."""
     # Red is the retina's brightest and most even channel; red-free photographs have green alone.
-    light = cv2.GaussianBlur(np.maximum(pixels[..., 0], pixels[..., 1]), (5, 5), 0)
+    return _view(np.maximum(pixels[..., 0], pixels[..., 1]), _CONTRAST)
+
+
+def _apart_from_surround(pixels: MatLike, dark: float) -> _View:
+    """How far each pixel is from black, from white, and from the colour of each side of the frame that has one colour.
+
+    In it a disc on paper, on a slide or beside a white bar is as lit on dark as on a sensor's black.
+    """
+    red, green, blue = cv2.split(pixels)
+    brightest, dimmest = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
+    far = cv2.min(brightest, 255 - dimmest)
+    for side in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+        colour = np.median(side, axis=0).astype(np.uint8)
+        if colour.max() > dark + _FLAT and (np.abs(side.astype(np.int16) - colour).max(axis=1) <= _FLAT).mean() > 0.8:
+            red, green, blue = cv2.split(cv2.absdiff(pixels, np.broadcast_to(colour, pixels.shape)))
+            far = cv2.min(far, cv2.max(cv2.max(red, green), blue))
+    return _view(far, 3 * _CONTRAST)
+
+
+def _view(values: MatLike, contrast: float) -> _View:
+    light = cv2.GaussianBlur(values, (5, 5), 0)
     dark, lit = np.percentile(light, (0.5, 95)).tolist()
-    return light, dark, lit
+    return _View(light, dark, lit, contrast)
 
 
-def _outline(light: MatLike, threshold: float) -> Values:
-    """(n, 2) points x, y of the outline of the largest region above `threshold`, as far as the frame does not cut it."""
-    height, width = light.shape
-    # Opened: specks of noise are not regions, and a hair over the rim does not tear one apart.
-    lit = cv2.morphologyEx((light > threshold).astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
-    outlines, _ = cv2.findContours(lit, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    if not outlines:
-        return np.empty((0, 2))
-    outline = max(outlines, key=cv2.contourArea)[:, 0].astype(np.float64)
-    return outline[((outline > 2) & (outline < (width - 3, height - 3))).all(axis=1)]
+def _search(view: _View, outlines_of: Callable[[MatLike], list[Values]], least: _Evidence) -> _Found | None:
+    """The circle that most of a rim supports, over the outlines of what is lit at several thresholds."""
+    light, dark, best = view.light, view.dark, None
+    for separation in _SEPARATIONS if view.lit - dark >= view.contrast else ():
+        for outline in outlines_of((light > dark + separation * (view.lit - dark)).astype(np.uint8)):
+            if (guess := _circle_of(outline, light.shape)) is None:
+                continue
+            circle, met, visible = _to_the_rim(view, guess)
+            share = _SHARE_OF_SMALL if circle.radius < _SMALL * min(light.shape) else least.share
+            if len(met) > share * visible and _longest_gap(met) <= least.gap and len(met) > (best.met if best else _SEEN):
+                best = _Found(circle, len(met), visible)
+        if best and best.met >= _ENOUGH * best.visible:
+            break
+    return best
+
+
+def _shows_another(view: _View, disc: Disc) -> bool:
+    """Whether beside `disc` there is another of similar size."""
+    height, width = view.light.shape
+    if max(disc.x, width - disc.x, disc.y, height - disc.y) < (1 + 1.6 * _SIMILAR) * disc.radius:
+        return False  # no room for the smallest, a fifth of it cut by the frame
+    light = view.light.copy()
+    # Blanked with its rim, which would be a ring.
+    cv2.circle(light, (round(disc.x), round(disc.y)), math.ceil(1.05 * disc.radius), view.dark, -1)
+    other = _search(replace(view, light=light), _large, _OF_MANY)
+    if other is None:
+        return False
+    apart = math.hypot(other.disc.x - disc.x, other.disc.y - disc.y) > 0.9 * (disc.radius + other.disc.radius)
+    return apart and _SIMILAR < other.disc.radius / disc.radius < 1 / _SIMILAR
+
+
+def _largest(lit: MatLike) -> list[Values]:
+    """The outline of the largest region, as (n, 2) points x, y, as far as the frame does not cut it."""
+    outlines, _ = cv2.findContours(_opened(lit), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return [_uncut(max(outlines, key=cv2.contourArea), lit)] if outlines else []
+
+
+def _large(lit: MatLike) -> list[Values]:
+    """The outlines of the largest regions and of the largest holes in regions."""
+    outlines, _ = cv2.findContours(_opened(lit), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    least = 2 * (_SMALLEST * min(lit.shape)) ** 2  # a circle of that radius has 3.1 times its square, one cut at 3/4 has 2.6
+    return [_uncut(o, lit) for o in sorted(outlines, key=cv2.contourArea, reverse=True)[:4] if cv2.contourArea(o) > least]
+
+
+def _opened(lit: MatLike) -> MatLike:
+    # Specks of noise are not regions, and a hair over the rim does not tear one apart.
+    return cv2.morphologyEx(lit, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+
+
+def _uncut(outline: MatLike, frame: MatLike) -> Values:
+    height, width = frame.shape
+    points: Values = outline[:, 0].astype(np.float64)
+    return points[((points > 2) & (points < (width - 3, height - 3))).all(axis=1)]
 
 
 def _circle_of(outline: Values, frame: tuple[int, ...]) -> Disc | None:
@@ -123,9 +232,9 @@ def _circle_of(outline: Values, frame: tuple[int, ...]) -> Disc | None:
     return Disc(float(x[best]), float(y[best]), float(radius[best]))
 
 
-def _to_the_rim(light: MatLike, dark: float, circle: Disc) -> tuple[Disc, npt.NDArray[np.intp], int]:
+def _to_the_rim(view: _View, circle: Disc) -> tuple[Disc, npt.NDArray[np.intp], int]:
     """`circle` moved to where the light falls; the rays that meet the rim there; how many rays the frame does not cut."""
-    met, visible = np.empty(0, np.intp), 0
+    light, dark, met, visible = view.light, view.dark, np.empty(0, np.intp), 0
     for reach in (0.08, 0.04):  # of the radius, to either side
         angles = np.arange(_RAYS) * (2 * np.pi / _RAYS)
         cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
@@ -136,7 +245,7 @@ def _to_the_rim(light: MatLike, dark: float, circle: Disc) -> tuple[Disc, npt.ND
         visible = int(framed.sum())
         inside, outside = profile[:, : _SAMPLES // 5].mean(axis=1), profile[:, -_SAMPLES // 5 :].mean(axis=1)
         # More than half of the light is lost at a rim; from the middle to a shaded side it falls ten times as gently.
-        falls = framed & (inside - outside > _CONTRAST / 2) & (outside - dark < 0.5 * (inside - dark))
+        falls = framed & (inside - outside > view.contrast / 2) & (outside - dark < 0.5 * (inside - dark))
         met = np.flatnonzero(falls)
         if len(met) <= _SEEN:
             break
@@ -210,7 +319,8 @@ def local_contrast(pixels: Pixels, disc: Disc | None) -> Pixels:
 
 def _field_of_view(pixels: Pixels, disc: Disc | None) -> Flags:
     """The pixels that show retina, (H, W): those in the disc, apart from what the camera left black of it."""
-    light, dark, lit = _light(pixels)
+    view = _light(pixels)
+    light, dark, lit = view.light, view.dark, view.lit
     field: MatLike = np.zeros(light.shape, np.uint8)
     above = (light > dark + _SEPARATIONS[0] * (lit - dark)).astype(np.uint8)
     outlines, _ = cv2.findContours(above, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)

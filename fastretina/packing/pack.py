@@ -17,7 +17,7 @@ from PIL import features
 from fastretina.beton.paths import parse_shard, shard_path, shard_rows
 from fastretina.beton.writer import BetonWriter
 from fastretina.errors import ConvertError, LabelError, UsageError
-from fastretina.grading import all_known, eye_of, patients_in_both
+from fastretina.grading import all_known, patients_in_both
 from fastretina.packing.config import PackConfig
 from fastretina.packing.inspect import Source
 from fastretina.packing.labels.registry import layout_of
@@ -191,11 +191,11 @@ def _patients(config: PackConfig, layout: Layout, table: LabelTable) -> tuple[in
         notes = [f"patients: {len(set(known)):,}"]
     both, reason = None, ""
     try:
-        other = layout.other_names(config)
+        other = layout.other_patients(config)
     except LabelError as error:
         other, reason = (), f" ({error})"
     if other is not None:
-        theirs = None if reason else all_known([eye and eye[0] for eye in map(eye_of, other)])
+        theirs = None if reason else all_known(other)
         both = patients_in_both(known, theirs)
         notes.append(f"patients in both train and test: {'unknown' if both is None else f'{both:,}'}{reason}")
     return None if known is None else len(set(known)), both, notes

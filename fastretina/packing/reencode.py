@@ -38,7 +38,7 @@ QUALITY = 95
 SUBSAMPLING = "4:4:4"  # full colour resolution: a microaneurysm is a red dot two or three pixels wide
 _NO_CROP = {
     "whole frame": "nothing to crop to: the rim of the retina's disc is out of sight",
-    "two eyes": "nothing to crop to: it shows two eyes",
+    "two eyes": "nothing to crop to: it shows two eyes or more (cut it into one picture for each)",
 }
 _LAST_WORDS = 1.0  # seconds for a worker that has failed to print its traceback
 _QUEUED = 2  # images in a worker's hands: the one it is at, and the next
@@ -98,10 +98,11 @@ def square(data: bytes, size: int, preparation: Preparation = UNPREPARED) -> Squ
         image, no_crop = _cropped(data, size, picture)
         done = no_crop or "cropped"
     if preparation.contrast == "local":
-        from fastretina.packing.fundus import local_contrast  # not before: see _cropped
+        from fastretina.packing.fundus import Disc, local_contrast  # not before: see _cropped
 
         pixels = np.asarray(image)
-        disc = _disc(pixels)
+        # A cropped picture's disc is its own circle; looked for again, the rim of a dim one might not be found.
+        disc = Disc((size - 1) / 2, (size - 1) / 2, size / 2) if done == "cropped" else _disc(pixels)
         image = Image.fromarray(local_contrast(pixels, None if isinstance(disc, str) else disc))
     return Square(image, (done,) if preparation.contrast == "none" else (done, "local contrast"), picture.notes, no_crop)
 
@@ -142,14 +143,12 @@ def _cropped(data: bytes, size: int, picture: Picture) -> tuple[Image.Image, str
 
 def _disc(pixels: npt.NDArray[np.uint8]) -> Disc | str:
     """The retina's disc, or in a word why there is nothing to crop to. JpegError: the image is dark all over."""
-    from fastretina.packing.fundus import find_disc
+    from fastretina.packing.fundus import NoDisc, find_disc
 
     try:
-        return find_disc(pixels) or "whole frame"
-    except JpegError as error:
-        if (word := getattr(error, "word", None)) is None:
-            raise
-        return str(word)
+        return find_disc(pixels)
+    except NoDisc as none:
+        return none.word
 
 
 # ---- worker processes ------------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ MALICIOUS_NAMES = {
     "folder link out": "folder/1_left,0",
     "itself": ".,0",
     "parent alone": "..,0",
-    "hidden": "./1_right,0",
+    "the same by a dot": "./1_left,0",
     "NUL": "1_right\0.jpeg,0",
     "escape": "1_right\x1b[2J,0",
     "4,097 bytes": "a" * 4097 + ",0",
@@ -81,7 +81,7 @@ MALICIOUS_NAMES = {
 }
 MALICIOUS_CELLS = {
     "grade NaN": "1_right,NaN",
-    "grade 1.0": "1_right,1.0",
+    "grade 1.5": "1_right,1.5",
     "grade of many digits": "1_right," + "9" * 5_000,
     "grade missing": "1_right",
     "two rows of one image": "1_left,3",

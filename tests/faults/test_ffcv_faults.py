@@ -42,7 +42,7 @@ print("done", flush=True)
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
     """Eight images, so unlike each other that none is taken for another."""
-    images = {f"{i}_left.jpeg": jpeg(picture().point(lambda value, i=i: 30 * i + value // 16)) for i in range(8)}
+    images = {f"{i}_left.jpeg": jpeg(picture().point(lambda value, i=i: 20 + 30 * i + value // 16)) for i in range(8)}
     write_beton(tmp_path / "a.beton", root=folder(tmp_path / "in", images), split="train", size=SIZE, workers=1)
     return tmp_path / "a.beton"
 

@@ -301,7 +301,7 @@ def test_kaggle_layout_and_patients_in_both_splits(tmp_path: Path) -> None:
     with Beton(tmp_path / "k.beton") as beton:
         assert list(beton.names) == ["1_left", "0_right"]
         assert beton.labels.tolist() == [3, 1]
-        assert beton.provenance["layout"] == "kaggle"
+        assert beton.provenance["layout"] == "table"
     (root / "test_img.csv").write_text("1_left\n7_left\n0_left\n")
     summary = write_beton(tmp_path / "l.beton", root=root, split="train", size=SIZE)
     assert summary.shared_patients == 2

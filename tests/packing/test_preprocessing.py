@@ -90,7 +90,6 @@ def test_with_a_crop_every_image_shows_the_disc_and_none_passes_through(photos: 
         assert preparation_of(beton) == FUNDUS
         for number in range(len(beton)):
             disc = find_disc(simplejpeg.decode_jpeg(beton.jpeg(number)))
-            assert disc is not None
             assert disc.radius == pytest.approx(SIZE / 2, rel=0.03)
             assert (disc.x, disc.y) == pytest.approx(((SIZE - 1) / 2,) * 2, abs=1.5)
 

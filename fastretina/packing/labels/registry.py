@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fastretina.errors import UsageError
 from fastretina.packing.config import PackConfig
-from fastretina.packing.labels import kaggle, lab
+from fastretina.packing.labels import class_folders, lab, one_table
 from fastretina.packing.labels.table import Layout
 
-LAYOUTS = (lab.LAYOUT, kaggle.LAYOUT)
+LAYOUTS = (lab.LAYOUT, one_table.LAYOUT, class_folders.LAYOUT)
 
 
 def layout_of(config: PackConfig) -> Layout:
