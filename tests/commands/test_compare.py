@@ -250,7 +250,8 @@ def test_runs_of_classes_without_an_order_are_compared_without_kappa(whole):
     assert old.classes == RETINOPATHY
     assert replace(old, metrics={key: value for key, value in old.metrics.items() if key != "classes"}).classes == RETINOPATHY
     classes = Classes(("normal", "AMD", "glaucoma", "cataract", "myopia"))
-    found = replace(old, metrics={**old.metrics, "classes": classes.as_dict()})
+    changed = {"classes": classes.as_dict(), "selection_metric": "balanced_accuracy"}
+    found = replace(old, metrics={**old.metrics, **changed})
     assert found.row()["best_qwk"] is None
     assert found.row()["best_balanced_accuracy_low"] == old.metrics["best"]["intervals"]["balanced_accuracy"]["low"]
     assert found.row()["best_auroc"] == old.metrics["best"]["auroc"]

@@ -16,6 +16,7 @@ from PIL import Image
 from fastretina import evaluate, predict, train
 from fastretina.errors import CheckpointError, RunError, UsageError
 from fastretina.evaluate import EvaluateConfig
+from fastretina.grading import Classes
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.models import photographs
 from fastretina.models.checkpoint import Grader, save_grader
@@ -220,6 +221,19 @@ def test_without_csv_the_table_goes_to_standard_output(run, tiny_betons, capfd):
     lines = capfd.readouterr().out.splitlines()
     assert lines[0] == "path,grade,referable,p0,p1,p2,p3,p4,done,error"
     assert len(lines) == 2
+
+
+@pytest.mark.parametrize(("referable", "answers"), [((), {""}), ((0,), {"yes", "no"})], ids=["none", "the first"])
+def test_what_is_referable_is_what_the_checkpoint_says(tiny_betons, tmp_path, referable, answers):
+    classes = Classes(("normal", "AMD"), referable)
+    about = Grader("resnet18", 2, 64, IMAGENET_MEAN, IMAGENET_STD, 1, "float32", "auto", "test", classes=classes)
+    torch.manual_seed(0)
+    save_grader(tmp_path / "best.safetensors", build_model("resnet18", 2), about)
+    predict.main(PredictConfig(tmp_path / "best.safetensors", (tiny_betons.test_images,), csv=tmp_path / "out.csv"))
+    rows = [row for row in read_csv(tmp_path / "out.csv") if row["grade"]]
+    assert len(rows) == 20
+    assert all(row["referable"] == ("yes" if row["grade"] == "0" else "no") for row in rows) or not referable
+    assert {row["referable"] for row in rows} <= answers
 
 
 def test_no_image_at_all_is_a_usage_error(run):
