@@ -129,7 +129,3 @@ def patients_in_both(one: Iterable[str] | None, other: Iterable[str] | None) -> 
     """How many patients have images in both lists: their eyes are not independent, so scores on one flatter the other. None,
     unknown, where the patients of one are."""
     return None if one is None or other is None else len(set(one) & set(other))
-
-
-NUM_CLASSES = len(RETINOPATHY)
-GRADES = {str(grade): grade for grade in range(NUM_CLASSES)}
