@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -23,6 +21,7 @@ from fastretina.loading.augment import Augment
 from fastretina.loading.decode.choice import FASTEST_FLOPS
 from fastretina.loading.loader import Loader
 from fastretina.models.precision import Precision
+from fastretina.packing.splits import divide
 from fastretina.training.compile import training_flops
 from fastretina.training.config import AUGMENTATIONS, SplitBy, TrainConfig
 from fastretina.training.distributed import World
@@ -93,32 +92,19 @@ def split(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions, ascending, of the images that stay and of those that are taken out.
 
-    A pure function of groups and labels: the same for every seed and every order of the images, so that runs can be compared and
-    a patient never changes sides. Groups are stratified by their highest label, and those of each stratum whose names have the
-    lowest SHA-256 are taken out: `fraction` of the stratum, rounded, so that rare classes come too.
+    The same for every seed, see `divide`, so that runs can be compared.
 
     Args:
         groups: N names of what must not be parted. labels: (N,). fraction: 0-1, of the groups of each stratum. flag: for messages.
 
     Raises UsageError where one side would be empty.
     """
-    members: dict[str, list[int]] = defaultdict(list)
-    for position, group in enumerate(groups):
-        members[group].append(position)
-    strata: dict[int, list[str]] = defaultdict(list)
-    for group, positions in members.items():
-        strata[int(labels[positions].max())].append(group)
-    chosen: list[int] = []
-    for stratum in strata.values():
-        ranked = sorted(stratum, key=lambda group: hashlib.sha256(group.encode()).digest())
-        for group in ranked[: round(fraction * len(stratum))]:
-            chosen += members[group]
-    taken = np.array(sorted(chosen), dtype=np.int64)
+    taken, rest = divide(groups, labels, {"taken": fraction, "rest": 1 - fraction}).values()
     if not 0 < len(taken) < len(labels):
         raise UsageError(
             f"{flag}: takes {len(taken)} of {len(labels)} images and leaves {len(labels) - len(taken)}; both sides need some"
         )
-    return np.setdiff1d(np.arange(len(labels)), taken), taken
+    return rest, taken
 
 
 def image_dtype(world: World, precision: Precision) -> torch.dtype:
