@@ -44,8 +44,7 @@ class BetonWriter:
         self._position = -(-(self._tables_start + capacity * self._row.itemsize) // page) * page
         self._metadata, self._table = np.zeros(capacity, self._row), np.zeros(capacity, fmt.ALLOCATION)
         self._names: list[str] = []
-        self._columns: dict[str, list[str]] = {name: [] for name in columns or ()}
-        self._noted = {} if columns is None else {"columns": list(columns)}
+        self._columns, self._texts = columns, list[Sequence[str]]()
         self._buffer, self._buffer_start = bytearray(), self._position
         path = Path(path)
         try:
@@ -64,7 +63,9 @@ class BetonWriter:
         size = len(payload)
         if not 0 < size <= fmt.MAX_PAGE:
             raise ConvertError(f"{self._file.path}: image {name!r} has {size} bytes; the format allows 1 to {fmt.MAX_PAGE}")
-        if len(self) >= self._capacity or any("\n" in value for value in (name, *text)):
+        if len(text) != len(self._columns or ()):
+            raise ValueError(f"{len(text)} texts for the columns {self._columns}")
+        if len(self) >= self._capacity or "\n" in name or (text and "\n" in "".join(text)):
             raise ConvertError(f"{self._file.path}: image {name!r} is one too many, or its name or another text holds a line break")
         # Pages only say where no sample may straddle, so a larger one never invalidates what is already there.
         while self._page < size:
@@ -75,8 +76,7 @@ class BetonWriter:
         self._metadata[len(self)] = (fmt.MODE_JPEG, width, height, self._position), label, id, crc
         self._table[len(self)] = len(self), self._position, size
         self._names.append(name)
-        for column, value in zip(self._columns.values(), text, strict=True):
-            column.append(value)
+        self._texts.append(text)
         self._put(payload)
 
     def _put(self, data: bytes) -> None:
@@ -98,9 +98,10 @@ class BetonWriter:
         count = len(self)
         if count == 0:
             raise ConvertError(f"{self._file.path}: no image was left to pack")
-        columns = [self._names, *self._columns.values()]
+        columns = [self._names, *zip(*self._texts, strict=True)]
         names = "".join(f"{value}\n" for column in columns for value in column).encode("utf-8", "surrogateescape")
-        text = json.dumps({**provenance, **self._noted}, ensure_ascii=True, sort_keys=True, separators=(",", ":")).encode()
+        noted = provenance if self._columns is None else {**provenance, "columns": list(self._columns)}
+        text = json.dumps(noted, ensure_ascii=True, sort_keys=True, separators=(",", ":")).encode()
         self._put(bytes(-self._position % 8))
         payload = names + text
         payload += bytes(-len(payload) % 8)

@@ -59,7 +59,7 @@ def photographs(given: Iterable[Path], tally: Tally, follow_links: bool = False)
             continue
         folder = walk(path, follow_links)
         tally.left_out += folder.left_out
-        found += [Photograph(image) for image in folder.images]
+        found += [Photograph(Path(image)) for image in folder.images]
         found += [Photograph(place, error=f"cannot be searched: {reason}") for place, reason in folder.unlisted]
         if not folder.images and not folder.unlisted:
             found.append(Photograph(path, error="no photograph in this folder"))

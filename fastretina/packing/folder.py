@@ -26,8 +26,8 @@ class Folder:
         unlisted: (path, reason) of each folder that could not be listed.
     """
 
-    images: list[Path] = field(default_factory=list)
-    links: set[Path] = field(default_factory=set)
+    images: list[str] = field(default_factory=list)  # no Path for each of 35,000 entries: it would take twice as long
+    links: set[str] = field(default_factory=set)
     left_out: Counter[str] = field(default_factory=Counter)
     unlisted: list[tuple[Path, str]] = field(default_factory=list)
 
@@ -54,34 +54,34 @@ def walk(folder: Path, follow_links: bool = False) -> Folder:
                     _sort(entry, found, own, linked if follow_links else None)
         except OSError as error:
             found.unlisted.append((place, error.strerror or "cannot be listed"))
-    found.images.sort(key=lambda path: path.parts)
+    found.images.sort(key=lambda path: path.split("/"))
     return found
 
 
 def _sort(entry: os.DirEntry[str], found: Folder, own: list[Path], linked: list[Path] | None) -> None:
     """Put one entry where it belongs. linked: where links to folders go; None: they are left out."""
-    path = Path(entry.path)
-    if entry.name.startswith("."):
+    name, path = entry.name, entry.path
+    if name.startswith("."):
         found.left_out[HIDDEN] += 1
     elif entry.is_dir(follow_symlinks=False):
-        own.append(path)
+        own.append(Path(path))
     elif entry.is_dir():
         if linked is None:
             found.left_out[LINKED] += 1
         else:
-            linked.append(path)
-    elif _is_image(path):
+            linked.append(Path(path))
+    elif _is_image(name, path):
         found.images.append(path)
         if entry.is_symlink():
             found.links.add(path)
     else:
-        found.left_out["DICOMDIR" if _is_index(path) else path.suffix.lower() or "no extension"] += 1
+        found.left_out["DICOMDIR" if _is_index(name) else Path(name).suffix.lower() or "no extension"] += 1
 
 
-def _is_image(path: Path) -> bool:
-    if path.suffix.lower() in EXTENSIONS:
+def _is_image(name: str, path: str) -> bool:
+    if name.lower().endswith(EXTENSIONS):
         return True
-    if _is_index(path):
+    if _is_index(name):
         return False
     try:
         descriptor, _ = open_regular(path)
@@ -96,9 +96,9 @@ def _is_image(path: Path) -> bool:
     return kind is not None and kind.picture
 
 
-def _is_index(path: Path) -> bool:
+def _is_index(name: str) -> bool:
     """The table of contents that lies on every disc of DICOM files: it is DICOM, and no picture."""
-    return path.name.upper() == "DICOMDIR"
+    return name.upper() == "DICOMDIR"
 
 
 def in_words(left_out: Counter[str]) -> str:

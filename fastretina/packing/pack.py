@@ -132,21 +132,22 @@ def _write(
     config: PackConfig, file: _File, images: Iterable[Source], allowed: int, bar: Any, stack: ExitStack
 ) -> tuple[Tally, Callable[[], None]]:
     """Write one file from the images of its rows: what became of them, and what gives the file its name. stack: removes it else."""
-    table, tally, columns = file.table, Tally(), list(file.table.columns.values())
+    table, tally, size = file.table, Tally(), config.size
+    part = slice(file.rows.start, file.rows.stop)
+    texts = list(zip(*(column[part] for column in table.columns.values()), strict=True)) or [()] * len(file.rows)
+    columns = zip(file.rows, images, table.grades[part].tolist(), table.ids[part].tolist(), texts, strict=True)
     writer = stack.enter_context(BetonWriter(file.path, len(file.rows), columns=list(table.columns)))
-    for row, image in zip(file.rows, images, strict=True):
-        line, name, grade = int(table.lines[row]), table.names[row], int(table.grades[row])
-        if row in table.left_out:
-            tally.skipped.append((line, name, table.left_out[row]))
-        elif image.payload is None:
-            tally.skipped.append((line, name, image.reason))
-            tally.bad += 1
-            _check_bad(config, table, row, image.reason, tally.bad > allowed)
+    for row, image, grade, number, text in columns:
+        name, reason = table.names[row], table.left_out.get(row)
+        if reason is not None or image.payload is None:
+            tally.skipped.append((int(table.lines[row]), name, reason or image.reason))
+            if reason is None:
+                tally.bad += 1
+                _check_bad(config, table, row, image.reason, tally.bad > allowed)
         else:
             tally.reencoded[image.reason] += 1
             tally.notes.update(image.notes)
             tally.grades[grade] += 1
-            number, text, size = int(table.ids[row]), [column[row] for column in columns], config.size
             tally.packed.append(number)
             tally.bits.append(len(image.payload) << 32 | image.crc)
             writer.add(image.payload, image.crc, name=name, label=grade, id=number, width=size, height=size, text=text)

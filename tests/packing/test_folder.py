@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,8 @@ def fill(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def names(root: Path, paths: list[Path]) -> list[str]:
-    return [str(path.relative_to(root)) for path in paths]
+def names(root: Path, paths: Iterable[str]) -> list[str]:
+    return [str(Path(path).relative_to(root)) for path in paths]
 
 
 def test_images_are_told_by_content_or_extension_and_the_rest_is_counted(tmp_path: Path) -> None:

@@ -55,17 +55,17 @@ class ImageIndex:
         if not follow_links and data.is_symlink() and data.is_dir():
             self._roots.append(os.path.realpath(data))
             more = walk(data)
-            self.images = sorted([*self.images, *more.images], key=lambda path: path.parts)
+            self.images = sorted([*self.images, *more.images], key=lambda path: path.split("/"))
             links |= more.links
             self.left_out = self.left_out + more.left_out - Counter([LINKED])
             found.unlisted += more.unlisted
         for place, reason in found.unlisted:
             raise LabelError(f"{place}: cannot list the image folder: {reason}")
-        self._links = {os.fspath(path) for path in links}
+        self._links = links
         self._start = 0 if self.folder == Path() else len(os.fspath(self.folder).rstrip("/")) + 1
         self._files: dict[str, list[str]] = {}  # relative path, name, and both without extension, composed -> paths
         self._stems: Counter[str] = Counter()  # relative paths without extension
-        for path in map(os.fspath, self.images):
+        for path in self.images:
             relative = path[self._start :]
             stem = image_stem(relative)
             self._stems[stem] += 1
@@ -76,9 +76,9 @@ class ImageIndex:
                 self._files.setdefault(_composed(key), []).append(path)
         self._twins = any(count > 1 for count in self._stems.values())
 
-    def relative(self, path: str | os.PathLike[str]) -> str:
+    def relative(self, path: str) -> str:
         """A path of `images`, from the folder on."""
-        return os.fspath(path)[self._start :]
+        return path[self._start :]
 
     def called(self, path: str, name: str) -> str:
         """What an image that a table names `name` is called: without its extension, unless another image differs in that alone."""
