@@ -123,7 +123,8 @@ class PackSummary:
         each = self.bytes / max(1, self.images) / 1e3
         lines = [
             f"{self.out}: {self.images:,} images, {self.bytes / 1e6:,.1f} MB ({each:.1f} KB each)",
-            f"  passed through byte for byte: {self.passed:,} ({'decoded and looked at' if self.checked else 'not checked'})",
+            f"  passed through byte for byte: {self.passed:,}"
+            + (f" ({'decoded and looked at' if self.checked else 'not checked'})" if self.passed else ""),
             f"  re-encoded at quality {QUALITY}, {SUBSAMPLING}: {sum(self.reencoded.values()):,}"
             + (f" ({reasons})" if reasons else ""),
             f"  skipped: {self.skipped:,}" + self._skipped(),
