@@ -181,11 +181,12 @@ def _check_bad(config: PackConfig, table: LabelTable, row: int, reason: str, too
 
 def _patients(config: PackConfig, layout: Layout, table: LabelTable) -> tuple[int | None, int | None, list[str]]:
     """How many patients there are, and how many of them are in the other split too; None where unknown. And lines that say so."""
-    patients = table.patients or [None] * len(table)
+    patients = table.packed_patients
     known = all_known(patients)
     if known is None:
+        names = [name for row, name in enumerate(table.names) if row not in table.left_out]
         notes = [
-            f"patients: unknown for {patients.count(None):,} of {len(table):,} images, like {table.names[patients.index(None)]!r}; "
+            f"patients: unknown for {patients.count(None):,} of {len(patients):,} images, like {names[patients.index(None)]!r}; "
             "--patient-column or --patient-pattern tells them"
         ]
     else:

@@ -23,8 +23,9 @@ from fastretina.system.files import write_csv
 def divided(splits: str, seed: int, table: LabelTable) -> tuple[dict[str, LabelTable], str]:
     """The tables of each set that --splits names, and a line that says how it was done. UsageError."""
     shares, by = parse_shares(splits), divided_by(table)
-    groups = table.patients if by == "patient" else table.names
-    sets = divide([str(group) for group in groups or ()], table.grades, shares, seed)
+    patients = (by == "patient" and table.patients) or [None] * len(table)
+    # Of a row that is left out nobody need know the patient.
+    sets = divide([patient or name for patient, name in zip(patients, table.names, strict=True)], table.grades, shares, seed)
     if empty := [name for name, rows in sets.items() if not len(rows)]:
         raise UsageError(f"--splits {splits}: leaves no image of {len(table)} for {' and '.join(empty)}")
     told = "by patient" if by == "patient" else "by image, since patients are unknown: a person's two eyes may be in two sets"
@@ -33,7 +34,7 @@ def divided(splits: str, seed: int, table: LabelTable) -> tuple[dict[str, LabelT
 
 def divided_by(table: LabelTable) -> Literal["patient", "image"]:
     """What is kept together in a division of this table: patients, where all are known."""
-    return "image" if all_known(table.patients) is None else "patient"
+    return "image" if all_known(table.packed_patients) is None else "patient"
 
 
 def named(out: Path, split: str) -> Path:

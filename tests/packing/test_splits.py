@@ -104,6 +104,14 @@ def test_where_patients_are_unknown_images_are_divided_and_it_is_said(tmp_path: 
     assert summary.patients is None
 
 
+def test_a_row_that_is_left_out_need_have_no_patient(tmp_path: Path) -> None:
+    where = clinic(tmp_path)
+    where["labels"].write_text(where["labels"].read_text() + "strange,5\n")
+    summary = write_beton(tmp_path / "{split}.beton", **where, size=SIZE, splits="train=0.5,test=0.5", ungradable="5")
+    assert (summary.images, summary.patients, summary.skipped) == (20, 10, 1)
+    assert "divided by patient" in str(summary)
+
+
 def test_of_a_division_that_fails_no_file_appears(tmp_path: Path) -> None:
     where = clinic(tmp_path)
     last = sorted(where["images"].iterdir())[-1]

@@ -68,6 +68,12 @@ class LabelTable:
         found = self.columns.get(PATIENT)
         return [text or None for text in found] if found else None
 
+    @property
+    def packed_patients(self) -> list[str | None]:
+        """Of the rows that are not left out, None where unknown."""
+        patients = self.patients or [None] * len(self)
+        return [patient for row, patient in enumerate(patients) if row not in self.left_out]
+
     def noted(self, note: str) -> LabelTable:
         """The same, with one more thing to say."""
         return replace(self, notes=(*self.notes, note))
