@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -217,12 +218,17 @@ class Loader:
         Raises LoaderError where the order of samples would not be the same.
         """
         for key, mine in self._identity().items():
-            if state.get(key) != mine:
+            if key == "data" and key not in state:
+                warnings.warn(
+                    f"{self.dataset.path}: the state is of an older fastretina: whether it is of these data is unknown",
+                    stacklevel=2,
+                )
+            elif state.get(key) != mine:
                 raise LoaderError(f"{self.dataset.path}: cannot resume: {key} is {mine!r} here and {state.get(key)!r} in the state")
         self._set_out(int(state["epoch"]), int(state["batch"]))
 
     def _identity(self) -> dict[str, Any]:
-        found = {"samples": len(self.dataset), "sampling": self._feed.sampling}
+        found = {"samples": len(self.dataset), "data": self.dataset.digest, "sampling": self._feed.sampling}
         found |= {name: getattr(self._config, name) for name in ("batch_size", "seed", "drop_last")}
         if self._feed.sampling == "shards":
             found["shards"] = len(self.dataset.shards) if isinstance(self.dataset, ShardedBeton) else 1
