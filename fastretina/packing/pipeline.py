@@ -7,6 +7,7 @@ so that they do not depend on how many of either there are.
 from __future__ import annotations
 
 import os
+import threading
 import zlib
 from collections import deque
 from collections.abc import Generator
@@ -18,14 +19,20 @@ from fastretina.packing.config import PackConfig
 from fastretina.packing.inspect import Source, inspect
 from fastretina.packing.labels.table import LabelTable
 from fastretina.packing.reencode import Reencoded, ReencodePool, WorkerDied
+from fastretina.system.interrupts import HeldSignals
 
 _CHUNK = 32  # images a thread reads at a time
 _AHEAD = 4  # chunks in flight for each worker
 
 
-def packed_images(config: PackConfig, table: LabelTable, rows: range) -> Generator[Source]:
-    """The images of these rows, in order: each with its payload, or bad. Raises ConvertError where a worker process dies."""
+def packed_images(config: PackConfig, table: LabelTable, rows: range, signals: HeldSignals) -> Generator[Source]:
+    """The images of these rows, in order: each with its payload, or bad. Lets signals in at each of them, and while it waits.
+
+    Raises ConvertError where a worker process dies or the system gives no more threads, processes or memory.
+    """
     workers = config.workers or len(os.sched_getaffinity(0))
+
+    over = threading.Event()
 
     def read(start: int) -> list[Source]:
         return [
@@ -33,6 +40,7 @@ def packed_images(config: PackConfig, table: LabelTable, rows: range) -> Generat
             if (reason := table.problems.get(row) or table.left_out.get(row))
             else inspect(table.paths[row], config.size, config.check, config.preparation)
             for row in rows[start - rows.start :][:_CHUNK]
+            if not over.is_set()  # then nobody waits for them
         ]
 
     starts = iter(rows[::_CHUNK])
@@ -46,7 +54,7 @@ def packed_images(config: PackConfig, table: LabelTable, rows: range) -> Generat
                     pending.append((start, threads.submit(read, start)))
                 if not pending:
                     return
-                pending[0][1].result()
+                signals.result(pending[0][1])
                 for start, future in pending:
                     if not future.done():
                         break
@@ -57,12 +65,16 @@ def packed_images(config: PackConfig, table: LabelTable, rows: range) -> Generat
                         submitted = start + _CHUNK
                 start, future = pending.popleft()
                 for row, source in enumerate(future.result(), start):
-                    yield source if source.payload is not None or source.bad else _finished(pool.result(row), source.reason)
+                    signals.check()
+                    if source.payload is None and not source.bad:
+                        source = _finished(pool.result(row, signals), source.reason)
+                    yield source
                 pool.poll()
     except WorkerDied as error:
         at = row if error.row is None else error.row  # an idle one: near the image that is waited for
         raise ConvertError(f"{table.where(at)}: {table.paths[at]}: {error}") from None
     finally:
+        over.set()
         threads.shutdown(wait=True, cancel_futures=True)
 
 

@@ -30,6 +30,7 @@ from fastretina.errors import ConvertError, JpegError
 from fastretina.packing.decode import Picture, decode
 from fastretina.packing.inspect import read_file
 from fastretina.packing.preprocessing import UNPREPARED, Preparation
+from fastretina.system.interrupts import POLL, HeldSignals
 
 if TYPE_CHECKING:
     from fastretina.packing.fundus import Disc
@@ -209,13 +210,14 @@ class ReencodePool:
         """Take finished images and hand out new ones, without waiting. Raises WorkerDied."""
         self._pump(0.0)
 
-    def result(self, row: int) -> Reencoded | str:
-        """The image submitted as `row`, or why there is none; waits for it. Raises WorkerDied."""
+    def result(self, row: int, signals: HeldSignals) -> Reencoded | str:
+        """The image submitted as `row`, or why there is none; waits for it, and lets signals in. Raises WorkerDied."""
         while row not in self._done:
-            self._pump(None)
+            self._pump(POLL)
+            signals.check()
         return self._done.pop(row)
 
-    def _pump(self, timeout: float | None) -> None:
+    def _pump(self, timeout: float) -> None:
         pipes = {worker.pipe: worker for worker in self._workers}
         for pipe in wait(list(pipes), timeout):
             worker = pipes[pipe]  # type: ignore[index]
