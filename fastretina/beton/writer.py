@@ -18,7 +18,7 @@ from fastretina.beton import format as fmt
 from fastretina.beton.format import DESCRIPTOR, FOOTER, HEADER, MARKER, OUR_FIELDS
 from fastretina.beton.reader import Beton
 from fastretina.errors import ConvertError
-from fastretina.system.files import AtomicFile
+from fastretina.system.files import AtomicFile, unfinished
 
 _BUFFER = 8 << 20  # bytes; large enough that the system calls cost nothing
 
@@ -117,7 +117,7 @@ class BetonWriter:
         self._put(payload + footer.tobytes() + table)
         self._flush()
         self._file.write(head, 0)
-        Beton(self._file.unfinished).close()
+        Beton(unfinished(self._file.path)).close()
         if publish:
             self.publish()
         return self._position

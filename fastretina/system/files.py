@@ -50,7 +50,8 @@ class AtomicFile:
         try:
             with self._reported():
                 self._place = path.parent.absolute()
-                self._folder = os.open(self._place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                # Not by its whole path: a folder above may be one that only others may enter.
+                self._folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
                 replaced = self._replaced()
                 if replaced is not None and not stat.S_ISREG(replaced.st_mode):
                     what = "folder" if stat.S_ISDIR(replaced.st_mode) else "device, a pipe or a socket"
@@ -64,11 +65,6 @@ class AtomicFile:
             self._close()
             raise
 
-    @property
-    def unfinished(self) -> Path:
-        """Where it is until it is published."""
-        return self._place / self._partial
-
     def _begun(self, mode: int) -> int | None:
         """A new file, locked; None where one was in the way, which has been removed by now: try again."""
         try:
@@ -79,7 +75,9 @@ class AtomicFile:
             except FileNotFoundError:
                 return None
             except OSError as error:
-                raise self._error(f"{self.path}: cannot be written: {self.unfinished} is in the way: {error.strerror}") from error
+                raise self._error(
+                    f"{self.path}: cannot be written: {unfinished(self.path)} is in the way: {error.strerror}"
+                ) from error
         try:
             with suppress(OSError):  # a file system without locks: of two writers the first one fails as it publishes
                 if not try_lock(descriptor):
@@ -103,6 +101,13 @@ class AtomicFile:
             if error.errno in (errno.ENOENT, errno.ELOOP):
                 return None
             raise
+
+    def _in_place(self) -> bool:
+        """Whether the folder is still what its path names."""
+        try:
+            return still_names(self._place, self._folder)
+        except PermissionError:  # begun from within a folder that only others may enter
+            return True
 
     def write(self, data: bytes | bytearray | memoryview, offset: int) -> None:
         """All of `data` at byte `offset`."""
@@ -128,8 +133,8 @@ class AtomicFile:
                 _keep_access(self._descriptor, replaced, f"/proc/self/fd/{self._folder}/{self.path.name}")
             os.fsync(self._descriptor)
             if not still_names(self._partial, self._descriptor, self._folder):
-                raise self._error(f"{self.path}: cannot be written: {self.unfinished} was removed or replaced")
-            if not still_names(self._place, self._folder):
+                raise self._error(f"{self.path}: cannot be written: {unfinished(self.path)} was removed or replaced")
+            if not self._in_place():
                 raise self._error(f"{self.path}: cannot be written: its folder was moved or replaced meanwhile")
             if older is not None and replaced is not None:
                 self._name_as_well(older.name)
@@ -164,7 +169,9 @@ class AtomicFile:
             if self._descriptor >= 0 and still_names(self._partial, self._descriptor, self._folder):
                 os.unlink(self._partial, dir_fd=self._folder)
         except OSError as error:
-            raise self._error(f"{self.path}: not written, and {self.unfinished} cannot be removed: {error.strerror}") from error
+            raise self._error(
+                f"{self.path}: not written, and {unfinished(self.path)} cannot be removed: {error.strerror}"
+            ) from error
         finally:
             self._close()
 

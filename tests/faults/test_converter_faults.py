@@ -185,6 +185,7 @@ def test_a_closed_terminal_ends_it_in_order_but_not_under_nohup(slow: Path, tmp_
         ) as process:
             os.close(theirs)
             while len(workers := workers_of(process.pid)) < 2:
+                assert process.poll() is None
                 time.sleep(0.02)
             time.sleep(0.3)
             os.close(ours)
