@@ -61,8 +61,11 @@ class _File:
 
 def pack(config: PackConfig, *, progress: bool = False) -> PackSummary:
     """`write_beton` for a configuration that is already there. Raises the same."""
-    with HeldSignals() as signals:
-        return _pack(config, progress, signals)
+    try:
+        with HeldSignals() as signals:
+            return _pack(config, progress, signals)
+    except (OSError, MemoryError) as error:  # of the system, wherever it was met
+        raise ConvertError(f"{config.out}: packing stopped: {error or 'not enough memory; fewer --workers need less'}") from error
 
 
 def _pack(config: PackConfig, progress: bool, signals: HeldSignals) -> PackSummary:

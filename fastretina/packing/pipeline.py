@@ -34,11 +34,17 @@ def packed_images(config: PackConfig, table: LabelTable, rows: range, signals: H
 
     over = threading.Event()
 
+    def inspected(row: int) -> Source:
+        try:
+            return inspect(table.paths[row], config.size, config.check, config.preparation)
+        except MemoryError:
+            return Source(None, 0, "not enough memory to read it", bad=True)
+        except OSError as error:  # no more open files and the like: no image is to be left out for that
+            raise ConvertError(f"{table.where(row)}: {table.paths[row]}: {error.strerror}; fewer --workers need less") from error
+
     def read(start: int) -> list[Source]:
         return [
-            Source(None, 0, reason, bad=True)
-            if (reason := table.problems.get(row) or table.left_out.get(row))
-            else inspect(table.paths[row], config.size, config.check, config.preparation)
+            Source(None, 0, reason, bad=True) if (reason := table.problems.get(row) or table.left_out.get(row)) else inspected(row)
             for row in rows[start - rows.start :][:_CHUNK]
             if not over.is_set()  # then nobody waits for them
         ]
@@ -51,7 +57,10 @@ def packed_images(config: PackConfig, table: LabelTable, rows: range, signals: H
         with closing(ReencodePool(workers, config.size, config.preparation)) as pool:
             while True:
                 while len(pending) < _AHEAD * workers and (start := next(starts, None)) is not None:
-                    pending.append((start, threads.submit(read, start)))
+                    try:
+                        pending.append((start, threads.submit(read, start)))
+                    except RuntimeError as error:
+                        raise ConvertError(f"no thread to read with: {error}; fewer --workers need less") from error
                 if not pending:
                     return
                 signals.result(pending[0][1])

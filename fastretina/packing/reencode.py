@@ -200,10 +200,13 @@ class ReencodePool:
         self._done: dict[int, Reencoded | str] = {}
 
     def submit(self, row: int, path: str) -> None:
-        """Have the image at `path` re-encoded. Starts a worker while there are fewer than asked for."""
+        """Re-encode the image at `path`. Starts a worker while there are fewer than asked for. ConvertError where it cannot."""
         self._backlog.append((row, path))
         if len(self._workers) < self._count:
-            self._workers.append(_start())
+            try:
+                self._workers.append(_start())
+            except OSError as error:
+                raise ConvertError(f"a worker process cannot be started: {error.strerror}; fewer --workers need less") from error
         self._feed()
 
     def poll(self) -> None:
