@@ -65,7 +65,9 @@ def pack(config: PackConfig, *, progress: bool = False) -> PackSummary:
         with HeldSignals() as signals:
             return _pack(config, progress, signals)
     except (OSError, MemoryError) as error:  # of the system, wherever it was met
-        raise ConvertError(f"{config.out}: packing stopped: {error or 'not enough memory; fewer --workers need less'}") from error
+        raise ConvertError(
+            f"{config.out}: packing did not end well: {error or 'not enough memory; fewer --workers need less'}"
+        ) from error
 
 
 def _pack(config: PackConfig, progress: bool, signals: HeldSignals) -> PackSummary:

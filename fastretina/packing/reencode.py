@@ -42,6 +42,7 @@ _NO_CROP = {
     "two eyes": "nothing to crop to: it shows two eyes or more (cut it into one picture for each)",
 }
 _LAST_WORDS = 1.0  # seconds for a worker that has failed to print its traceback
+_ORPHANED = 1.0  # seconds after which an idle worker looks whether its parent still lives
 _QUEUED = 2  # images in a worker's hands: the one it is at, and the next
 _SPARE = 2.0  # times the final size that decoding to 1/2, 1/4 or 1/8 must leave, so that Lanczos does the last step
 # The same for the disc's diameter. With 2.0 a frame of 3,000 x 2,000 px would be decoded whole for 512 px, at three times the cost;
@@ -160,9 +161,14 @@ def serve(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     warnings.simplefilter("ignore")  # odd metadata is not worth a line of anybody's terminal
     Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before decoding, and does not only warn
+    parent = os.getppid()
     with Connection(descriptor) as pipe:
         while True:
             try:
+                # Another process may hold the parent's end, forked by it meanwhile: then nothing closes as the parent dies.
+                while not pipe.poll(_ORPHANED):
+                    if os.getppid() != parent:
+                        return
                 path, size, preparation = pipe.recv()
                 answer: Reencoded | str
                 try:

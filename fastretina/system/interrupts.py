@@ -80,7 +80,8 @@ class HeldSignals:
             self._open = False
 
     def result(self, future: Future[T]) -> T:
-        """The future's, as soon as it is there. Not in `let_in`: an interrupted wait may keep the future's lock, for ever."""
+        """The future's, once it is there; signals come in. Not inside `let_in`: an interrupted wait may keep the future's lock."""
+        self.check()
         while not future.done():
             wait([future], POLL)
             self.check()
