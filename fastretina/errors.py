@@ -31,7 +31,7 @@ class BetonError(FastretinaError):
 
 
 class ConvertError(FastretinaError):
-    """Packing stopped; nothing was left at the final name."""
+    """Packing stopped; nothing was left, nor put at the final name, but for what the message says is in its place."""
 
 
 class LoaderError(FastretinaError):

@@ -61,8 +61,10 @@ class AtomicFile:
                 while (descriptor := self._begun(mode)) is None:
                     pass
                 self._descriptor = descriptor
-        except BaseException:
+        except BaseException as problem:
             self._close()
+            if isinstance(problem, ValueError):  # a NUL in the path, or what no file system can name
+                raise error(f"{path}: cannot be written: {problem}") from problem
             raise
 
     def _begun(self, mode: int) -> int | None:
@@ -185,9 +187,8 @@ class AtomicFile:
     def _reported(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            reason = (error.strerror if isinstance(error, OSError) else None) or error
-            raise self._error(f"{self.path}: cannot be written: {reason}") from error
+        except OSError as error:
+            raise self._error(f"{self.path}: cannot be written: {error.strerror or error}") from error
 
     def __enter__(self) -> Self:
         return self

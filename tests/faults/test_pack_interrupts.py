@@ -115,7 +115,7 @@ def test_workers_end_with_their_parent_though_a_fork_of_it_lives_on(tmp_path: Pa
     tried("converter: kill -9 of the parent, a fork of which lives on")
 
 
-@pytest.mark.tries(3, 20)
+@pytest.mark.tries(3, 10)
 def test_sources_that_change_while_they_are_packed_give_an_error_or_a_sound_file(tmp_path: Path, tries: int, tried) -> None:
     files = plain(60) | {f"{i + 50}_left.jpeg": jpeg(picture(100, 80, seed=i), progressive=True) for i in range(6)}
     root, chosen = folder(tmp_path / "in", files), random.Random(tries)
