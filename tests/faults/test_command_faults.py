@@ -151,7 +151,7 @@ def test_signals_end_make_sample(number: signal.Signals, code: int, painting, tm
         tried("make_sample: SIGINT or SIGTERM")
 
 
-@pytest.mark.tries(1, 8)
+@pytest.mark.tries(1, 4)
 def test_ctrl_c_while_painters_start_ends_make_sample_without_a_word_of_theirs(start: Start, tmp_path: Path, tries, tried) -> None:
     """A terminal sends it to all of the group, and a worker that is only just importing its libraries cannot handle it yet."""
     line = [TOOLS / "make_sample.py", "--out", tmp_path / "sample", "--train", 900, "--test", 100, "--workers", 2]
