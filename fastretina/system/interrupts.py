@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self, TypeVar
 
+from fastretina.system.process import OwnProcess
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
 POLL = 0.1  # seconds that a signal may wait for a wait to end
 
@@ -31,7 +33,7 @@ class HeldSignals:
         self._held = self._open = False
 
     def __enter__(self) -> Self:
-        self._held = True
+        self._held, self._process = True, OwnProcess()
         if threading.current_thread() is threading.main_thread():
             try:
                 for number in SIGNALS:
@@ -56,7 +58,7 @@ class HeldSignals:
             self._held = False  # should one of them have: our handlers that are still in place pass on what arrives
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._held and not self._open:
+        if self._held and not self._open and self._process.is_this:  # what a fork of another thread gets is the fork's
             self._arrived.append(number)
             return
         was, self._open = self._open, False  # on the way out, if it raises, the next one is held again

@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -139,6 +140,24 @@ def test_what_arrives_while_signals_are_held_comes_at_a_check_in_a_window_or_at_
             in_a_window(signals, lambda: None)
         signals.check()
     assert done == ["held", "not interrupted"]
+
+
+def test_a_forked_child_holds_nothing_of_its_parents() -> None:
+    """Of another thread: it has nothing to clean up, and would never come to the end of the block."""
+
+    def fork() -> int:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of threads, which Python 3.12 warns of
+            if pid := os.fork():
+                return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        try:
+            signal.raise_signal(signal.SIGINT)
+            os._exit(1)
+        except KeyboardInterrupt:
+            os._exit(7)
+
+    with ThreadPoolExecutor(1) as threads, HeldSignals() as signals:
+        assert signals.result(threads.submit(fork)) == 7
 
 
 def test_handlers_that_raise_nothing_are_called_and_ignored_signals_stay_ignored() -> None:
