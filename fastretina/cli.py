@@ -55,7 +55,7 @@ def _program() -> str:
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
+    raise Terminated(signum)
 
 
 def run(
@@ -71,9 +71,13 @@ def run(
     of the command line override.
 
     Exit codes: what `main` returns (None is 0); a FastretinaError's own (1, or 2 for UsageError) after one line on
-    standard error; 130 on SIGINT; 143 on SIGTERM.
+    standard error; 130 on SIGINT; 143 on SIGTERM, 129 on SIGHUP, 152 on SIGXCPU.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    # A closed terminal and a batch system's limit of CPU time; where nohup has one ignored it stays so.
+    for number in (signal.SIGHUP, signal.SIGXCPU):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _terminate)
     # As it exits Python looks for garbage among all that torch, numba and matplotlib hold: 5.3 s on a busy machine, and 0.8 s so.
     atexit.register(gc.freeze)
     words = sys.argv[1:] if argv is None else list(argv)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from fastretina.packing.kinds import EXTENSIONS, HEAD, kind_of
 from fastretina.system.files import open_regular
+from fastretina.system.interrupts import HeldSignals
 
 HIDDEN = "hidden"
 LINKED = "linked folder (--follow-links)"
@@ -83,16 +85,16 @@ def _is_image(name: str, path: str) -> bool:
         return True
     if _is_index(name):
         return False
-    try:
-        descriptor, _ = open_regular(path)
-    except PermissionError:
-        return True  # perhaps: whoever reads it says that it cannot be read
-    except OSError:
-        return False  # no file, but a pipe or a link to nothing
-    try:
-        kind = kind_of(os.read(descriptor, HEAD))
-    finally:
-        os.close(descriptor)
+    with HeldSignals():  # the descriptor belongs to nobody
+        try:
+            descriptor, _ = open_regular(path)
+        except OSError as error:
+            # Perhaps: whoever reads it says that it cannot be read. Or no file, but a pipe, a socket or a link to nothing.
+            return error.errno not in (errno.EINVAL, errno.ENXIO, errno.ENOENT, errno.ELOOP)
+        try:
+            kind = kind_of(os.read(descriptor, HEAD))
+        finally:
+            os.close(descriptor)
     return kind is not None and kind.picture
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import zlib
 from dataclasses import dataclass
 
@@ -52,8 +53,11 @@ def inspect(path: str, size: int, check: bool = True, preparation: Preparation =
 
 
 def read_file(path: str) -> bytes:
-    """All bytes of a regular file of at most 256 MiB. Raises JpegError with the reason, without the path."""
+    """All bytes of a regular file of at most 256 MiB. Raises JpegError with the reason, without the path; OSError where that is
+    not the file's fault."""
     try:
         return read_regular(path, MAX_FILE)
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
         raise JpegError(f"cannot be read: {error.strerror or error}") from None

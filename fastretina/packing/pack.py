@@ -27,6 +27,7 @@ from fastretina.packing.reencode import QUALITY, SUBSAMPLING
 from fastretina.packing.splits import divided, divided_by, named, write_divided
 from fastretina.packing.summary import PackSummary, Tally, skipped_path, twin_notes
 from fastretina.system.files import AtomicFile, csv_line
+from fastretina.system.interrupts import HeldSignals
 from fastretina.system.progress import progress_bar
 from fastretina.version import __version__
 
@@ -41,6 +42,7 @@ def write_beton(out: str | os.PathLike[str], *, progress: bool = False, **flags:
     Raises:
         UsageError: arguments that do not go together. LabelError: the label files, by file and line.
         ConvertError: a bad image (by label file, line and path), too many of them, a killed worker, a full disk.
+        KeyboardInterrupt, or what else a signal's handler raises: with no file, lock, thread or process left.
     """
     paths = {name: Path(flags[name]) for name in ("root", "images", "labels", "class_folders") if flags.get(name) is not None}
     return pack(PackConfig(Path(out), **flags | paths), progress=progress)
@@ -59,11 +61,22 @@ class _File:
 
 def pack(config: PackConfig, *, progress: bool = False) -> PackSummary:
     """`write_beton` for a configuration that is already there. Raises the same."""
+    try:
+        with HeldSignals() as signals:
+            return _pack(config, progress, signals)
+    except (OSError, MemoryError) as error:  # of the system, wherever it was met
+        raise ConvertError(
+            f"{config.out}: packing did not end well: {error or 'not enough memory; fewer --workers need less'}"
+        ) from error
+
+
+def _pack(config: PackConfig, progress: bool, signals: HeldSignals) -> PackSummary:
     started = time.perf_counter()
     config.validate()
     layout = layout_of(config)
     # A machine that packs one shard needs only the images of that one; those missing from its own rows stop it later.
-    table = layout.read(config, config.on_bad == "skip" or config.shard is not None)
+    with signals.let_in():
+        table = layout.read(config, config.on_bad == "skip" or config.shard is not None)
     patients, shared, told = _patients(config, layout, table)
     notes = [*table.notes, *told]
     if config.splits is None:
@@ -79,7 +92,7 @@ def pack(config: PackConfig, *, progress: bool = False) -> PackSummary:
             before = total.grades.copy()
             span = range(files[0].rows.start, files[-1].rows.stop)
             # closing: an error here must end the worker processes now, not when its traceback is forgotten.
-            with closing(packed_images(config, files[0].table, span)) as images:
+            with closing(packed_images(config, files[0].table, span, signals)) as images:
                 for file in files:
                     tally, publish = _write(config, file, islice(images, len(file.rows)), allowed - total.bad, bar, stack)
                     total.add(tally)

@@ -30,6 +30,7 @@ from fastretina.errors import ConvertError, JpegError
 from fastretina.packing.decode import Picture, decode
 from fastretina.packing.inspect import read_file
 from fastretina.packing.preprocessing import UNPREPARED, Preparation
+from fastretina.system.interrupts import POLL, HeldSignals
 
 if TYPE_CHECKING:
     from fastretina.packing.fundus import Disc
@@ -41,6 +42,7 @@ _NO_CROP = {
     "two eyes": "nothing to crop to: it shows two eyes or more (cut it into one picture for each)",
 }
 _LAST_WORDS = 1.0  # seconds for a worker that has failed to print its traceback
+_ORPHANED = 1.0  # seconds after which an idle worker looks whether its parent still lives
 _QUEUED = 2  # images in a worker's hands: the one it is at, and the next
 _SPARE = 2.0  # times the final size that decoding to 1/2, 1/4 or 1/8 must leave, so that Lanczos does the last step
 # The same for the disc's diameter. With 2.0 a frame of 3,000 x 2,000 px would be decoded whole for 512 px, at three times the cost;
@@ -159,9 +161,14 @@ def serve(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     warnings.simplefilter("ignore")  # odd metadata is not worth a line of anybody's terminal
     Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before decoding, and does not only warn
+    parent = os.getppid()
     with Connection(descriptor) as pipe:
         while True:
             try:
+                # Another process may hold the parent's end, forked by it meanwhile: then nothing closes as the parent dies.
+                while not pipe.poll(_ORPHANED):
+                    if os.getppid() != parent:
+                        return
                 path, size, preparation = pipe.recv()
                 answer: Reencoded | str
                 try:
@@ -199,23 +206,27 @@ class ReencodePool:
         self._done: dict[int, Reencoded | str] = {}
 
     def submit(self, row: int, path: str) -> None:
-        """Have the image at `path` re-encoded. Starts a worker while there are fewer than asked for."""
+        """Re-encode the image at `path`. Starts a worker while there are fewer than asked for. ConvertError where it cannot."""
         self._backlog.append((row, path))
         if len(self._workers) < self._count:
-            self._workers.append(_start())
+            try:
+                self._workers.append(_start())
+            except OSError as error:
+                raise ConvertError(f"a worker process cannot be started: {error.strerror}; fewer --workers need less") from error
         self._feed()
 
     def poll(self) -> None:
         """Take finished images and hand out new ones, without waiting. Raises WorkerDied."""
         self._pump(0.0)
 
-    def result(self, row: int) -> Reencoded | str:
-        """The image submitted as `row`, or why there is none; waits for it. Raises WorkerDied."""
+    def result(self, row: int, signals: HeldSignals) -> Reencoded | str:
+        """The image submitted as `row`, or why there is none; waits for it, and lets signals in. Raises WorkerDied."""
         while row not in self._done:
-            self._pump(None)
+            self._pump(POLL)
+            signals.check()
         return self._done.pop(row)
 
-    def _pump(self, timeout: float | None) -> None:
+    def _pump(self, timeout: float) -> None:
         pipes = {worker.pipe: worker for worker in self._workers}
         for pipe in wait(list(pipes), timeout):
             worker = pipes[pipe]  # type: ignore[index]

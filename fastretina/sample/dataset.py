@@ -12,7 +12,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -23,6 +22,7 @@ from fastretina.sample.camera import CameraSettings, Eye, photograph
 from fastretina.sample.distractors import NO_DISTRACTORS, DistractorSettings
 from fastretina.sample.lesions import LesionSettings
 from fastretina.system.files import write_bytes
+from fastretina.system.interrupts import HeldSignals
 
 STAMP = "sample.json"
 # EyePACS' train labels of grade 0-4 in the copy that the lab uses.
@@ -30,6 +30,7 @@ REAL_COUNTS = (20_655, 1_954, 4_209, 698, 581)
 # How alike the two eyes of a patient are: the standard deviation of an eye's severity about the patient's, whose own is 1.
 _EYE_SPREAD = 0.5
 _PATIENTS = 45_000  # to draw from
+_CHUNK = 8  # images that a worker paints at a time
 _MAX_IMAGES = 50_000  # EyePACS has 35,126; 50,000 files are 2 GB
 
 # Wraps the sizes in bytes of the finished images, and how many there will be.
@@ -136,19 +137,20 @@ def make_sample(
     }
     eyes = [eye for split in plan.values() for eye in split]
     try:
-        if _is_complete(out, tables, eyes):
-            return False
-        images = out / "data"
-        images.mkdir(parents=True, exist_ok=True)
-        # First of all, so that a call that was interrupted can be repeated in this folder.
-        write_bytes(out / STAMP, (json.dumps(stamp, indent=1) + "\n").encode(), FastretinaError)
-        for name in tables:
-            (out / name).unlink(missing_ok=True)
-        with closing(_write_images(images, eyes, workers, difficulty)) as sizes:
-            for _ in progress(sizes, len(eyes)):
-                pass
-        for name, table in tables.items():
-            write_bytes(out / name, table.encode(), FastretinaError)
+        with HeldSignals() as signals:
+            if _is_complete(out, tables, eyes):
+                return False
+            images = out / "data"
+            images.mkdir(parents=True, exist_ok=True)
+            # First of all, so that a call that was interrupted can be repeated in this folder.
+            write_bytes(out / STAMP, (json.dumps(stamp, indent=1) + "\n").encode(), FastretinaError)
+            for name in tables:
+                (out / name).unlink(missing_ok=True)
+            with closing(_write_images(images, eyes, workers, difficulty, signals)) as sizes:
+                for _ in progress(sizes, len(eyes)):
+                    pass
+            for name, table in tables.items():
+                write_bytes(out / name, table.encode(), FastretinaError)
     except OSError as error:
         raise FastretinaError(f"cannot write the sample data set to {out}: {error}") from error
     except BrokenProcessPool as error:
@@ -187,19 +189,29 @@ def _is_complete(out: Path, tables: dict[str, str], eyes: list[Eye]) -> bool:
     return {path.name for path in (out / "data").glob("*.jpeg")} >= {f"{eye.name}.jpeg" for eye in eyes}
 
 
-def _write_images(folder: Path, eyes: list[Eye], workers: int, difficulty: Difficulty) -> Generator[int, None, None]:
-    """Write all images; yields the size of each, in order."""
+def _write_images(
+    folder: Path, eyes: list[Eye], workers: int, difficulty: Difficulty, signals: HeldSignals
+) -> Generator[int, None, None]:
+    """Write all images; yields the size of each, in order. Lets signals in while it waits for them."""
     # Spawned, not forked: a fork of a process with threads (tqdm, torch) may deadlock, and Python 3.12 warns of it.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
     try:
-        yield from pool.map(partial(_write_image, folder, difficulty), eyes, chunksize=8)
+        # A Ctrl-C reaches the whole group, and these start in it: they must not know of it even before they can say so.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            chunks = [
+                pool.submit(_write_chunk, folder, difficulty, eyes[start : start + _CHUNK]) for start in range(0, len(eyes), _CHUNK)
+            ]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for chunk in chunks:
+            yield from signals.result(chunk)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _start_worker() -> None:
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle: it cancels what is left
     # The pool's workers wait for work for ever when their parent is killed.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -211,6 +223,8 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _write_image(folder: Path, difficulty: Difficulty, eye: Eye) -> int:
-    encoded = photograph(eye, difficulty.lesions, difficulty.camera, difficulty.distractors)
-    return (folder / f"{eye.name}.jpeg").write_bytes(encoded)
+def _write_chunk(folder: Path, difficulty: Difficulty, eyes: list[Eye]) -> list[int]:
+    return [
+        (folder / f"{eye.name}.jpeg").write_bytes(photograph(eye, difficulty.lesions, difficulty.camera, difficulty.distractors))
+        for eye in eyes
+    ]

@@ -151,6 +151,19 @@ def test_signals_end_make_sample(number: signal.Signals, code: int, painting, tm
         tried("make_sample: SIGINT or SIGTERM")
 
 
+@pytest.mark.tries(1, 4)
+def test_ctrl_c_while_painters_start_ends_make_sample_without_a_word_of_theirs(start: Start, tmp_path: Path, tries, tried) -> None:
+    """A terminal sends it to all of the group, and a worker that is only just importing its libraries cannot handle it yet."""
+    line = [TOOLS / "make_sample.py", "--out", tmp_path / "sample", "--train", 900, "--test", 100, "--workers", 2]
+    for seconds in moments(tries):
+        process = start(line, lambda process: len(workers_of(process)) == 2, seconds / 2)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.ended() == 130, process.said
+        assert process.said in ("interrupted\n", "interrupted"), process.said
+        assert_unfinished(tmp_path / "sample")
+        tried("make_sample: SIGINT to the whole group as it starts")
+
+
 def is_open(path: Path, process: Command) -> bool:
     return any(file.path == str(path) for file in psutil.Process(process.pid).open_files())
 

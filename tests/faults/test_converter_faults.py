@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import os
 import random
 import resource
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -158,7 +160,9 @@ def test_a_worker_that_raises_is_an_error_that_names_the_row(place: int, tmp_pat
 
 
 @pytest.mark.tries(1, 5)
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGXCPU, 152)]
+)
 def test_signals_end_it_in_order(number: signal.Signals, code: int, packing: Packing, tmp_path: Path, tries, tried) -> None:
     for seconds in moments(tries, 1.2):
         process = packing(seconds)
@@ -169,7 +173,41 @@ def test_signals_end_it_in_order(number: signal.Signals, code: int, packing: Pac
         assert "Traceback" not in error
         assert gone(workers)
         assert listing(tmp_path) == []
-        tried("converter: SIGINT or SIGTERM")
+        tried("converter: SIGINT, SIGTERM, SIGHUP or SIGXCPU")
+
+
+def test_a_closed_terminal_ends_it_in_order_but_not_under_nohup(slow: Path, tmp_path: Path, tried) -> None:
+    def lose_terminal(start: Callable[[], None]) -> subprocess.Popen[bytes]:
+        ours, theirs = os.openpty()
+        line = command("--root", slow, "--split", "train", "--out", tmp_path / "o.beton", "--workers", 2)
+        with subprocess.Popen(
+            line, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=start, start_new_session=True
+        ) as process:
+            os.close(theirs)
+            while len(workers := workers_of(process.pid)) < 2:
+                assert process.poll() is None
+                time.sleep(0.02)
+            time.sleep(0.3)
+            os.close(ours)
+            if start is nohup:
+                time.sleep(0.5)
+                assert process.poll() is None
+                process.terminate()
+            process.wait(PROMPT)
+        assert gone(workers)
+        assert listing(tmp_path) == []
+        return process
+
+    def terminal() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    def nohup() -> None:
+        terminal()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    assert lose_terminal(terminal).returncode == 129
+    assert lose_terminal(nohup).returncode == 143
+    tried("converter: SIGINT, SIGTERM, SIGHUP or SIGXCPU")
 
 
 @pytest.mark.tries(3, 50)
