@@ -8,7 +8,7 @@ import json
 import operator
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -57,7 +57,7 @@ class Beton:
         self._provenance: Mapping[str, Any] | None = None
         tables = read_tables(self._file, self.path)
         self.labels, self.ids, self.crcs, text = tables.labels, tables.ids, tables.crcs, tables.text
-        self.names: Sequence[str] = text.column(0) if text else Names(len(self), "sample {}".format, f"{self.path}: ")
+        self.names: Names = text.column(0) if text else Names(len(self), "sample {}".format, f"{self.path}: ")
         self._text = text
         self.widths, self.heights, self.modes = tables.widths, tables.heights, tables.modes
         self._pointers, self._sizes, self._json = tables.pointers, tables.sizes, tables.provenance
@@ -92,7 +92,7 @@ class Beton:
             for numbers in (self.labels, self.ids, self.crcs, self.widths, self.heights, self.modes, self.sizes):
                 found.update(b"none" if numbers is None else numbers.astype("<i8").tobytes())
             for text in (self.names, *self.columns.values()):
-                found.update("\n".join(text).encode("utf-8", "surrogateescape"))
+                found.update(text.lines())
             self._digest = found.hexdigest()
         return self._digest
 
@@ -144,17 +144,17 @@ class Beton:
             raise BetonError(f"{self.path}: its classes cannot be read ({error})") from None
 
     @property
-    def columns(self) -> Mapping[str, Sequence[str]]:
+    def columns(self) -> Mapping[str, Names]:
         """Text about each sample (N,) by name of the column, as the packer noted; "" where it knew none. Raises BetonError."""
         match self.provenance.get("columns"):
             case [*names] if all(isinstance(name, str) for name in names):
                 return {name: self._chosen(self._column(number)) for number, name in enumerate(names, start=1)}
         return {}
 
-    def _chosen(self, text: Sequence[str]) -> Sequence[str]:
+    def _chosen(self, text: Names) -> Names:
         return text if self._indices is None else chosen(text, self._indices)
 
-    def _column(self, number: int) -> Sequence[str]:
+    def _column(self, number: int) -> Names:
         """A column of text of all samples, of a selection too; number 0: the names."""
         assert self._text is not None  # with provenance there is text
         return self._text.column(number)

@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastretina.beton.names import joined
+from fastretina.beton.names import Names, joined
 from fastretina.beton.paths import MAX_SHARDS, as_path, shard_path, whole_path
 from fastretina.beton.reader import Beton
 from fastretina.errors import BetonError, SampleError
@@ -120,7 +120,7 @@ class ShardedBeton(Beton):
         """What is the same in the provenance of all shards. Raises BetonError."""
         return _packing(self.shards[0])
 
-    def _column(self, number: int) -> Sequence[str]:
+    def _column(self, number: int) -> Names:
         return joined([shard._column(number) for shard in self.shards])
 
     @property
