@@ -42,6 +42,7 @@ class Beton:
         names: N strings, the image's file name without extension ("10_left"); "sample 17" for files of other makers.
         widths, heights: uint16 (N,), pixels, 1 to 16,384.
         modes: uint8 (N,), 0 JPEG, 1 raw pixels.
+        packing: hexadecimal digits that all shards of one packing share; "" where unknown, as of a file that is no shard.
 
     Raises:
         BetonError: naming the path, where the file cannot be opened, is truncated, corrupt, malicious or not version 2.
@@ -61,6 +62,7 @@ class Beton:
         self._text = text
         self.widths, self.heights, self.modes = tables.widths, tables.heights, tables.modes
         self._pointers, self._sizes, self._json = tables.pointers, tables.sizes, tables.provenance
+        self.packing = tables.packing
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -27,7 +27,7 @@ _MUCH = 1 << 26  # bytes of tables (a million samples) that nobody need ask the 
 @dataclass(frozen=True)
 class Tables:
     """What a file says of its N samples: columns as `Beton` has them, offsets and sizes in bytes; names and other text, None for
-    files of other makers; and JSON, b"" for none."""
+    files of other makers; JSON, b"" for none; and the packing's id, "" for none."""
 
     labels: NDArray[np.int64]
     ids: NDArray[np.int64]
@@ -39,6 +39,7 @@ class Tables:
     pointers: NDArray[np.uint64]
     sizes: NDArray[np.uint64]
     provenance: bytes
+    packing: str
 
 
 class _Refused(Exception):
@@ -88,10 +89,11 @@ def _read(file: OpenFile, path: Path) -> Tables:
     arguments = descriptors["arguments"][0].tobytes()
     head, tail = file.read(0, end), file.read(alloc, size - alloc)
     _require(np.array_equal(head[:start], front[:start]), "changed while it was opened")
-    block = _read_block(file, head, tail, alloc, marked=arguments.startswith(fmt.MARKER))
+    named = tuple(zip(names, types, strict=True)) == fmt.OUR_FIELDS
+    block = _read_block(file, path, head, tail, alloc, {arguments.startswith(fmt.MARKER), named})
     metadata, table = head[start:].view(row), tail.view(fmt.ALLOCATION)
     if block:
-        _require(tuple(zip(names, types, strict=True)) == fmt.OUR_FIELDS and rows == count, "field descriptors are corrupt")
+        _require(rows == count, "the allocation table has more rows than there are samples")
     image, label = _pick(names, types, fmt.TYPE_IMAGE, b"image"), _pick(names, types, fmt.TYPE_INT, b"label")
     pixels, integers = metadata[f"f{image}"], [metadata[f"f{label}"], *([metadata["f2"], metadata["f3"]] if block else [])]
     modes, widths, heights, pointers, labels, *rest = _columns(*(pixels[name] for name in fmt.IMAGE.names or ()), *integers)
@@ -99,12 +101,14 @@ def _read(file: OpenFile, path: Path) -> Tables:
     sizes = _check_extents(pointers, starts, sizes, range(end, block.start if block else alloc), page, ordered=block is not None)
     _check_images(modes, widths, heights, sizes)
     if block is None:
-        return Tables(labels, np.arange(count), None, None, widths, heights, modes, pointers, sizes, b"")
+        return Tables(labels, np.arange(count), None, None, widths, heights, modes, pointers, sizes, b"", "")
     ids, crcs = rest
     _require(bool((ids[1:] > ids[:-1]).all()) and ids[0] >= 0, "sample ids are not ascending")
     _require(int(crcs.min()) >= 0 and int(crcs.max()) < 1 << 32, "checksums out of range")
     text = StoredText(block.names, count, path)
-    return Tables(labels, ids, crcs.astype(np.uint32), text, widths, heights, modes, pointers, sizes, block.provenance)
+    return Tables(
+        labels, ids, crcs.astype(np.uint32), text, widths, heights, modes, pointers, sizes, block.provenance, block.packing
+    )
 
 
 @dataclass(frozen=True)
@@ -114,16 +118,23 @@ class _Block:
     start: int
     names: NDArray[np.uint8]
     provenance: bytes
+    packing: str
 
 
-def _read_block(file: OpenFile, head: NDArray[np.uint8], tail: NDArray[np.uint8], alloc: int, *, marked: bool) -> _Block | None:
-    """Our block, after a check of it, and by its checksums of the tables `head` and `tail`; None for a file of another maker."""
+def _read_block(
+    file: OpenFile, path: Path, head: NDArray[np.uint8], tail: NDArray[np.uint8], alloc: int, signs: set[bool]
+) -> _Block | None:
+    """Our block, after a check of it, and by its checksums of the tables `head` and `tail`; None for a file of another maker.
+
+    signs: whether the descriptors say that the file is ours, with the footer's magic all or none of them: corruption of two of the
+    three must not make it another maker's, whose tables nothing protects.
+    """
     floor = len(head)
     footer = file.read(alloc - fmt.FOOTER.itemsize, fmt.FOOTER.itemsize if alloc - fmt.FOOTER.itemsize >= floor else 0)
-    signed = bool(len(footer)) and footer[:8].tobytes() == fmt.FOOTER_MAGIC
-    if not marked and not signed:
+    signs = signs | {bool(len(footer)) and footer[:8].tobytes() == fmt.FOOTER_MAGIC}
+    if not any(signs):
         return None
-    _require(marked and signed and alloc % 8 == 0, "the name block is corrupt")
+    _require(all(signs) and alloc % 8 == 0, "the name block is corrupt")
     fields = footer.view(fmt.FOOTER)[0]
     _require(zlib.crc32(footer[:-4].tobytes()) == int(fields["footer_crc"]), "the name block's footer is corrupt")
     block, names, text = (int(fields[name]) for name in ("block_size", "names_size", "json_size"))
@@ -132,8 +143,14 @@ def _read_block(file: OpenFile, head: NDArray[np.uint8], tail: NDArray[np.uint8]
     _require(start >= floor and 0 <= payload - names - text < 8 and text <= fmt.MAX_JSON, "the name block does not fit")
     held = file.read(start, payload)
     _require(zlib.crc32(held.data) == int(fields["block_crc"]), "the name block is corrupt")
-    _require(fmt.tables_crc(head, tail) == int(fields["tables_crc"]), "the sample tables are corrupt (checksum)")
-    return _Block(start, held[:names], held[names : names + text].tobytes())
+    revision = int(fields["revision"])
+    if revision > fmt.REVISION:
+        raise BetonError(f"{path}: written by a newer fastretina (footer revision {revision}), which is needed to read it")
+    stored = fields["tables_crc"] if revision else fields["tables_sum"]
+    found = (fmt.tables_crc if revision else fmt.tables_sum)(head, tail)
+    _require(found == int(stored), "the sample tables are corrupt (checksum)")
+    packing = fields["packing"].tobytes().hex() if fields["packing"].any() else ""
+    return _Block(start, held[:names], held[names : names + text].tobytes(), packing)
 
 
 def _check_extents(
