@@ -94,7 +94,7 @@ class Beton:
             for numbers in (self.labels, self.ids, self.crcs, self.widths, self.heights, self.modes, self.sizes):
                 found.update(b"none" if numbers is None else numbers.astype("<i8").tobytes())
             for text in (self.names, *self.columns.values()):
-                found.update(text.lines())
+                found.update(text.lines() + b"\n")
             self._digest = found.hexdigest()
         return self._digest
 

@@ -39,6 +39,16 @@ def test_whatever_differs_in_a_sample_is_another_digest(tmp_path, changes):
     assert packed(tmp_path / "a.beton").digest != packed(tmp_path / "b.beton", **changes).digest
 
 
+def test_letters_that_move_from_one_column_to_the_next_are_another_digest(tmp_path):
+    found = set()
+    for name, text in (("3_left", "p"), ("3_leftp", "")):
+        with BetonWriter(tmp_path / "a.beton", 1, ["patient"]) as writer:
+            writer.add(PAYLOADS[0], zlib.crc32(PAYLOADS[0]), name=name, label=0, id=0, width=9, height=9, text=[text])
+            writer.finish({})
+        found.add(Beton(tmp_path / "a.beton").digest)
+    assert len(found) == 2
+
+
 def test_other_classes_are_another_digest(tmp_path):
     other = packed(tmp_path / "b.beton", {"classes": ["a", "b", "c", "d", "e"]})
     assert packed(tmp_path / "a.beton").digest != other.digest
