@@ -170,9 +170,9 @@ class ShardedBeton(Beton):
     def _shard(self, number: int) -> Beton:
         return self.shards[number]
 
-    def _payload(self, index: int, verify: bool) -> NDArray[np.uint8]:
+    def _payload(self, index: int) -> NDArray[np.uint8]:
         shard, row = self.at(index)
-        return shard._payload(row, verify)
+        return shard._payload(row)
 
     def sample_error(self, index: int, reason: str) -> SampleError:
         shard, row = self.at(index)

@@ -21,6 +21,7 @@ from fastretina.errors import BetonError
 from fastretina.system.memory import available_bytes
 
 _BLOCK = 1 << 13  # rows of a table, some 300 KB
+_EXTRA = 1 << 24  # bytes of a JPEG that need not be pixels: metadata, and what follows its end
 _MUCH = 1 << 26  # bytes of tables (a million samples) that nobody need ask the system about
 
 
@@ -57,6 +58,8 @@ def read_tables(file: OpenFile, path: Path) -> Tables:
         return _read(file, path)
     except _Refused as error:
         raise BetonError(f"{path}: {error}. Pack the images again with tools/write_beton.py") from None
+    except MemoryError:
+        raise BetonError(f"{path}: its tables do not fit in the memory that this process may take") from None
     except OSError as error:
         raise BetonError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -183,9 +186,10 @@ def _check_images(
     _require(int(modes.max()) <= fmt.MODE_RAW, "an image of unknown mode")
     _require(int(min(widths.min(), heights.min())) > 0, "an image without pixels")
     _require(widest <= MAX_SIDE, f"an image of {widest} pixels a side; the limit is {MAX_SIDE}")
-    raw = np.flatnonzero(modes == fmt.MODE_RAW)
-    expected = widths[raw].astype(np.uint64) * heights[raw] * np.uint64(3)
-    _require(bool((sizes[raw] == expected).all()), "raw pixels of the wrong size")
+    pixels, raw = widths.astype(np.uint64) * heights, modes == fmt.MODE_RAW
+    _require(bool((sizes[raw] == pixels[raw] * np.uint64(3)).all()), "raw pixels of the wrong size")
+    # A sparse file may claim 2 GiB a sample, which each thread would allocate. Noise of quality 100 takes 4 bytes a pixel.
+    _require(bool((sizes <= pixels * np.uint64(8) + np.uint64(_EXTRA)).all()), "a JPEG of more bytes than its pixels can need")
 
 
 def _pick(names: list[bytes], types: list[int], wanted: int, name: bytes) -> int:

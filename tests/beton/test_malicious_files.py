@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_reader import stub_jpeg
 
 from fastretina.beton import format as fmt
 from fastretina.beton.reader import Beton
@@ -34,7 +35,7 @@ def foreign(count: int = 3, size: int = 100, page: int = 1 << 21) -> dict[str, n
 
 def save(path: Path, parts: dict[str, np.ndarray], page: int = 1 << 21) -> Path:
     head = b"".join(parts[key].tobytes() for key in ("header", "fields", "metadata"))
-    body = bytes(100 * len(parts["metadata"]))
+    body = stub_jpeg(0, 100, 8, 8) * len(parts["metadata"])
     path.write_bytes(head.ljust(page, b"\0") + body + parts["table"].tobytes())
     return path
 
