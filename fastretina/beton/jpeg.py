@@ -174,7 +174,7 @@ def check_claims(data: memoryview, width: int, height: int) -> None:
     """
     head = bytes(data[:_HEAD])
     start = head.find(b"\xff\xda")
-    found = _single_scan(head[: start + 2 + int.from_bytes(head[start + 2 : start + 4])]) if start > 0 else None
+    found = _single_scan(head[: start + 2 + (head[start + 2] << 8 | head[start + 3])]) if 0 < start < len(head) - 3 else None
     if found is None:
         header = read_header(data)
         found = header.width, header.height
