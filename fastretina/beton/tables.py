@@ -186,10 +186,13 @@ def _check_images(
     _require(int(modes.max()) <= fmt.MODE_RAW, "an image of unknown mode")
     _require(int(min(widths.min(), heights.min())) > 0, "an image without pixels")
     _require(widest <= MAX_SIDE, f"an image of {widest} pixels a side; the limit is {MAX_SIDE}")
-    pixels, raw = widths.astype(np.uint64) * heights, modes == fmt.MODE_RAW
-    _require(bool((sizes[raw] == pixels[raw] * np.uint64(3)).all()), "raw pixels of the wrong size")
+    raw = np.flatnonzero(modes == fmt.MODE_RAW)
+    expected = widths[raw].astype(np.uint64) * heights[raw] * np.uint64(3)
+    _require(bool((sizes[raw] == expected).all()), "raw pixels of the wrong size")
     # A sparse file may claim 2 GiB a sample, which each thread would allocate. Noise of quality 100 takes 4 bytes a pixel.
-    _require(bool((sizes <= pixels * np.uint64(8) + np.uint64(_EXTRA)).all()), "a JPEG of more bytes than its pixels can need")
+    large = np.flatnonzero(sizes > _EXTRA)
+    most = widths[large].astype(np.uint64) * heights[large] * np.uint64(8) + np.uint64(_EXTRA)
+    _require(bool((sizes[large] <= most).all()), "a JPEG of more bytes than its pixels can need")
 
 
 def _pick(names: list[bytes], types: list[int], wanted: int, name: bytes) -> int:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import random
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from test_malicious_files import foreign, save
 
 from fastretina.beton import format as fmt
 from fastretina.beton.reader import Beton
@@ -167,3 +170,30 @@ def test_a_file_of_a_newer_fastretina_is_refused_as_that_and_not_as_corrupt(pack
     path.write_bytes(data)
     with pytest.raises(BetonError, match=r"newer\.beton: written by a newer fastretina \(footer revision 2\)"):
         Beton(path)
+
+
+# Opens a file where a process may have little memory.
+LITTLE = """
+import resource, sys
+from fastretina.beton.reader import Beton
+from fastretina.errors import BetonError
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), -1))
+try:
+    Beton(sys.argv[1])
+except BetonError as error:
+    print(error)
+"""
+
+
+def test_tables_larger_than_a_process_may_have_are_an_error_that_names_the_file(tmp_path: Path, tried) -> None:
+    """A sparse file of 20 million samples, which take no room on the disk."""
+    parts, count = foreign(), 20_000_000
+    start = 24 + 2 * fmt.DESCRIPTOR.itemsize
+    parts["header"][0] = (2, 2, 1 << 21, count, start + 25 * count)
+    path = save(tmp_path / "sparse.beton", parts)
+    os.truncate(path, start + 49 * count)
+    done = subprocess.run([sys.executable, "-c", LITTLE, str(path)], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith(f"{path}: its tables ")
+    assert "memory" in done.stdout
+    tried("tables: larger than the memory of the process")
