@@ -222,6 +222,15 @@ def test_shards_packed_alone_from_other_images_are_refused_beside_those_packed_t
         open_beton(folder / "train-*.beton")
 
 
+def test_each_set_of_a_division_has_an_id_of_its_own(tiny_betons, tmp_path):
+    pack(tmp_path / "{split}.beton", tiny_betons, shards=3, splits="train=0.5,test=0.5")
+    ids = {name: {Beton(path).packing for path in tmp_path.glob(f"{name}-*.beton")} for name in ("train", "test")}
+    assert [len(found) for found in ids.values()] == [1, 1]
+    assert ids["train"] != ids["test"]
+    for name in ids:
+        open_beton(tmp_path / f"{name}-*.beton").close()
+
+
 def test_shards_appear_when_all_are_complete(folder, others, tiny_betons):
     digest = open_beton(folder / "train-*.beton").digest
     broken = Path(shutil.copytree(others, folder.parent / "broken"))
