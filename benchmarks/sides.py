@@ -266,7 +266,6 @@ def train_synthetic(task: Task) -> Epoch:
 
 
 SIDES: dict[str, Callable[[Task], Epoch]] = {
-    "fastretina_without_checksum": partial(fastretina, verify=False),
     "fastretina_resident": partial(fastretina, resident="on"),
     "fastretina_cpu_decode": partial(fastretina, decode="cpu"),
     "fastretina_gpu_decode": partial(fastretina, decode="gpu"),

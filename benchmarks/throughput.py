@@ -53,7 +53,7 @@ class Comparison:
 
 COMPARISONS = (
     Comparison(
-        "decode", "loader", "decode", 512, ("fastretina", "fastretina_without_checksum", "ffcv", "dali", "torchvision", "pillow")
+        "decode", "loader", "decode", 512, ("fastretina", "ffcv", "dali", "torchvision", "pillow")
     ),
     Comparison("decode to half the size", "loader", "decode", 256, ("fastretina", "ffcv", "dali", "pillow")),
     Comparison(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from fastretina.beton.names import joined
+from fastretina.beton.names import Names, joined
 from fastretina.beton.reader import Beton
 from fastretina.beton.shards import ShardedBeton
 from fastretina.errors import BetonError, UsageError
@@ -62,13 +62,13 @@ class JoinedBeton(ShardedBeton):
         return {key: value for key, value in first.items() if all(key in other and other[key] == value for other in others)}
 
     @property
-    def columns(self) -> Mapping[str, Sequence[str]]:
+    def columns(self) -> Mapping[str, Names]:
         found = [part.columns for part in self.parts]
+        empty = [Names(len(part), lambda _: "") for part in self.parts]
         names = dict.fromkeys(itertools.chain.from_iterable(found))
-        whole = {
-            name: joined([text.get(name, [""] * len(part)) for text, part in zip(found, self.parts, strict=True)]) for name in names
+        return {
+            name: self._chosen(joined([text.get(name, none) for text, none in zip(found, empty, strict=True)])) for name in names
         }
-        return {name: self._chosen(text) for name, text in whole.items()}
 
     def _known(self, column: str, read: Callable[[str], Any], part: Literal[0, 1]) -> list[Any] | None:
         found: list[Any] = []

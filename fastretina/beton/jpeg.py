@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 from fastretina.errors import JpegError
@@ -42,6 +43,8 @@ _SUBSAMPLING = {(1, 1): "4:4:4", (2, 1): "4:2:2", (2, 2): "4:2:0", (1, 2): "4:4:
 # In entropy-coded data FF is followed by 00 (stuffing), a restart marker or fill; anything else is the next segment.
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _FILL = re.compile(rb"\xff+")
+_HEAD = 4096  # bytes in which the image data of most photographs begin; with an sRGB profile at 3.8 KB
+_HEADS = 256  # such beginnings are kept, 1 MB at most
 _EXIF_ORIENTATION, _EXIF_SHORT = 0x0112, 3
 _EXIF_ENTRIES = 128  # IFD0 of a camera has 10 to 20, in ascending order; orientation is among the first
 
@@ -161,6 +164,34 @@ def read_header(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_L
         if len(walk.profile) == walk.profile_parts
         else b"",
     )
+
+
+def check_claims(data: memoryview, width: int, height: int) -> None:
+    """Raises JpegError where a JPEG claims to be anything but an image of width x height px that is decoded in bounded time.
+
+    For whoever is about to decode it. The markers of most photographs in a data set are the same bytes up to the image data, and
+    are walked once: that leaves 2 microseconds of the 16 (and 20 more for the data of a 64 KB file).
+    """
+    head = bytes(data[:_HEAD])
+    start = head.find(b"\xff\xda")
+    found = _single_scan(head[: start + 2 + (head[start + 2] << 8 | head[start + 3])]) if 0 < start < len(head) - 3 else None
+    if found is None:
+        header = read_header(data)
+        found = header.width, header.height
+    if found != (width, height):
+        raise JpegError(f"is {found[0]} x {found[1]} pixels, its entry says {width} x {height}")
+
+
+@lru_cache(_HEADS)
+def _single_scan(head: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG that begins with these bytes, up to and with the header of its first scan, where that is the only
+    scan whatever follows: all of a baseline file's components in it. libjpeg-turbo calls a second one an error, and passes over
+    anything else in one go: 10 MB of tables behind it take 20 ms. None: all of the file is to be walked."""
+    try:
+        header = read_header(head)
+    except JpegError:
+        return None
+    return (header.width, header.height) if header.process == "baseline" and header.interleaved else None
 
 
 def _segment(walk: _Walk, marker: int, body: memoryview, limits: Limits) -> None:

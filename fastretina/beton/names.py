@@ -17,10 +17,14 @@ from fastretina.errors import BetonError
 
 
 class Names(Sequence[str]):
-    """`count` names, each made by `name` of its index (0 to count - 1) when asked for. where: begins the text of an IndexError."""
+    """`count` names, each made by `name` of its index (0 to count - 1) when asked for. where: begins the text of an IndexError.
 
-    def __init__(self, count: int, name: Callable[[int], str], where: str = "") -> None:
+    lines: makes all of them at once, UTF-8 with line feeds between; None: from `name`, one by one.
+    """
+
+    def __init__(self, count: int, name: Callable[[int], str], where: str = "", lines: Callable[[], bytes] | None = None) -> None:
         self._count, self._name, self._where = count, name, where
+        self.lines: Callable[[], bytes] = lines or (lambda: "\n".join(self).encode())
 
     def __len__(self) -> int:
         return self._count
@@ -38,12 +42,17 @@ class Names(Sequence[str]):
         return self._name(index % self._count)
 
 
-def chosen(names: Sequence[str], indices: NDArray[np.int64]) -> Names:
+def chosen(names: Names, indices: NDArray[np.int64]) -> Names:
     """Those at these indices (n,), in this order."""
-    return Names(len(indices), lambda i: names[int(indices[i])])
+
+    def lines() -> bytes:
+        found = names.lines().split(b"\n")
+        return b"\n".join([found[index] for index in indices.tolist()])
+
+    return Names(len(indices), lambda i: names[int(indices[i])], lines=lines)
 
 
-def joined(parts: Sequence[Sequence[str]]) -> Names:
+def joined(parts: Sequence[Names]) -> Names:
     """All of them, one part after the other."""
     starts = [0, *itertools.accumulate(len(part) for part in parts)]
 
@@ -51,7 +60,7 @@ def joined(parts: Sequence[Sequence[str]]) -> Names:
         part = bisect.bisect_right(starts, index) - 1
         return parts[part][index - starts[part]]
 
-    return Names(starts[-1], name)
+    return Names(starts[-1], name, lines=lambda: b"\n".join(part.lines() for part in parts))
 
 
 class StoredText:
@@ -68,13 +77,21 @@ class StoredText:
         return found
 
     def column(self, number: int) -> Names:
-        """Number 0: the names. BetonError, when the first of a column is asked for, where the lines are not so many."""
+        """Number 0: the names. BetonError, when the first of a column is asked for, where the lines are not so many.
 
-        def line(index: int) -> str:
-            at = number * self._count + index
-            if at >= len(self._ends):
+        What is no UTF-8 (the name of a file may be any bytes) is replaced in a single name, and as it was in `lines`.
+        """
+
+        def between(first: int, last: int) -> bytes:
+            if last >= len(self._ends):
                 raise BetonError(f"{self._path}: holds {len(self._ends)} lines of text, too few for column {number}")
-            start = int(self._ends[at - 1]) + 1 if at else 0
-            return self._blob[start : int(self._ends[at])].tobytes().decode("utf-8", "replace")
+            start = int(self._ends[first - 1]) + 1 if first else 0
+            return self._blob[start : int(self._ends[last])].tobytes()
 
-        return Names(self._count, line, f"{self._path}: ")
+        begin = number * self._count
+        return Names(
+            self._count,
+            lambda index: between(begin + index, begin + index).decode("utf-8", "replace"),
+            f"{self._path}: ",
+            lambda: between(begin, begin + self._count - 1),
+        )

@@ -13,6 +13,7 @@ from fastretina.beton.paths import as_url, files_of, is_pattern, parts_of, whole
 from fastretina.beton.reader import Beton
 from fastretina.beton.shards import ShardedBeton, in_order, open_all
 from fastretina.errors import BetonError
+from fastretina.system.limits import allow_open_files
 
 if TYPE_CHECKING:
     from fastretina.beton.remote import Cache
@@ -42,6 +43,10 @@ def open_beton(source: str | os.PathLike[str] | Beton, cache: Cache | None = Non
     paths = files_of(path)
     if not paths:
         raise BetonError(f"{path}: no file matches. Make shards with fastretina pack --shards N")
+    if (limit := allow_open_files(len(paths))) is not None:
+        raise BetonError(
+            f"{path}: {len(paths):,} files to have open, and this system allows {limit:,} (ulimit -n). Pack into fewer shards"
+        )
     shards = open_all(paths, Beton)
     if len(shards) == 1 and "shard" not in shards[0].provenance:
         return shards[0]

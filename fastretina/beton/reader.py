@@ -8,7 +8,7 @@ import json
 import operator
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from fastretina.beton import format as fmt
 from fastretina.beton.file import OpenFile
+from fastretina.beton.jpeg import check_claims
 from fastretina.beton.names import Names, chosen
 from fastretina.beton.tables import read_tables
-from fastretina.errors import BetonError, SampleError
+from fastretina.errors import BetonError, JpegError, SampleError
 from fastretina.grading import RETINOPATHY, Classes, Side, all_known, eye_of, side_of
 
 UNLABELLED = -1  # the label of an image that was packed without one, for prediction
@@ -42,6 +43,7 @@ class Beton:
         names: N strings, the image's file name without extension ("10_left"); "sample 17" for files of other makers.
         widths, heights: uint16 (N,), pixels, 1 to 16,384.
         modes: uint8 (N,), 0 JPEG, 1 raw pixels.
+        packing: hexadecimal digits that all shards of one packing share; "" where unknown, as of a file that is no shard.
 
     Raises:
         BetonError: naming the path, where the file cannot be opened, is truncated, corrupt, malicious or not version 2.
@@ -57,10 +59,12 @@ class Beton:
         self._provenance: Mapping[str, Any] | None = None
         tables = read_tables(self._file, self.path)
         self.labels, self.ids, self.crcs, text = tables.labels, tables.ids, tables.crcs, tables.text
-        self.names: Sequence[str] = text.column(0) if text else Names(len(self), "sample {}".format, f"{self.path}: ")
+        self.names: Names = text.column(0) if text else Names(len(self), "sample {}".format, f"{self.path}: ")
         self._text = text
         self.widths, self.heights, self.modes = tables.widths, tables.heights, tables.modes
         self._pointers, self._sizes, self._json = tables.pointers, tables.sizes, tables.provenance
+        self.packing = tables.packing
+        self._walked = bytearray(len(self))  # whether a sample's claims were checked
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -77,7 +81,7 @@ class Beton:
             setattr(part, name, None if column is None else column[indices])
         part.names = chosen(self.names, indices)
         part._indices = indices if self._indices is None else self._indices[indices]
-        part._digest = None
+        part._digest, part._walked = None, bytearray(len(indices))
         return part
 
     @property
@@ -92,7 +96,7 @@ class Beton:
             for numbers in (self.labels, self.ids, self.crcs, self.widths, self.heights, self.modes, self.sizes):
                 found.update(b"none" if numbers is None else numbers.astype("<i8").tobytes())
             for text in (self.names, *self.columns.values()):
-                found.update("\n".join(text).encode("utf-8", "surrogateescape"))
+                found.update(text.lines() + b"\n")
             self._digest = found.hexdigest()
         return self._digest
 
@@ -144,17 +148,17 @@ class Beton:
             raise BetonError(f"{self.path}: its classes cannot be read ({error})") from None
 
     @property
-    def columns(self) -> Mapping[str, Sequence[str]]:
+    def columns(self) -> Mapping[str, Names]:
         """Text about each sample (N,) by name of the column, as the packer noted; "" where it knew none. Raises BetonError."""
         match self.provenance.get("columns"):
             case [*names] if all(isinstance(name, str) for name in names):
                 return {name: self._chosen(self._column(number)) for number, name in enumerate(names, start=1)}
         return {}
 
-    def _chosen(self, text: Sequence[str]) -> Sequence[str]:
+    def _chosen(self, text: Names) -> Names:
         return text if self._indices is None else chosen(text, self._indices)
 
-    def _column(self, number: int) -> Sequence[str]:
+    def _column(self, number: int) -> Names:
         """A column of text of all samples, of a selection too; number 0: the names."""
         assert self._text is not None  # with provenance there is text
         return self._text.column(number)
@@ -206,34 +210,39 @@ class Beton:
         """The names of the samples with these ids (n,). BetonError where one is not here."""
         return [self.names[index] for index in self.index_of(ids)]
 
-    def jpeg(self, index: int, verify: bool = False) -> memoryview:
-        """The JPEG bytes of sample `index` (0 to N - 1), read-only; `verify` compares them with their checksum.
+    def jpeg(self, index: int) -> memoryview:
+        """The JPEG bytes of sample `index` (0 to N - 1), read-only, to be decoded without fear.
+
+        They match their checksum (files of other makers have none), and claim to be an image of the size in the table that takes a
+        decoder a bounded time (`fastretina.beton.jpeg.check_claims`).
 
         Raises:
             IndexError: no such sample.
-            SampleError: it holds raw pixels, cannot be read, or does not match its checksum.
+            SampleError: it holds raw pixels, cannot be read, does not match its checksum, or claims what it must not.
             BetonError: closed, or truncated while open.
         """
-        data = self._payload(index, verify)
+        data = self._payload(index)
         if self.modes[index] != fmt.MODE_JPEG:
             raise self.sample_error(index, "holds raw pixels, not a JPEG; use pixels()")
         return data.data.toreadonly()
 
-    def pixels(self, index: int, verify: bool = False) -> NDArray[np.uint8]:
-        """The raw pixels of sample `index`: uint8 (height, width, 3), RGB. `verify`, and what it raises, as for `jpeg`."""
-        data = self._payload(index, verify)
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        """The raw pixels of sample `index`: uint8 (height, width, 3), RGB. They match their checksum, and raises as `jpeg` does."""
+        data = self._payload(index)
         if self.modes[index] != fmt.MODE_RAW:
             raise self.sample_error(index, "holds a JPEG, not raw pixels; use jpeg()")
         return data.reshape(int(self.heights[index]), int(self.widths[index]), 3)
 
     def verify(self, index: int) -> None:
-        """Compare the bytes of sample `index` with their checksum; files of other makers have none and pass.
+        """Read sample `index` with all the checks of `jpeg` and `pixels`. Raises as they do."""
+        (self.jpeg if self.modes[index] == fmt.MODE_JPEG else self.pixels)(index)
 
-        Some 20 microseconds for 43 KB, without the GIL. Raises SampleError on a mismatch, else as `jpeg` does.
+    def _payload(self, index: int) -> NDArray[np.uint8]:
+        """The bytes of a sample, checked: the one place where they are read.
+
+        The checksum takes 20 microseconds for 43 KB, without the GIL. The claims of a JPEG take 2, and are checked when it is read
+        first: from then on the checksum says that these are the bytes whose claims were checked.
         """
-        self._payload(index, verify=True)
-
-    def _payload(self, index: int, verify: bool) -> NDArray[np.uint8]:
         index = operator.index(index)
         if not 0 <= index < len(self.labels):
             raise IndexError(f"{self.path}: no sample {index} among {len(self)}")
@@ -244,8 +253,15 @@ class Beton:
             data = file.read(int(self._pointers[index]), int(self._sizes[index]))
         except OSError as error:
             raise self.sample_error(index, f"cannot be read: {error.strerror}") from None
-        if verify and self.crcs is not None and zlib.crc32(data.data) != self.crcs[index]:
+        if self.crcs is not None and zlib.crc32(data.data) != self.crcs[index]:
             raise self.sample_error(index, "its bytes do not match their checksum; the file is corrupt")
+        if not self._walked[index]:
+            if self.modes[index] == fmt.MODE_JPEG:
+                try:
+                    check_claims(data.data, int(self.widths[index]), int(self.heights[index]))
+                except JpegError as error:
+                    raise self.sample_error(index, f"cannot be decoded: {error}") from None
+            self._walked[index] = self.crcs is not None
         return data
 
     # ---- life ----------------------------------------------------------------------------------------------------

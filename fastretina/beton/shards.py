@@ -7,10 +7,11 @@ so that order, batches and augmentation are the same to the bit, and shards read
 from __future__ import annotations
 
 import bisect
+import hashlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -18,7 +19,8 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastretina.beton.names import joined
+from fastretina.beton.format import PACKING_BYTES
+from fastretina.beton.names import Names, joined
 from fastretina.beton.paths import MAX_SHARDS, as_path, shard_path, whole_path
 from fastretina.beton.reader import Beton
 from fastretina.errors import BetonError, SampleError
@@ -43,11 +45,18 @@ def in_order(path: Path, shards: Sequence[Beton]) -> list[Beton]:
     """The shards by number, after a check that they are one packing, each once and none missing. BetonError names the culprit."""
     numbered = sorted(((_number(shard), shard) for shard in shards), key=lambda pair: pair[0])
     (_, of), first = numbered[0]
-    for (number, count), shard in numbered[1:]:
-        if count != of or _packing(shard) != _packing(first):
+    again = f"Pack all again with fastretina pack --shards {of}"
+    whole = next((shard for _, shard in numbered if shard.packing), first)  # the others were packed alone
+    for (number, count), shard in numbered:
+        if count != of:
             raise BetonError(
                 f"{shard.path}: shard {number} of {count}, of another packing than {first.path}. Remove the older files, or give a "
                 f"pattern that leaves them out: {shard_path(whole_path(first.path), '*', of)}"
+            )
+        if shard.packing not in ("", whole.packing) or _packing(shard) != _packing(whole):
+            raise BetonError(
+                f"{shard.path}: shard {number} of {count}, of another packing than {whole.path}; one that was to replace the other "
+                f"may have been interrupted. {again}"
             )
     found: dict[int, Beton] = {}
     for (number, _), shard in numbered:
@@ -65,7 +74,18 @@ def in_order(path: Path, shards: Sequence[Beton]) -> list[Beton]:
     for before, after in itertools.pairwise(ordered):
         if before.ids[-1] >= after.ids[0]:
             raise BetonError(f"{after.path}: its sample ids do not follow those of {before.path}. Pack both shards again")
+    alone = next((shard for shard in ordered if not shard.packing), whole)
+    if alone.packing != whole.packing != packing_id([shard.digest for shard in ordered]).hex():
+        raise BetonError(
+            f"{alone.path}: was packed alone (--shard), and holds other images or labels than the packing of {whole.path}. {again}"
+        )
     return ordered
+
+
+def packing_id(digests: Iterable[str]) -> bytes:
+    """PACKING_BYTES that tell a packing from every other: of what all its shards hold, given as their digests in order, so that the
+    same input gives the same bytes."""
+    return hashlib.blake2b("".join(digests).encode(), digest_size=PACKING_BYTES).digest()
 
 
 def _number(shard: Beton) -> tuple[int, int]:
@@ -120,7 +140,7 @@ class ShardedBeton(Beton):
         """What is the same in the provenance of all shards. Raises BetonError."""
         return _packing(self.shards[0])
 
-    def _column(self, number: int) -> Sequence[str]:
+    def _column(self, number: int) -> Names:
         return joined([shard._column(number) for shard in self.shards])
 
     @property
@@ -150,9 +170,9 @@ class ShardedBeton(Beton):
     def _shard(self, number: int) -> Beton:
         return self.shards[number]
 
-    def _payload(self, index: int, verify: bool) -> NDArray[np.uint8]:
+    def _payload(self, index: int) -> NDArray[np.uint8]:
         shard, row = self.at(index)
-        return shard._payload(row, verify)
+        return shard._payload(row)
 
     def sample_error(self, index: int, reason: str) -> SampleError:
         shard, row = self.at(index)

@@ -21,13 +21,14 @@ from fastretina.errors import BetonError
 from fastretina.system.memory import available_bytes
 
 _BLOCK = 1 << 13  # rows of a table, some 300 KB
+_EXTRA = 1 << 24  # bytes of a JPEG that need not be pixels: metadata, and what follows its end
 _MUCH = 1 << 26  # bytes of tables (a million samples) that nobody need ask the system about
 
 
 @dataclass(frozen=True)
 class Tables:
     """What a file says of its N samples: columns as `Beton` has them, offsets and sizes in bytes; names and other text, None for
-    files of other makers; and JSON, b"" for none."""
+    files of other makers; JSON, b"" for none; and the packing's id, "" for none."""
 
     labels: NDArray[np.int64]
     ids: NDArray[np.int64]
@@ -39,6 +40,7 @@ class Tables:
     pointers: NDArray[np.uint64]
     sizes: NDArray[np.uint64]
     provenance: bytes
+    packing: str
 
 
 class _Refused(Exception):
@@ -56,6 +58,8 @@ def read_tables(file: OpenFile, path: Path) -> Tables:
         return _read(file, path)
     except _Refused as error:
         raise BetonError(f"{path}: {error}. Pack the images again with tools/write_beton.py") from None
+    except MemoryError:
+        raise BetonError(f"{path}: its tables do not fit in the memory that this process may take") from None
     except OSError as error:
         raise BetonError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -88,10 +92,11 @@ def _read(file: OpenFile, path: Path) -> Tables:
     arguments = descriptors["arguments"][0].tobytes()
     head, tail = file.read(0, end), file.read(alloc, size - alloc)
     _require(np.array_equal(head[:start], front[:start]), "changed while it was opened")
-    block = _read_block(file, head, tail, alloc, marked=arguments.startswith(fmt.MARKER))
+    named = tuple(zip(names, types, strict=True)) == fmt.OUR_FIELDS
+    block = _read_block(file, path, head, tail, alloc, {arguments.startswith(fmt.MARKER), named})
     metadata, table = head[start:].view(row), tail.view(fmt.ALLOCATION)
     if block:
-        _require(tuple(zip(names, types, strict=True)) == fmt.OUR_FIELDS and rows == count, "field descriptors are corrupt")
+        _require(rows == count, "the allocation table has more rows than there are samples")
     image, label = _pick(names, types, fmt.TYPE_IMAGE, b"image"), _pick(names, types, fmt.TYPE_INT, b"label")
     pixels, integers = metadata[f"f{image}"], [metadata[f"f{label}"], *([metadata["f2"], metadata["f3"]] if block else [])]
     modes, widths, heights, pointers, labels, *rest = _columns(*(pixels[name] for name in fmt.IMAGE.names or ()), *integers)
@@ -99,12 +104,14 @@ def _read(file: OpenFile, path: Path) -> Tables:
     sizes = _check_extents(pointers, starts, sizes, range(end, block.start if block else alloc), page, ordered=block is not None)
     _check_images(modes, widths, heights, sizes)
     if block is None:
-        return Tables(labels, np.arange(count), None, None, widths, heights, modes, pointers, sizes, b"")
+        return Tables(labels, np.arange(count), None, None, widths, heights, modes, pointers, sizes, b"", "")
     ids, crcs = rest
     _require(bool((ids[1:] > ids[:-1]).all()) and ids[0] >= 0, "sample ids are not ascending")
     _require(int(crcs.min()) >= 0 and int(crcs.max()) < 1 << 32, "checksums out of range")
     text = StoredText(block.names, count, path)
-    return Tables(labels, ids, crcs.astype(np.uint32), text, widths, heights, modes, pointers, sizes, block.provenance)
+    return Tables(
+        labels, ids, crcs.astype(np.uint32), text, widths, heights, modes, pointers, sizes, block.provenance, block.packing
+    )
 
 
 @dataclass(frozen=True)
@@ -114,16 +121,23 @@ class _Block:
     start: int
     names: NDArray[np.uint8]
     provenance: bytes
+    packing: str
 
 
-def _read_block(file: OpenFile, head: NDArray[np.uint8], tail: NDArray[np.uint8], alloc: int, *, marked: bool) -> _Block | None:
-    """Our block, after a check of it, and by its checksums of the tables `head` and `tail`; None for a file of another maker."""
+def _read_block(
+    file: OpenFile, path: Path, head: NDArray[np.uint8], tail: NDArray[np.uint8], alloc: int, signs: set[bool]
+) -> _Block | None:
+    """Our block, after a check of it, and by its checksums of the tables `head` and `tail`; None for a file of another maker.
+
+    signs: whether the descriptors say that the file is ours, with the footer's magic all or none of them: corruption of two of the
+    three must not make it another maker's, whose tables nothing protects.
+    """
     floor = len(head)
     footer = file.read(alloc - fmt.FOOTER.itemsize, fmt.FOOTER.itemsize if alloc - fmt.FOOTER.itemsize >= floor else 0)
-    signed = bool(len(footer)) and footer[:8].tobytes() == fmt.FOOTER_MAGIC
-    if not marked and not signed:
+    signs = signs | {bool(len(footer)) and footer[:8].tobytes() == fmt.FOOTER_MAGIC}
+    if not any(signs):
         return None
-    _require(marked and signed and alloc % 8 == 0, "the name block is corrupt")
+    _require(all(signs) and alloc % 8 == 0, "the name block is corrupt")
     fields = footer.view(fmt.FOOTER)[0]
     _require(zlib.crc32(footer[:-4].tobytes()) == int(fields["footer_crc"]), "the name block's footer is corrupt")
     block, names, text = (int(fields[name]) for name in ("block_size", "names_size", "json_size"))
@@ -132,8 +146,14 @@ def _read_block(file: OpenFile, head: NDArray[np.uint8], tail: NDArray[np.uint8]
     _require(start >= floor and 0 <= payload - names - text < 8 and text <= fmt.MAX_JSON, "the name block does not fit")
     held = file.read(start, payload)
     _require(zlib.crc32(held.data) == int(fields["block_crc"]), "the name block is corrupt")
-    _require(fmt.tables_crc(head, tail) == int(fields["tables_crc"]), "the sample tables are corrupt (checksum)")
-    return _Block(start, held[:names], held[names : names + text].tobytes())
+    revision = int(fields["revision"])
+    if revision > fmt.REVISION:
+        raise BetonError(f"{path}: written by a newer fastretina (footer revision {revision}), which is needed to read it")
+    stored = fields["tables_crc"] if revision else fields["tables_sum"]
+    found = (fmt.tables_crc if revision else fmt.tables_sum)(head, tail)
+    _require(found == int(stored), "the sample tables are corrupt (checksum)")
+    packing = fields["packing"].tobytes().hex() if fields["packing"].any() else ""
+    return _Block(start, held[:names], held[names : names + text].tobytes(), packing)
 
 
 def _check_extents(
@@ -169,6 +189,10 @@ def _check_images(
     raw = np.flatnonzero(modes == fmt.MODE_RAW)
     expected = widths[raw].astype(np.uint64) * heights[raw] * np.uint64(3)
     _require(bool((sizes[raw] == expected).all()), "raw pixels of the wrong size")
+    # A sparse file may claim 2 GiB a sample, which each thread would allocate. Noise of quality 100 takes 4 bytes a pixel.
+    large = np.flatnonzero(sizes > _EXTRA)
+    most = widths[large].astype(np.uint64) * heights[large] * np.uint64(8) + np.uint64(_EXTRA)
+    _require(bool((sizes[large] <= most).all()), "a JPEG of more bytes than its pixels can need")
 
 
 def _pick(names: list[bytes], types: list[int], wanted: int, name: bytes) -> int:

@@ -13,10 +13,9 @@ from pathlib import Path
 import simplejpeg
 
 from fastretina.beton.format import MODE_RAW
-from fastretina.beton.jpeg import read_header
 from fastretina.beton.open import open_beton
 from fastretina.beton.reader import Beton
-from fastretina.errors import JpegError, SampleError, UsageError
+from fastretina.errors import SampleError, UsageError
 from fastretina.system.progress import progress_bar
 
 _CHUNK = 16  # samples a thread checks at a time
@@ -83,15 +82,11 @@ def _reasons(beton: Beton, workers: int) -> Iterator[str]:
 def _check(beton: Beton, index: int) -> str:
     try:
         if beton.modes[index] == MODE_RAW:
-            beton.verify(index)
-            return ""
-        data = beton.jpeg(index, verify=True)
-        header = read_header(data)
-        if (header.width, header.height) != (beton.widths[index], beton.heights[index]):
-            return f"is {header.width} x {header.height} pixels, the table says {beton.widths[index]} x {beton.heights[index]}"
-        simplejpeg.decode_jpeg(data, strict=True)
+            beton.pixels(index)
+        else:
+            simplejpeg.decode_jpeg(beton.jpeg(index), strict=True)
     except SampleError as error:
         return error.reason
-    except (JpegError, ValueError) as error:
+    except ValueError as error:
         return f"cannot be decoded: {error}"
     return ""

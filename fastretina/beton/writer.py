@@ -17,6 +17,7 @@ import numpy as np
 from fastretina.beton import format as fmt
 from fastretina.beton.format import DESCRIPTOR, FOOTER, HEADER, MARKER, OUR_FIELDS
 from fastretina.beton.reader import Beton
+from fastretina.beton.shards import packing_id
 from fastretina.errors import ConvertError
 from fastretina.system.files import AtomicFile, unfinished
 
@@ -107,20 +108,38 @@ class BetonWriter:
         payload += bytes(-len(payload) % 8)
         alloc = self._position + len(payload) + FOOTER.itemsize
         head, table = self._tables(alloc)
-        footer = np.zeros(1, dtype=FOOTER)
-        footer["magic"] = fmt.FOOTER_MAGIC
+        footer = self._footer = np.zeros(1, dtype=FOOTER)
+        self._footer_at = alloc - FOOTER.itemsize
+        footer["magic"], footer["revision"] = fmt.FOOTER_MAGIC, fmt.REVISION
         footer["block_size"] = len(payload) + FOOTER.itemsize
         footer["names_size"], footer["json_size"] = len(names), len(text)
         footer["block_crc"] = zlib.crc32(payload)
-        footer["tables_crc"] = fmt.tables_crc(np.frombuffer(head, np.uint8), np.frombuffer(table, np.uint8))
-        footer["footer_crc"] = zlib.crc32(footer.tobytes()[:-4])
-        self._put(payload + footer.tobytes() + table)
+        regions = np.frombuffer(head, np.uint8), np.frombuffer(table, np.uint8)
+        footer["tables_sum"], footer["tables_crc"] = fmt.tables_sum(*regions), fmt.tables_crc(*regions)
+        self._put(payload + self._signed() + table)
         self._flush()
         self._file.write(head, 0)
         Beton(unfinished(self._file.path)).close()
+        # A set of many shards is published together: until then each need hold no more than its open file.
+        self._names, self._texts = [], []
+        self._metadata, self._table = self._metadata[:0], self._table[:0]
         if publish:
             self.publish()
         return self._position
+
+    def _signed(self) -> bytes:
+        self._footer["footer_crc"] = zlib.crc32(self._footer.tobytes()[:-4])
+        return self._footer.tobytes()
+
+    def digest(self) -> str:
+        """`Beton.digest` of the finished file, which has not been published yet. Raises BetonError."""
+        with Beton(unfinished(self._file.path)) as written:
+            return written.digest
+
+    def mark(self, packing: bytes) -> None:
+        """Write the id of the packing (fmt.PACKING_BYTES) that it is a shard of into the finished file. Raises ConvertError."""
+        self._footer["packing"] = np.frombuffer(packing, np.uint8)
+        self._file.write(self._signed(), self._footer_at)
 
     def publish(self) -> None:
         """Give the finished file its name. Raises ConvertError."""
@@ -143,3 +162,10 @@ class BetonWriter:
 
     def __exit__(self, *_: object) -> None:
         self._file.discard()
+
+
+def mark_as_one(shards: Sequence[BetonWriter]) -> None:
+    """Write into these finished shards of one packing, given in order, the id of it. Raises BetonError and ConvertError."""
+    packing = packing_id(shard.digest() for shard in shards)
+    for shard in shards:
+        shard.mark(packing)

@@ -47,7 +47,7 @@ class Feed:
         self.sampling: Sampling = config.sampling or ("shuffle" if config.train else "sequential")
         self.augment = config.augment or (Augment() if config.train else Augment.none())
         self.sizes = Sizes(beton, config.resolution)
-        self.decode = functools.partial(decode, beton, resolution=config.resolution, verify=config.verify)  # (index, target)
+        self.decode = functools.partial(decode, beton, resolution=config.resolution)  # (index, target)
         self.as_is = config.dtype == torch.uint8
         self.norm = cpu.kernel_norm() if self.as_is else cpu.kernel_norm(IMAGENET_MEAN, IMAGENET_STD)
         self.recolours = self.augment.recolours
@@ -203,7 +203,7 @@ class DeviceJob(BatchJob):
             return
         if feed.device_decodes:
             if feed.beton.modes[index] == MODE_JPEG:  # raw pixels are the CPU's to copy
-                self.jpegs[row] = feed.beton.jpeg(index, feed.config.verify)
+                self.jpegs[row] = feed.beton.jpeg(index)
         else:
             width, height = (int(side[row]) for side in self.sizes)
             feed.decode(index, self.pixels[self.offsets[row] : self.offsets[row + 1]].reshape(height, width, 3))

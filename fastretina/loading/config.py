@@ -48,7 +48,6 @@ class LoaderConfig:
     _: KW_ONLY
     sampling: Sampling | None = None  # see sampler.epoch_order
     augment: Augment | None = None
-    verify: bool = True  # check every sample's crc32 as it is decoded
     # "skip" leaves bad samples out, lists them in `Loader.skipped`, and stops with LoaderError when they are more than max_bad.
     on_bad: Literal["error", "skip"] = "error"
     max_bad: float = 0.005  # fraction of the file

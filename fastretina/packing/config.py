@@ -83,9 +83,10 @@ class PackConfig:
     contrast: Contrast = "none"
     """local: subtract the local average colour, so that no light or pigment but the detail is left. Re-encodes all."""
     shards: int | None = None
-    """Pack into N files instead of one, named like train-00000-of-00064.beton for --out train.beton; each appears when complete."""
+    """Pack into N files instead of one, named like train-00000-of-00064.beton for --out train.beton; they appear when all are
+    complete, and the disk needs room for them beside the older ones that they replace."""
     shard: str | None = None
-    """K/N: pack only shard K (0 to N - 1) of N, the same bytes as --shards N gives, so that many machines can share the work."""
+    """K/N: pack only shard K (0 to N - 1) of N, the same samples as --shards N gives, so that many machines can share the work."""
 
     @property
     def preparation(self) -> Preparation:

@@ -15,7 +15,7 @@ import PIL
 from PIL import features
 
 from fastretina.beton.paths import parse_shard, shard_path, shard_rows
-from fastretina.beton.writer import BetonWriter
+from fastretina.beton.writer import BetonWriter, mark_as_one
 from fastretina.errors import ConvertError, LabelError, UsageError
 from fastretina.grading import all_known, patients_in_both
 from fastretina.packing.config import PackConfig
@@ -28,6 +28,7 @@ from fastretina.packing.splits import divided, divided_by, named, write_divided
 from fastretina.packing.summary import PackSummary, Tally, skipped_path, twin_notes
 from fastretina.system.files import AtomicFile, csv_line
 from fastretina.system.interrupts import HeldSignals
+from fastretina.system.limits import allow_open_files
 from fastretina.system.progress import progress_bar
 from fastretina.version import __version__
 
@@ -86,24 +87,30 @@ def _pack(config: PackConfig, progress: bool, signals: HeldSignals) -> PackSumma
         notes.append(how)
         sets = [_files(config, named(config.out, name), part, name) for name, part in parts.items()]
     allowed, total, counted, waiting = config.allowed_bad(len(table)), Tally(), {}, []
-    rows = sum(len(file.rows) for files in sets for file in files)
+    rows, files_open = sum(len(file.rows) for files in sets for file in files), sum(map(len, sets))
+    if (limit := allow_open_files(4 * files_open)) is not None:  # with a skipped list, and folders
+        raise UsageError(
+            f"{files_open:,} files to write, and this system allows {limit:,} open ones (ulimit -n); ask for fewer shards"
+        )
     with progress_bar("packing", rows, unit="image", shown=progress, lines=True) as bar, ExitStack() as stack:
         for number, files in enumerate(sets):
             before = total.grades.copy()
             span = range(files[0].rows.start, files[-1].rows.stop)
             # closing: an error here must end the worker processes now, not when its traceback is forgotten.
             with closing(packed_images(config, files[0].table, span, signals)) as images:
+                shards = []
                 for file in files:
-                    tally, publish = _write(config, file, islice(images, len(file.rows)), allowed - total.bad, bar, stack)
+                    tally, writer, publish = _write(config, file, islice(images, len(file.rows)), allowed - total.bad, bar, stack)
                     total.add(tally)
                     total.sets.extend([number] * len(tally.packed))
-                    if config.splits is None:
-                        publish()
-                    else:
-                        waiting.append(publish)
+                    shards.append(writer)
+                    waiting.append(publish)
+            if config.shards is not None:
+                mark_as_one(shards)
             if config.splits is not None:
                 counted[str(files[0].split)] = tuple(total.grades[k] - before[k] for k in range(len(table.classes)))
-        # All of a division together: beside an old test set, a new training set might hold images of it.
+        # All together: beside an old test set, a new training set might hold images of it; and the fewer shards of an older packing
+        # have new ones beside them, the better, though their id tells them apart.
         for publish in waiting:
             publish()
     if config.splits is not None:
@@ -143,8 +150,9 @@ def _files(config: PackConfig, out: Path, table: LabelTable, split: str | None) 
 
 def _write(
     config: PackConfig, file: _File, images: Iterable[Source], allowed: int, bar: Any, stack: ExitStack
-) -> tuple[Tally, Callable[[], None]]:
-    """Write one file from the images of its rows: what became of them, and what gives the file its name. stack: removes it else."""
+) -> tuple[Tally, BetonWriter, Callable[[], None]]:
+    """Write one file from the images of its rows: what became of them, its writer, and what gives the file its name. stack: removes
+    it else."""
     table, tally, size = file.table, Tally(), config.size
     part = slice(file.rows.start, file.rows.stop)
     texts = list(zip(*(column[part] for column in table.columns.values()), strict=True)) or [()] * len(file.rows)
@@ -181,7 +189,7 @@ def _write(
         else:
             skipped_path(file.path).unlink(missing_ok=True)  # of an earlier run: it would lie about this file
 
-    return tally, publish
+    return tally, writer, publish
 
 
 def _check_bad(config: PackConfig, table: LabelTable, row: int, reason: str, too_many: bool) -> None:

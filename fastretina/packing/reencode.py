@@ -156,12 +156,14 @@ def _disc(pixels: npt.NDArray[np.uint8]) -> Disc | str:
 # ---- worker processes ------------------------------------------------------------------------------------------------
 
 
-def serve(descriptor: int) -> None:
-    """A worker's life: (path, size, preparation) in, `Reencoded` or the reason in words out, until the parent closes or dies."""
+def serve(descriptor: int, parent: int) -> None:
+    """A worker's life: (path, size, preparation) in, `Reencoded` or the reason in words out, until the parent closes or dies.
+
+    parent: the number of its process.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     warnings.simplefilter("ignore")  # odd metadata is not worth a line of anybody's terminal
     Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before decoding, and does not only warn
-    parent = os.getppid()
     with Connection(descriptor) as pipe:
         while True:
             try:
@@ -267,7 +269,9 @@ class ReencodePool:
 
 def _start() -> _Worker:
     ours, theirs = Pipe()
-    code = f"import sys; sys.path[:] = {sys.path!r}; from fastretina.packing.reencode import serve; serve({theirs.fileno()})"
+    code = f"import sys; sys.path[:] = {sys.path!r}; from fastretina.packing.reencode import serve\n"
+    # Asked for its parent after that had died, it would be told of another.
+    code += f"serve({theirs.fileno()}, parent={os.getpid()})"
     try:
         process = subprocess.Popen(
             [sys.executable, "-c", code],

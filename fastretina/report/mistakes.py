@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import simplejpeg
 import torch
 
-from fastretina.beton.format import MODE_RAW
 from fastretina.beton.reader import Beton
 from fastretina.grading import Classes
+from fastretina.loading.decode.cpu import decode, decoded_size
 from fastretina.metrics.predictions import Predictions
 from fastretina.report.page import Section, image, percent, remark
 
@@ -47,12 +46,10 @@ def confident_mistakes(answers: Predictions, beton: Beton, shown: int = SHOWN) -
 
 
 def thumbnail(beton: Beton, index: int) -> bytes:
-    """Sample `index` (0 to N - 1) as a JPEG whose longer side is SIDE px, or as large as it is. Raises as `Beton.jpeg` does."""
-    pixels: npt.NDArray[np.uint8]
-    if beton.modes[index] == MODE_RAW:
-        pixels = beton.pixels(index)
-    else:  # shrunken while it is decoded, as far as that goes
-        pixels = simplejpeg.decode_jpeg(beton.jpeg(index), min_height=SIDE, min_width=SIDE, min_factor=1)
+    """Sample `index` (0 to N - 1) as a JPEG whose longer side is SIDE px, or as large as it is. Raises as `decode` does."""
+    width, height = decoded_size(int(beton.widths[index]), int(beton.heights[index]), SIDE)
+    pixels = np.empty((height, width, 3), np.uint8)
+    decode(beton, index, pixels, SIDE)
     scale = SIDE / max(pixels.shape[:2])
     if scale < 1:
         height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_reader import stub_jpeg
 
 from fastretina.beton import format as fmt
 from fastretina.beton.reader import Beton
@@ -34,8 +35,14 @@ def foreign(count: int = 3, size: int = 100, page: int = 1 << 21) -> dict[str, n
 
 def save(path: Path, parts: dict[str, np.ndarray], page: int = 1 << 21) -> Path:
     head = b"".join(parts[key].tobytes() for key in ("header", "fields", "metadata"))
-    body = bytes(100 * len(parts["metadata"]))
+    body = stub_jpeg(0, 100, 8, 8) * len(parts["metadata"])
+    table = int(parts["header"]["alloc_table_ptr"][0])
     path.write_bytes(head.ljust(page, b"\0") + body + parts["table"].tobytes())
+    if page < table < 1 << 32:  # a sparse file
+        with path.open("r+b") as file:
+            file.truncate(table)
+            file.seek(table)
+            file.write(parts["table"].tobytes())
     return path
 
 
@@ -57,6 +64,12 @@ def edit(
         array[field][index] = value
 
     return change
+
+
+def malicious_gibibyte(parts: dict[str, np.ndarray]) -> None:
+    """The last sample, in a sparse file."""
+    parts["header"]["page_size"], parts["table"]["size"][2] = 1 << 31, 1 << 30
+    parts["header"]["alloc_table_ptr"] = parts["table"]["ptr"][2] + (1 << 30)
 
 
 MALICIOUS: dict[str, Callable[[dict[str, np.ndarray]], None]] = {
@@ -90,6 +103,7 @@ MALICIOUS: dict[str, Callable[[dict[str, np.ndarray]], None]] = {
     "width 65,535": edit("metadata", "width", 65_535, 1, "f0"),
     "width 0": edit("metadata", "width", 0, 1, "f0"),
     "mode 2": edit("metadata", "mode", 2, 1, "f0"),
+    "a JPEG of 1 GiB": malicious_gibibyte,
     "raw pixels of the wrong size": edit("metadata", "mode", 1, 1, "f0"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -49,12 +50,30 @@ def test_rows_are_dealt_in_runs_that_cover_the_table():
         assert max(map(len, runs)) - min(map(len, runs)) <= 1
 
 
-def test_a_shard_packed_alone_has_the_bytes_of_the_same_one_packed_with_all(packed, tiny_betons, tmp_path):
+def unmarked(path: Path) -> tuple[bytes, bytes]:
+    """All bytes of a file before the id of its packing, and all behind the footer."""
+    data = path.read_bytes()
+    table = struct.unpack_from("<Q", data, 16)[0]
+    return data[: table - 20], data[table:]
+
+
+def test_shards_packed_twice_have_the_same_bytes(packed, tiny_betons, tmp_path):
+    pack(tmp_path / "train.beton", tiny_betons, shards=SHARDS)
+    for number in range(SHARDS):
+        path = shard_path("train.beton", number, SHARDS)
+        assert (tmp_path / path).read_bytes() == (packed / path).read_bytes()
+
+
+def test_a_shard_packed_alone_has_the_bytes_of_the_same_one_packed_with_all_but_for_the_packings_id(packed, tiny_betons, tmp_path):
     assert sorted(path.name for path in packed.iterdir()) == [f"train-{number:05d}-of-00007.beton" for number in range(SHARDS)]
+    ids = set()
     for number in range(SHARDS):
         pack(tmp_path / "train.beton", tiny_betons, shard=f"{number}/{SHARDS}")
         path = shard_path("train.beton", number, SHARDS)
-        assert (tmp_path / path).read_bytes() == (packed / path).read_bytes()
+        assert unmarked(tmp_path / path) == unmarked(packed / path)
+        ids.add((Beton(tmp_path / path).packing, len(Beton(packed / path).packing)))
+    assert ids == {("", 24)}
+    assert open_beton(tmp_path / "train-*.beton").digest == open_beton(packed / "train-*.beton").digest
 
 
 def test_a_machine_needs_only_the_images_of_its_own_shard(tiny_betons, packed, tmp_path):
@@ -66,7 +85,7 @@ def test_a_machine_needs_only_the_images_of_its_own_shard(tiny_betons, packed, t
     labels = tiny_betons.train_images / "labels.csv"
     write_beton(tmp_path / "train.beton", images=images, labels=labels, size=64, workers=1, shard="3/7")
     path = shard_path("train.beton", 3, SHARDS)
-    assert (tmp_path / path).read_bytes() == (packed / path).read_bytes()
+    assert unmarked(tmp_path / path) == unmarked(packed / path)
     with pytest.raises(ConvertError, match=r"labels.csv, line 24: .*no image '11_left'"):
         write_beton(tmp_path / "train.beton", images=images, labels=labels, size=64, workers=1, shard="4/7")
 
@@ -157,11 +176,69 @@ def test_a_shard_of_another_packing_is_named(folder, tiny_betons):
     write_beton(folder / "train.beton", images=images, labels=images / "labels.csv", size=64, workers=1, shard="2/7")
     with pytest.raises(BetonError, match=r"train-00002-of-00007\.beton: shard 2 of 7, of another packing"):
         open_beton(folder / "train-*.beton")
-    pack(folder / "train.beton", tiny_betons, shard="2/7")
+    pack(folder / "train.beton", tiny_betons, shard="2/7")  # alone, and proven to be of the same packing by what it holds
     open_beton(folder / "train-*.beton").close()
     pack(folder / "train.beton", tiny_betons, shard="2/8")
     with pytest.raises(BetonError, match=r"of another packing.*train-\*-of-0000"):
         open_beton(folder / "train-*.beton")
+
+
+def other_images(betons: TinyBetons, folder: Path) -> Path:
+    """The same table, and another photograph under each name."""
+    shutil.copytree(betons.train_images, folder)
+    paths = sorted(folder.glob("*.jpeg"))
+    for path, other in zip(paths, [*paths[1:], paths[0]], strict=True):
+        shutil.copy(betons.train_images / other.name, path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def others(tiny_betons: TinyBetons, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return other_images(tiny_betons, tmp_path_factory.mktemp("others") / "images")
+
+
+def test_shards_of_other_images_under_the_same_table_are_refused_by_name(folder, others, tiny_betons, tmp_path):
+    """As a --shards that replaces an older set and is killed between two of its files would leave it."""
+    options = {"images": others, "labels": others / "labels.csv", "size": 64, "workers": 1}
+    write_beton(tmp_path / "train.beton", shards=SHARDS, **options)
+    for number in range(SHARDS - 1):
+        shutil.copy(tmp_path / shard_path("train.beton", number, SHARDS), folder)
+        with pytest.raises(
+            BetonError, match=rf"{number + 1:05d}-of-00007\.beton: shard {number + 1} of 7, of another packing than"
+        ):
+            verify_beton(folder / "train-*.beton")
+    shutil.copy(tmp_path / shard_path("train.beton", SHARDS - 1, SHARDS), folder)
+    assert open_beton(folder / "train-*.beton").digest == open_beton(tmp_path / "train-*.beton").digest
+
+
+@pytest.mark.parametrize("alone", [{2}, {0, 1}, set(range(SHARDS - 1))])
+def test_shards_packed_alone_from_other_images_are_refused_beside_those_packed_together(folder, others, tmp_path, alone):
+    options = {"images": others, "labels": others / "labels.csv", "size": 64, "workers": 1}
+    for number in alone:
+        write_beton(folder / "train.beton", shard=f"{number}/{SHARDS}", **options)
+    with pytest.raises(
+        BetonError, match=rf"{min(alone):05d}-of-00007\.beton: was packed alone \(--shard\), and holds other images"
+    ):
+        open_beton(folder / "train-*.beton")
+
+
+def test_each_set_of_a_division_has_an_id_of_its_own(tiny_betons, tmp_path):
+    pack(tmp_path / "{split}.beton", tiny_betons, shards=3, splits="train=0.5,test=0.5")
+    ids = {name: {Beton(path).packing for path in tmp_path.glob(f"{name}-*.beton")} for name in ("train", "test")}
+    assert [len(found) for found in ids.values()] == [1, 1]
+    assert ids["train"] != ids["test"]
+    for name in ids:
+        open_beton(tmp_path / f"{name}-*.beton").close()
+
+
+def test_shards_appear_when_all_are_complete(folder, others, tiny_betons):
+    digest = open_beton(folder / "train-*.beton").digest
+    broken = Path(shutil.copytree(others, folder.parent / "broken"))
+    (broken / "19_right.jpeg").write_bytes(b"no image")
+    with pytest.raises(ConvertError, match="19_right"):
+        write_beton(folder / "train.beton", images=broken, labels=others / "labels.csv", size=64, workers=1, shards=SHARDS)
+    assert open_beton(folder / "train-*.beton").digest == digest
+    assert list(folder.glob(".*")) == []
 
 
 def test_a_file_that_is_no_shard_is_refused_beside_others_and_opened_alone(folder, tiny_betons):

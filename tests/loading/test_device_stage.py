@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from itertools import islice
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 import simplejpeg
 import torch
 from devices import DEVICES, DeviceLoader, write_blocks
+from test_jpeg import encode, photo
 
 from fastretina import Loader
 from fastretina.beton.reader import Beton
+from fastretina.beton.writer import BetonWriter
 from fastretina.errors import LoaderError, SampleError, UsageError
 from fastretina.loading import device_stage as stage
 from fastretina.loading.augment import Augment
@@ -168,6 +171,27 @@ def test_bad_samples_are_named_and_no_neighbour_takes_their_place(tmp_path, beto
     with DeviceLoader(corrupt, **settings) as loader, pytest.raises(SampleError) as raised:
         list(loader)
     assert raised.value.index in bad
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_jpeg_that_claims_too_much_is_named_and_never_reaches_the_decoder(tmp_path, device, monkeypatch):
+    scans = encode(photo(SIDE, SIDE), progressive=True)
+    bomb = scans[:-2] + scans[scans.rindex(b"\xff\xda") : -2] * 100 + b"\xff\xd9"
+    path = tmp_path / "bomb.beton"
+    with BetonWriter(path, 12) as writer:
+        for n in range(12):
+            jpeg = encode(photo(SIDE, SIDE)) if n else bomb
+            writer.add(jpeg, zlib.crc32(jpeg), name=f"eye_{n}", label=0, id=n, width=SIDE, height=SIDE)
+        writer.finish({})
+    codec = StandIn()
+    provide(monkeypatch, codec)
+    settings = {"device": device, "decode": "gpu", "decoder": "stand-in"} | PATIENTLY
+    with DeviceLoader(path, on_bad="skip", max_bad=0.5, **settings) as loader:
+        assert sorted(torch.cat([batch.ids for batch in loader]).tolist()) == list(range(1, 12))
+        assert [(error.index, "scans of 32 x 32" in error.reason) for error in loader.skipped] == [(0, True)]
+    assert sum(codec.batches[1:]) == 11
+    with DeviceLoader(path, **settings) as loader, pytest.raises(SampleError, match="scans of 32 x 32 pixels, past the limit"):
+        list(loader)
 
 
 def test_auto_leaves_decoding_to_threads_that_are_enough_and_knows_no_clock(beton, monkeypatch):

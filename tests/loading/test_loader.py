@@ -70,9 +70,7 @@ def test_pixels_are_those_of_the_float64_reference(path, augment):
             assert grey_levels.max() < 0.1
 
 
-@pytest.mark.parametrize(
-    "change", [{"workers": 1}, {"workers": 4}, {"resident": "on"}, {"verify": False}, {"workers": 4, "resident": "on"}]
-)
+@pytest.mark.parametrize("change", [{"workers": 1}, {"workers": 4}, {"resident": "on"}, {"workers": 4, "resident": "on"}])
 def test_batches_are_bit_identical_for_any_number_of_workers_and_from_memory(path, change):
     for a, b in zip(epoch(path), epoch(path, **change), strict=True):
         assert same(a, b)
@@ -219,13 +217,6 @@ def test_more_bad_samples_than_allowed_stop_the_epoch(corrupt):
     path, _ = corrupt
     with Loader(path, **kwargs(on_bad="skip", max_bad=0.02, train=False)) as loader, pytest.raises(LoaderError, match="max_bad"):
         list(loader)
-
-
-def test_without_the_checksum_a_corrupt_sample_can_pass_unnoticed_which_is_why_it_is_on(corrupt):
-    path, bad = corrupt
-    with Loader(path, **kwargs(verify=False, on_bad="skip", max_bad=1.0)) as loader:
-        list(loader)
-        assert len(loader.skipped) < len(bad)
 
 
 def test_resident_is_refused_with_both_numbers_where_it_does_not_fit(path, monkeypatch):

@@ -17,6 +17,7 @@ import importlib.util
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from fastretina.beton.format import MODE_JPEG
 from fastretina.beton.reader import Beton
-from fastretina.errors import LoaderError, UsageError
+from fastretina.errors import LoaderError, SampleError, UsageError
 from fastretina.system.cuda import current_stream, mark
 
 _TURNS = 3  # buffers: one being decoded into, one being read, one to spare
@@ -310,14 +311,16 @@ def _decode_first(decoder: DeviceDecoder, beton: Beton, batch: int, device: torc
     It shows that the decoder works, on this file; and nvImageCodec takes the number of images that its engines get of each batch
     from the first call (0.8, src/image_generic_codec.h): a small one, such as an epoch's last, would hold for good.
     """
-    first = [index for index in range(min(len(beton), batch)) if beton.modes[index] == MODE_JPEG]
+    first = []
+    for index in range(min(len(beton), batch)):
+        with suppress(SampleError):  # a bad one is for the loader to tell, or to leave out
+            if beton.modes[index] == MODE_JPEG:
+                first.append((beton.jpeg(index), (int(beton.heights[index]), int(beton.widths[index]))))
     if not first:
-        raise LoaderError(f"{beton.path}: its first {min(len(beton), batch)} samples are no JPEGs; use decode='cpu'")
-    indices = [first[number % len(first)] for number in range(batch)]
-    jpegs = [beton.jpeg(index) for index in indices]
-    sizes = [(int(beton.heights[index]), int(beton.widths[index])) for index in indices]
+        raise LoaderError(f"{beton.path}: its first {min(len(beton), batch)} samples are no good JPEGs; use decode='cpu'")
+    jpegs, sizes = zip(*(first[number % len(first)] for number in range(batch)), strict=True)
     with torch.cuda.stream(torch.cuda.Stream(device) if device.type == "cuda" else None):  # type: ignore[no-untyped-call]
-        decoded = decoder.decode(jpegs, sizes)
+        decoded = decoder.decode(jpegs, list(sizes))
     if 2 * sum(decoded.done) <= batch:
         raise LoaderError(
             f"{decoder.name} decoded {sum(decoded.done)} of {batch} images (the first samples of {beton.path}, again and again)"
