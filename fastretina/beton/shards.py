@@ -39,7 +39,11 @@ def open_all(
     the others. A Beton that nobody refers to any more is closed."""
     with ThreadPoolExecutor(min(_OPENERS, len(sources)), thread_name_prefix="fastretina-open") as threads:
         try:
-            return list(threads.map(opener, sources))
+            try:
+                opened = threads.map(opener, sources)
+            except RuntimeError as error:
+                raise BetonError(f"{sources[0]}: cannot be opened: {error}. Raise the limit of threads (ulimit -u)") from None
+            return list(opened)
         except BaseException:
             give_up()
             raise

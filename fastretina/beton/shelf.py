@@ -51,6 +51,11 @@ class _Failure:
     at: float
     told: set[int]
 
+    def is_for(self, thread: int, ordered: bool) -> bool:
+        """Whether a thread that asks now is told of it. A loader's threads are, as often as they ask, until the next order; whoever
+        reads without an order, and asks again, wants another attempt."""
+        return time.monotonic() - self.at < _SOON and (ordered or thread not in self.told)
+
 
 class Shelf:
     """The shards of a set that are open or on their way, by number.
@@ -75,6 +80,7 @@ class Shelf:
         self._failed: dict[int, _Failure] = {}
         # Positions of each shard's first and last sample in the order; past its end and -1 where it has none.
         self._first, self._last = [0] * len(shards), [len(shards)] * len(shards)
+        self._ordered = False  # whether anybody told an order
         self._queue: list[int] = []  # shards still to begin, the next one last
         self._clerk = threading.Thread(target=self._serve, name="fastretina-shelf", daemon=True)
         try:
@@ -149,7 +155,7 @@ class Shelf:
                 self._open.clear()
 
     def _expect(self, first: list[int], last: list[int]) -> None:
-        self._first, self._last, self._begun = first, last, set()
+        self._first, self._last, self._begun, self._ordered = first, last, set(), True
         self._failed.clear()
         self._queue = sorted((number for number, position in enumerate(last) if position >= 0), key=lambda k: -first[k])
         self._fill()
@@ -161,8 +167,8 @@ class Shelf:
             answer.give(found)
         elif (waiting := self._coming.get(number)) is not None:
             waiting.append((thread, answer))
-        elif (failure := self._failed.get(number)) and thread not in failure.told and time.monotonic() - failure.at < _SOON:
-            failure.told.add(thread)  # asking again, it tries again
+        elif (failure := self._failed.get(number)) and failure.is_for(thread, self._ordered):
+            failure.told.add(thread)
             answer.give(copy.copy(failure.error))
         else:
             try:
