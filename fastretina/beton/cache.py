@@ -241,6 +241,8 @@ class CacheFolder:
         try:
             descriptor, own = self._open_file(unfinished, os.O_RDWR | os.O_CREAT), True
         except PermissionError:
+            if not self._has(unfinished):
+                raise
             descriptor, own = self._open_file(unfinished, os.O_RDONLY), False  # another user's, who may be about to finish it
         locked = False
 
@@ -263,7 +265,7 @@ class CacheFolder:
                 if missing > 0:
                     self._make_room(missing)
                 os.ftruncate(descriptor, size)
-                os.posix_fallocate(descriptor, 0, size)
+                self._take(descriptor, size)
             return descriptor
         except BaseException:
             if locked and own and os.fstat(descriptor).st_blocks == 0:
@@ -291,6 +293,17 @@ class CacheFolder:
             yield
         finally:
             os.close(descriptor)
+
+    def _take(self, descriptor: int, size: int) -> None:
+        """Have the disk keep room for all of a file; where others have filled it, in the place of files that nobody holds."""
+        # Tables free next to nothing, and would be missed at once.
+        names = iter([name for *_, blocks, name in sorted(self._files()) if blocks and not name.endswith(".tables")])
+        while True:
+            try:
+                return os.posix_fallocate(descriptor, 0, size)
+            except OSError as error:
+                if error.errno != errno.ENOSPC or not any(self._evict(name) for name in names):
+                    raise
 
     def _make_room(self, size: int) -> None:
         files = sorted(self._files())

@@ -43,6 +43,10 @@ class Shard:
         return same_places and self.tables.digest == other.digest
 
 
+class _Early(NoRoom):
+    """For a shard that nobody waits for yet, which must not push out what is in use."""
+
+
 @dataclass(frozen=True)
 class _Failure:
     """What came of a fetch: an error, at a time of the monotonic clock, which these threads know of."""
@@ -214,28 +218,36 @@ class Shelf:
         return self._coming[number]
 
     def _load(self, number: int) -> None:
+        while not self._loaded(number):
+            pass
+
+    def _loaded(self, number: int) -> bool:
+        """Whether a fetch came to an end, good or bad; False where there was no room for it yet, and somebody waits for it now."""
         file = self._shards[number].file
         found: CachedBeton | RemoteError
-        told_soon = False
+        early = remembered = False
         try:
             found = self._cached(number)
         except RemoteError as error:
-            found, told_soon = error.with_traceback(None), True  # its frames hold what is to be let go of
+            found, remembered = error.with_traceback(None), True  # its frames hold what is to be let go of
         except CacheError as error:
-            found = RemoteError(file.url, str(error))
+            found, early = RemoteError(file.url, str(error)), isinstance(error, _Early)
         except BaseException as error:  # none may leave anybody waiting
             found = RemoteError(file.url, str(error) if isinstance(error, FastretinaError) else f"{type(error).__name__}: {error}")
         with self._lock:
+            if early and self._coming[number]:
+                return False
             del self._threads[number]
             waiting = self._coming.pop(number)
             if isinstance(found, RemoteError):
-                if told_soon:
+                if remembered:
                     self._failed[number] = _Failure(found, time.monotonic(), {thread for thread, _ in waiting})
             elif not self.closing.is_set():
                 self._open[number] = found
             for _, answer in waiting:
                 answer.give(copy.copy(found) if isinstance(found, RemoteError) else found)
             self._fill()
+        return True
 
     def _cached(self, number: int) -> CachedBeton:
         shard, file = self._shards[number], self._shards[number].file
@@ -250,8 +262,8 @@ class Shelf:
         while True:
             try:
                 found = self._folder.file(shard.name, file.size, fetch)
-            except NoRoom:
-                if self.closing.is_set() or not self._give_up_one(number):
+            except NoRoom as error:
+                if self.closing.is_set() or not self._give_up_one(number, error):
                     raise
                 continue
             if shard.is_in(found):
@@ -259,11 +271,11 @@ class Shelf:
             found.close()
             self._folder.remove(shard.name)  # of an older version that looked the same to the server
 
-    def _give_up_one(self, number: int) -> bool:
+    def _give_up_one(self, number: int, error: NoRoom) -> bool:
         """Make room for a shard that somebody waits for: close the open one that is needed last, or wait for those on their way."""
         with self._lock:
-            if number not in self._begun:
-                return False  # it was to be here early, and must not push out what is in use
+            if number not in self._begun and not self._coming[number]:
+                raise _Early(str(error))
             if self._open:
                 del self._open[max(self._open, key=lambda k: -1 if k in self._begun else self._first[k])]
                 return True
