@@ -159,3 +159,26 @@ def test_sets_forgotten_in_cycles_end_whatever_the_collector_interrupts(server, 
     for attempt in range(tries):
         assert said_by(start(server, tmp_path / "cache", "garbage", 5 + 40 * attempt), 60) == "read"
         tried("servers: sets forgotten in cycles", 10)
+
+
+@pytest.mark.slow_faults
+def test_a_second_ctrl_c_ends_a_training_whose_data_stall(server, tmp_path, tried):
+    """The first one waits for the end of the step."""
+    server.faults = lambda number, name: "silent" if server.requests[-1][1] == 1 << 21 else None
+    url = f"{server.url}/{PATTERN}"
+    options = ["--train", url, "--test", url, "--resolution", "32", "--epochs", "1", "--workers", "2", "--device", "cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastretina.train", *options, "--out", tmp_path / "run"], stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "FASTRETINA_CACHE": str(tmp_path / "cache")},
+    )  # fmt: skip
+    while not server.faulty["silent"]:
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(2)  # into the loop
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    _, errors = process.communicate(timeout=SOON)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    tried("servers: a training whose data stall, and SIGINT twice")

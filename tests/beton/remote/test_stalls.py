@@ -15,6 +15,7 @@ import pytest
 from remote_cases import PATTERN, SAMPLES, asked_for_samples, settings
 
 from fastretina.beton.open import open_beton
+from fastretina.beton.verify import verify_beton
 from fastretina.errors import FastretinaError, RemoteError
 from fastretina.loading.loader import Loader
 from tests.http_faults import FaultyServer
@@ -59,6 +60,17 @@ def test_a_loader_whose_consumer_raises_ends_soon(stalled, patient):
 
     with pytest.raises(KeyError):
         soon(consume)
+
+
+def test_ctrl_c_ends_a_verification_that_waits(stalled, patient, monkeypatch):
+    monkeypatch.setenv("FASTRETINA_CACHE", str(patient.folder))
+
+    def verifying() -> None:
+        threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        verify_beton(f"{stalled.url}/{PATTERN}")
+
+    with pytest.raises(KeyboardInterrupt):
+        soon(verifying)
 
 
 def test_ctrl_c_ends_a_read_that_waits_and_another_read_works(stalled, patient):
