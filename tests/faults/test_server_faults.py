@@ -98,7 +98,7 @@ def said_by(process: subprocess.Popen[str], seconds: float) -> str:
     try:
         out, errors = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGABRT)
+        process.kill()
         process.communicate()
         raise
     assert errors == "", errors
@@ -171,14 +171,17 @@ def test_a_second_ctrl_c_ends_a_training_whose_data_stall(server, tmp_path, trie
         [sys.executable, "-m", "fastretina.train", *options, "--out", tmp_path / "run"], stderr=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "FASTRETINA_CACHE": str(tmp_path / "cache")},
     )  # fmt: skip
-    while not server.faulty["silent"]:
-        assert process.poll() is None
-        time.sleep(0.05)
-    time.sleep(2)  # into the loop
-    for _ in range(2):
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.5)
-    _, errors = process.communicate(timeout=SOON)
+    try:
+        while not server.faulty["silent"]:
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(2)  # into the loop
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+        _, errors = process.communicate(timeout=SOON)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "Traceback" not in errors
     tried("servers: a training whose data stall, and SIGINT twice")
