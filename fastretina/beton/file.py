@@ -19,15 +19,19 @@ class OpenFile:
     """A file open for reading, by any number of threads. It is closed when nobody refers to it any more: closed under a thread
     that is about to read, its descriptor could be another file's by then.
 
-    size: bytes, when it was opened. BetonError, naming the path: it cannot be opened, is no regular file, or is empty.
+    size: bytes, when it was opened. descriptor: of the file, where it is open already; it is this object's to close from then on.
+    BetonError, naming the path: it cannot be opened, is no regular file, or is empty.
     """
 
     _descriptor = -1
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, descriptor: int = -1) -> None:
+        self._path, self._descriptor = path, descriptor
         try:
-            self._descriptor, self.size = open_regular(path)
+            if descriptor < 0:
+                self._descriptor, self.size = open_regular(path)
+            else:
+                self.size = os.fstat(descriptor).st_size
         except OSError as error:
             raise BetonError(f"{path}: cannot be opened as a .beton: {error.strerror}") from error
         if self.size == 0:

@@ -55,7 +55,7 @@ class Beton:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._file: OpenFile | None = OpenFile(self.path)
+        self._file: OpenFile | None = self._opened()
         self._provenance: Mapping[str, Any] | None = None
         tables = read_tables(self._file, self.path)
         self.labels, self.ids, self.crcs, text = tables.labels, tables.ids, tables.crcs, tables.text
@@ -65,6 +65,9 @@ class Beton:
         self._pointers, self._sizes, self._json = tables.pointers, tables.sizes, tables.provenance
         self.packing = tables.packing
         self._walked = bytearray(len(self))  # whether a sample's claims were checked
+
+    def _opened(self) -> OpenFile:
+        return OpenFile(self.path)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -265,6 +268,9 @@ class Beton:
         return data
 
     # ---- life ----------------------------------------------------------------------------------------------------
+
+    def interrupt(self) -> None:
+        """Have reads that wait for a server fail soon; nothing for local files."""
 
     def close(self) -> None:
         """Close the file, once no thread reads from it any more. What was read before stays. Twice is fine."""

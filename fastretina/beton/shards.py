@@ -10,7 +10,6 @@ import bisect
 import hashlib
 import itertools
 import os
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,10 +34,21 @@ _Source = TypeVar("_Source")
 _Opened = TypeVar("_Opened")
 
 
-def open_all(sources: Sequence[_Source], opener: Callable[[_Source], _Opened]) -> list[_Opened]:
-    """All of them, opened by several threads; where one fails, its error. A Beton that nobody refers to any more is closed."""
+def open_all(
+    sources: Sequence[_Source], opener: Callable[[_Source], _Opened], give_up: Callable[[], None] = lambda: None
+) -> list[_Opened]:
+    """All of them, opened by several threads; where one fails, its error, or where Ctrl-C comes: then `give_up` is called, to end
+    the others. A Beton that nobody refers to any more is closed."""
     with ThreadPoolExecutor(min(_OPENERS, len(sources)), thread_name_prefix="fastretina-open") as threads:
-        return list(threads.map(opener, sources))
+        try:
+            try:
+                opened = threads.map(opener, sources)
+            except RuntimeError as error:
+                raise BetonError(f"{sources[0]}: cannot be opened: {error}. Raise the limit of threads (ulimit -u)") from None
+            return list(opened)
+        except BaseException:
+            give_up()
+            raise
 
 
 def in_order(path: Path, shards: Sequence[Beton]) -> list[Beton]:
@@ -130,7 +140,9 @@ class ShardedBeton(Beton):
                 setattr(shard, column, whole[start : start + len(shard)])  # once in memory, not twice
         self.names = joined([shard.names for shard in shards])
         self._closed = False
-        self._users = _Users()
+        self._users = _Users()  # of the files: this set, and its selections
+        self._token = object()
+        self._users.add(self._token)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r}: {len(self)} samples in {len(self.shards)} shards)"
@@ -188,15 +200,16 @@ class ShardedBeton(Beton):
         """The samples at these indices (N,), in this order, as a set of its own over the same open files, which stay open until
         the last of their sets is closed."""
         chosen = super().select(indices)
-        self._users.enter()  # only now: what no such sample is asked of must not hold the files open
+        chosen._token = object()
+        self._users.add(chosen._token)  # only now: what no such sample is asked of must not hold the files open
         return chosen
 
     def close(self) -> None:
         """Let go of the files. Twice is fine."""
-        if not self._closed:
-            self._closed = True
-            if self._users.leave():
-                self._close_files()
+        self._closed = True
+        self._users.discard(self._token)
+        if not self._users:
+            self._close_files()
 
     def _close_files(self) -> None:
         for shard in self.shards:
@@ -207,18 +220,5 @@ class ShardedBeton(Beton):
         return self._opened_by
 
 
-class _Users:
-    """How many sets use the same files."""
-
-    def __init__(self) -> None:
-        self._count, self._lock = 1, threading.Lock()
-
-    def enter(self) -> None:
-        with self._lock:
-            self._count += 1
-
-    def leave(self) -> bool:
-        """Whether that was the last."""
-        with self._lock:
-            self._count -= 1
-            return self._count == 0
+class _Users(set[object]):
+    """Sets that use the same files. No lock: a signal handler or a finalizer may close one while another is closed or selected."""

@@ -76,7 +76,8 @@ def _reasons(beton: Beton, workers: int) -> Iterator[str]:
             for reasons in threads.map(check, range(0, len(beton), _CHUNK)):
                 yield from reasons
         finally:
-            left.set()  # whoever pressed Ctrl-C need not wait for sixteen of the largest images
+            left.set()  # whoever pressed Ctrl-C need not wait for sixteen of the largest images, nor for a server
+            beton.interrupt()
 
 
 def _check(beton: Beton, index: int) -> str:

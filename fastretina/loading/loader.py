@@ -241,6 +241,8 @@ class Loader:
         """
         if not self._pipeline.process.is_this:
             return
+        if self._opened:
+            self.dataset.interrupt()  # a thread may be waiting for a server
         self._finalizer()
         self._feed.store = self._stage = None
         if self._opened:

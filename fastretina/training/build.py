@@ -97,6 +97,8 @@ def build_run(
 
     growth = stack.enter_context(closing(Growth(config, lambda resolution: loader("train", resolution))))
     evaluated = {name: stack.enter_context(loader(name, config.resolution)) for name in data if name != "train"}
+    for beton in data.values():
+        stack.callback(beton.interrupt)  # before the loaders are closed, whose threads may be waiting for a server
     steps = (config.epochs - begun) * len(growth(0))  # made here, by all ranks: they share what it keeps
     compiling = world.decided(lambda: compile_choice(config, model, world, steps))
     info = RunInfo(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import threading
 import time
 
 import pytest
@@ -16,12 +15,12 @@ from fastretina.errors import CacheError
 
 
 def cached(folder: CacheFolder, name: str, content: bytes):
-    return folder.file(name, len(content), threading.Event(), lambda descriptor: os.pwrite(descriptor, content, 0))
+    return folder.file(name, len(content), lambda file: file.write(content, 0))
 
 
 def test_the_least_recently_used_file_goes_first_and_an_open_one_never(folder, tmp_path):
     content = shard_path(folder / "train.beton", 0, SHARDS).read_bytes()
-    space = CacheFolder.at(tmp_path / "cache", limit=3 * (len(content) + 4096))
+    space = CacheFolder(tmp_path / "cache", limit=3 * (len(content) + 4096))
     kept = cached(space, "a.beton", content)
     for name in ("b.beton", "c.beton", "b.beton", "d.beton"):
         cached(space, name, content)
@@ -40,7 +39,7 @@ def test_the_least_recently_used_file_goes_first_and_an_open_one_never(folder, t
 
 def test_a_corrupt_file_in_the_cache_is_fetched_again(folder, tmp_path):
     content = shard_path(folder / "train.beton", 0, SHARDS).read_bytes()
-    space = CacheFolder.at(tmp_path / "cache", limit=1 << 30)
+    space = CacheFolder(tmp_path / "cache", limit=1 << 30)
     cached(space, "a.beton", content).close()
     with (space.path / "a.beton").open("r+b") as file:
         file.seek(-10, os.SEEK_END)

@@ -270,15 +270,31 @@ def test_a_file_that_is_replaced_while_the_set_is_open_is_an_error(folder, serve
     url, impatient = f"{server.url}/some.beton", Cache(cache.folder, cache.limit, attempts=2)
     with open_beton(url, impatient) as beton:
         shutil.copy(second, served / "some.beton")
-        with pytest.raises(RemoteError, match="gave up after 2 attempts"):
+        with pytest.raises(RemoteError, match="was replaced on the server; open the set again"):
             beton.jpeg(0)
-    with open_beton(url, impatient) as beton, Beton(second) as old:
-        with BetonWriter(served / "some.beton", len(old), page=1 << 21) as writer:  # of the same size, with other labels
+    assert complete(cache) == []
+
+
+@pytest.mark.parametrize("change", ["labels", "names", "classes", "columns"])
+def test_a_file_replaced_by_one_of_the_same_photographs_and_another_table_is_an_error(folder, serve, tmp_path, cache, change):
+    """All checksums are the same."""
+    (served := tmp_path / "changing").mkdir()
+    original = shard_path(folder / "train.beton", 0, SHARDS)
+
+    def pack(changed: str) -> None:
+        classes = {"names": ["a", "b", "c", "d", "e"], "referable": [3 if changed == "classes" else 2], "ordinal": True}
+        with Beton(original) as old, BetonWriter(served / "some.beton", len(old), page=1 << 21, columns=["patient"]) as writer:
             for i in range(len(old)):
                 writer.add(
-                    bytes(old.jpeg(i)), int(old.crcs[i]), name=old.names[i], label=0, id=int(old.ids[i]), width=SIDE, height=SIDE
-                )
-            writer.finish(old.provenance)
+                    bytes(old.jpeg(i)), int(old.crcs[i]), id=int(old.ids[i]), width=SIDE, height=SIDE,
+                    name=old.names[i][:: -1 if changed == "names" else 1], label=0 if changed == "labels" else int(old.labels[i]),
+                    text=["q" if changed == "columns" else "p"],
+                )  # fmt: skip
+            writer.finish({"classes": classes})
+
+    pack("nothing")
+    with open_beton(f"{serve(at=served).url}/some.beton", cache) as beton:
+        pack(change)
         for tables in Path(cache.folder).glob("*.tables"):
             tables.unlink()  # evicted meanwhile
         with pytest.raises(RemoteError, match="was replaced on the server"):

@@ -56,7 +56,7 @@ def test_a_forked_child_gets_an_error_and_takes_nothing_from_its_parent(serve, c
         gc.collect()
         return "forgotten"
 
-    assert in_child(shelf.closing._cond, forget) == "forgotten"
+    assert in_child(shelf._lock, forget) == "forgotten"
     assert not shelf.closing.is_set()
     assert bytes(remote.jpeg(0)) == expected
     assert remote.jpeg(SAMPLES - 1)
