@@ -71,18 +71,20 @@ class _Stream:
     """Jobs from one start() to the next; None: a stream at its end. Each count has one writer at a time."""
 
     def __init__(self, jobs: Iterator[Job] | None = None) -> None:
-        self._jobs, self.exhausted = jobs or iter(()), jobs is None
+        self._jobs, self.exhausted = jobs, jobs is None
         self.running: deque[_Running] = deque()  # begun, and not taken
         self.begun = 0
         self.taken = 0  # by the consumer
 
     def may_begin(self, shared: _Shared) -> bool:
-        return not self.exhausted and self.begun - self.taken < shared.ahead
+        return self._jobs is not None and self.begun - self.taken < shared.ahead
 
     def begin(self, shared: _Shared) -> None:
-        """Begin the next job."""
+        """Begin the next job. Where a thread ends in the midst of it no other begins one: an iterator that failed looks exhausted."""
+        jobs, self._jobs = self._jobs, None
+        assert jobs is not None
         try:
-            running = _Running(next(self._jobs))
+            running = _Running(next(jobs))
         except StopIteration:
             self.exhausted = True
             shared.ring()
@@ -95,6 +97,8 @@ class _Stream:
             shared.ring()
         for _ in range(min(running.pieces, len(shared.threads))):
             shared.tasks.put((self, running))
+        if not self.exhausted:
+            self._jobs = jobs
 
 
 class _Shared:

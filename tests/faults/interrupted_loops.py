@@ -14,20 +14,24 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fastretina.beton.reader import Beton
 from fastretina.errors import LoaderError
 from fastretina.loading.augment import Augment
 from fastretina.loading.batches import Batch
 from fastretina.loading.loader import Loader
 from fastretina.loading.sampler import epoch_order
+from fastretina.models.photographs import Photograph, Tally, prepared
 
 WORKERS = 3
 HUNG = 30.0  # seconds
@@ -153,7 +157,7 @@ def interrupts(path: str, tries: int, seed: int) -> None:
     watched.end()
 
 
-def closing(path: str, tries: int, seed: int) -> None:
+def closed(path: str, tries: int, seed: int) -> None:
     """A signal handler that closes the loader."""
     watched = Watched(path, seed)
     process, send = sender()
@@ -257,6 +261,26 @@ def cycles(path: str, tries: int, seed: int) -> None:
     assert len(list(watched.batches)) == len(watched.loader)
     assert gone() is None, "the collector is dead"
     watched.end()
+
+
+def predicting(path: str, tries: int, seed: int) -> None:
+    """Ctrl-C while photographs are prepared for grading, which has threads too."""
+    files = []
+    with tempfile.TemporaryDirectory() as folder, Beton(path) as beton:
+        for number, jpeg in enumerate(beton):
+            files.append(Photograph(Path(folder) / f"{number}.jpg"))
+            files[-1].path.write_bytes(jpeg)
+        before, (process, send), delays = threads(), sender(), random.Random(seed)
+        for _ in range(tries):
+            try:
+                send(delays.uniform(0, LONGEST))
+                while True:
+                    with closing(prepared(files, 64, WORKERS, 8, Tally())) as ready:
+                        assert [one.path for one in ready if one.pixels is not None] == [one.path for one in files]
+            except KeyboardInterrupt:
+                await_threads(before)
+        process.kill()
+        process.wait()
 
 
 def main() -> None:

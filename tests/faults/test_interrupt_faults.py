@@ -42,7 +42,7 @@ def test_ctrl_c_in_a_loop_is_a_keyboard_interrupt_and_loses_no_batch(size, tries
 
 @pytest.mark.tries(10, 100)
 def test_a_signal_handler_may_close_the_loader_at_any_moment(small, tries, tried):
-    broken_into("closing", small, tries)
+    broken_into("closed", small, tries)
     tried("loader: close() in a signal handler at a random moment", tries)
 
 
@@ -56,3 +56,9 @@ def test_an_exception_in_a_thread_of_the_loader_reaches_the_consumer_and_the_nex
 def test_loaders_forgotten_in_cycles_end_their_threads_and_the_collector_lives(small, tries, tried):
     broken_into("cycles", small, tries)
     tried("loader: forgotten in a reference cycle, collected in any thread", tries)
+
+
+@pytest.mark.tries(10, 100)
+def test_ctrl_c_while_photographs_are_prepared_leaves_no_thread(small, tries, tried):
+    broken_into("predicting", small, tries)
+    tried("predict: SIGINT while photographs are prepared, at a random moment", tries)
