@@ -161,11 +161,15 @@ class Loader:
         if self._pipeline.closed:
             raise LoaderError(f"{self.dataset.path}: the loader is closed")
         self._require_threads()
-        epoch, now = self.epoch, self._position
-        batches = _Batches(self, epoch, next(self._iterations))
-        # Until a batch has been delivered, what was loaded or set holds.
-        self._position = _Position(epoch, now.batch if now.begins else 0, now.begins, batches.iteration)
-        return batches
+        while True:
+            now = self._position
+            epoch = now.epoch if now.begins or now.batch == 0 else now.epoch + 1
+            batches = _Batches(self, epoch, next(self._iterations))
+            # Until a batch has been delivered, what was loaded or set holds.
+            begun = _Position(epoch, now.batch if now.begins else 0, now.begins, batches.iteration)
+            if self._position is now:  # no signal handler has set it elsewhere
+                self._position = begun
+                return batches
 
     def fill(self) -> None:
         """Bring to the device what resident mode keeps there, with a progress bar; the first iteration does it otherwise.

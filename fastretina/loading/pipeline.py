@@ -20,7 +20,7 @@ import time
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -80,7 +80,7 @@ class _Stream:
         return self._jobs is not None and self.begun - self.taken < shared.ahead
 
     def begin(self, shared: _Shared) -> None:
-        """Begin the next job. Where a thread ends in the midst of it no other begins one: an iterator that failed looks exhausted."""
+        """Begin the next job. Where a thread ends in the midst of it, no other begins one: a failed iterator looks exhausted."""
         jobs, self._jobs = self._jobs, None
         assert jobs is not None
         try:
@@ -114,8 +114,10 @@ class _Shared:
         self.owner = weakref.ref(owner, self.tasks.put)
         self.closed = False
         self.ended_by = ""  # the exception that ended a thread, as far as one could tell
-        # Each thread's function, which lives for exactly as long as the thread.
-        self.threads: list[Callable[[], object]] = [_nothing] * workers
+        # Each thread's function, which lives for exactly as long as the thread; `ended` gets what died. None: not started yet.
+        self.threads: list[weakref.ref[Any] | None] = [None] * workers
+        self.ended: deque[weakref.ref[Any] | None] = deque([None])
+        self._rings: list[weakref.ref[Any] | None] = [None] * workers
         self.stream = _Stream()
         self.turn = _thread.allocate_lock()  # to begin a job; never waited for
 
@@ -145,10 +147,11 @@ class _Shared:
     def start_threads(self) -> None:
         """Start those that are not there. LoaderError where the system has none to give."""
         for number, thread in enumerate(self.threads):
-            if thread() is None:
+            if thread in self.ended:
                 self.turn = _thread.allocate_lock()  # it may have ended with the other
                 function = partial(_work, self)
-                self.threads[number] = weakref.ref(function, self.bell.put)
+                self.threads[number] = weakref.ref(function, self.ended.append)
+                self._rings[number] = weakref.ref(function, self.bell.put)
                 try:
                     # Not threading.Thread, whose start() and join() wait for locks in Python.
                     _thread.start_new_thread(function, ())
@@ -168,18 +171,15 @@ class _Shared:
     def join(self) -> bool:
         """Wait for the threads, for a while. False where some are left, which end after their piece."""
         deadline = time.monotonic() + CLOSING
-        while any(thread() is not None for thread in self.threads):
+        while not all(thread in self.ended for thread in self.threads):
             if time.monotonic() > deadline:
                 return False
             self.wait(0.05)
             self.tasks.put(self.owner)  # a thread that was ended just now may not have handed it on
         while not self.tasks.empty():
             self.tasks.get()
+        self.tasks.put(self.owner)  # for one that a start() was about to make, in whose midst this was called
         return True
-
-
-def _nothing() -> None:
-    """A thread that is not there."""
 
 
 def _work(shared: _Shared) -> None:
@@ -243,7 +243,7 @@ class Pipeline:
         """Work on these jobs from now on; pieces of earlier jobs that are already under way finish unseen."""
         shared = self._shared
         if shared.closed:
-            raise LoaderError("the loader is closed")
+            raise self._refusal()
         shared.start_threads()
         shared.stream = _Stream(jobs)
         shared.tasks.put(None)
@@ -254,22 +254,18 @@ class Pipeline:
         shared = self._shared
         stream = shared.stream
         while True:
-            if shared.closed:
-                raise LoaderError("the loader is closed")
-            if shared.stream is not stream:
-                raise LoaderError("the loader was set to other batches while it was waited for")
+            if shared.stream is not stream or shared.closed:
+                raise self._refusal("the loader was set to other batches while it was waited for")
             exhausted = stream.exhausted  # looked at first: a job may be begun between the two
             if stream.running:
                 if stream.running[0].finished:
                     break
             elif exhausted:
                 return None
-            if any(thread() is None for thread in shared.threads):
+            if any(thread in shared.ended for thread in shared.threads):
                 shared.stream = _Stream()
-                raise LoaderError(
-                    f"a thread of the loader was ended by {shared.ended_by or 'an unknown exception'}; the next iteration starts "
-                    "another in its place"
-                )
+                by = shared.ended_by or "an unknown exception"
+                raise self._refusal(f"a thread of the loader was ended by {by}; the next iteration starts another in its place")
             shared.wait(_LOOK)
         running = stream.running.popleft()
         if running.error is not None:
@@ -282,6 +278,9 @@ class Pipeline:
         stream.taken += 1
         shared.tasks.put(None)
         return running.job
+
+    def _refusal(self, otherwise: str = "") -> LoaderError:
+        return LoaderError("the loader is closed" if self._shared.closed else otherwise)
 
     def close(self) -> None:
         """Stop the threads. Each first finishes the piece that it is at; this waits for that, CLOSING seconds at most. May be

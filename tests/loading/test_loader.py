@@ -7,7 +7,6 @@ import gc
 import inspect
 import subprocess
 import sys
-import time
 import zlib
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pytest
 import reference
 import simplejpeg
 import torch
-from loader_cases import COUNT, SIDE, epoch, kwargs, same, write
+from loader_cases import COUNT, SIDE, epoch, kwargs, same, settled, threads, write
 
 from fastretina.beton.reader import Beton
 from fastretina.beton.writer import BetonWriter
@@ -266,15 +265,9 @@ def test_a_closed_loader_says_so(path):
         iter(loader)
 
 
-def footprint(expected: tuple[int, int] | None = None) -> tuple[int, int, int]:
-    """Threads, descriptors, bytes. Threads of a forgotten loader end by themselves: `expected` is waited for."""
+def footprint() -> tuple[int, int, int]:
     gc.collect()
-    deadline = time.monotonic() + 10
-    while True:
-        found = len(list(Path("/proc/self/task").iterdir())), len(list(Path("/proc/self/fd").iterdir()))
-        if found == expected or time.monotonic() > deadline or (expected is None and time.monotonic() > deadline - 9):
-            return *found, psutil.Process().memory_info().rss
-        time.sleep(0.01)
+    return threads(), len(list(Path("/proc/self/fd").iterdir())), psutil.Process().memory_info().rss
 
 
 def test_breaks_epochs_and_loaders_leave_threads_descriptors_and_memory_flat(path):
@@ -292,10 +285,13 @@ def test_breaks_epochs_and_loaders_leave_threads_descriptors_and_memory_flat(pat
             next(iter(forgotten))
             del forgotten
 
+    alone = threads()
     use()
+    assert settled(alone)
     before = footprint()
     use()
-    after = footprint(before[:2])
+    assert settled(alone)
+    after = footprint()
     assert after[:2] == before[:2]
     assert after[2] <= before[2] * 1.02 + 2**20
 

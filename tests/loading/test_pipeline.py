@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from loader_cases import settled, threads
 
 from fastretina.errors import LoaderError
 from fastretina.loading.pipeline import Pipeline
@@ -126,18 +125,6 @@ def test_a_new_stream_replaces_one_that_was_left_in_the_middle(pipeline):
         pipeline.start(Squares(8 * (start + k)) for k in range(50))
         job = within_time(pipeline.get)
         assert job.out == [n * n for n in range(8 * start, 8 * start + 8)]
-
-
-def threads() -> int:
-    return len(list(Path("/proc/self/task").iterdir()))
-
-
-def settled(count: int) -> bool:
-    """Whether there are so many threads soon: one that has ended is listed for some microseconds more."""
-    deadline = time.monotonic() + TIMEOUT
-    while threads() != count and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return threads() == count
 
 
 def test_close_ends_the_threads_and_wakes_a_waiting_consumer():
