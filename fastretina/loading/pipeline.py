@@ -20,7 +20,7 @@ import time
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -149,17 +149,22 @@ class _Shared:
         for number, thread in enumerate(self.threads):
             if thread in self.ended:
                 self.turn = _thread.allocate_lock()  # it may have ended with the other
-                function = partial(_work, self)
-                self.threads[number] = weakref.ref(function, self.ended.append)
-                self._rings[number] = weakref.ref(function, self.bell.put)
                 try:
                     # Not threading.Thread, whose start() and join() wait for locks in Python.
-                    _thread.start_new_thread(function, ())
+                    _thread.start_new_thread(self._function(number), ())
                 except (RuntimeError, MemoryError) as error:
+                    self.threads[number] = None
                     raise LoaderError(
                         f"the loader cannot start thread {number + 1} of {len(self.threads)} ({error}): take fewer workers, or "
                         "allow more threads or memory (ulimit -u, ulimit -v)"
                     ) from None
+
+    def _function(self, number: int) -> Callable[[], None]:
+        """For a new thread, to which alone it belongs: a traceback must not keep it."""
+        function = partial(_work, self)
+        self._rings[number] = weakref.ref(function, self.bell.put)
+        self.threads[number] = weakref.ref(function, self.ended.append)
+        return function
 
     def end(self) -> None:
         """Have the threads end, each after the piece that it is at."""
@@ -174,8 +179,8 @@ class _Shared:
         while not all(thread in self.ended for thread in self.threads):
             if time.monotonic() > deadline:
                 return False
-            self.wait(0.05)
             self.tasks.put(self.owner)  # a thread that was ended just now may not have handed it on
+            time.sleep(0.001)  # the bell is the consumer's
         while not self.tasks.empty():
             self.tasks.get()
         self.tasks.put(self.owner)  # for one that a start() was about to make, in whose midst this was called

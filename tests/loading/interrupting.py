@@ -20,10 +20,11 @@ LOOKS = {dis.opmap[name] for name in ("RESUME", "CALL", "CALL_FUNCTION_EX", "JUM
 
 
 class At:
-    """While entered, calls `action` at the `number`-th such place that this thread comes to. came: whether it did."""
+    """While entered, calls `action` at the `number`-th such place, of one module or all, that this thread comes to. came: whether
+    it did."""
 
-    def __init__(self, number: int, action: Callable[[], None]) -> None:
-        self.came, self._left, self._action = False, number, action
+    def __init__(self, number: int, action: Callable[[], None], module: str = "") -> None:
+        self.came, self._left, self._action, self._module = False, number, action, module
         self._before: dict[FrameType, int] = {}
 
     def __enter__(self) -> Self:
@@ -35,7 +36,7 @@ class At:
         self._before.clear()
 
     def _call(self, frame: FrameType, event: str, arg: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(OWN):
+        if not frame.f_code.co_filename.startswith(OWN) or not frame.f_code.co_filename.endswith(self._module):
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return self._opcode

@@ -47,8 +47,8 @@ def expected(beton) -> dict[int, np.ndarray]:
 def wrong_batches(
     beton: Path, expected: dict[int, np.ndarray], settings: dict, seed: int, monkeypatch, fault=None, interrupts: bool = False
 ) -> int:
-    """How many batches the consumer sees otherwise than they are. fault: called with the patch and the stage. interrupts: at random
-    places of the loader's code."""
+    """How many batches the consumer sees otherwise than they are. fault: called with the patch and the stage. interrupts: it is
+    interrupted at random places of the stage."""
     if settings.get("decoder") == "nvimgcodec":
         pytest.importorskip("nvidia.nvimgcodec")
     wrong = []
@@ -108,7 +108,7 @@ def wrong_batches(
                 fault(patch, stage)
             for _ in range(EPOCHS):
                 batches = iter(loader)
-                while (batch := following(batches, int(cuda.random.integers(1, 600)) * interrupts)) is not None:
+                while (batch := following(batches, int(cuda.random.integers(1, 200)) * interrupts)) is not None:
                     use(batch)
                     del batch
                     cuda.run(int(cuda.random.integers(0, 6)))
@@ -120,7 +120,7 @@ def wrong_batches(
 def following(batches: Iterator[Batch], place: int) -> Batch | None:
     """The next batch, asked for again where that was interrupted; None at the end."""
     for number in itertools.chain((place, place // 2), itertools.repeat(0)):
-        with suppress(KeyboardInterrupt), At(number, interrupt):
+        with suppress(KeyboardInterrupt), At(number, interrupt, "device_stage.py"):
             for batch in batches:
                 return batch
             return None
@@ -129,8 +129,8 @@ def following(batches: Iterator[Batch], place: int) -> Batch | None:
 
 @pytest.mark.parametrize("settings", SOURCES, ids=str)
 def test_no_batch_is_overwritten_though_some_were_interrupted_while_they_were_made(beton, expected, settings, monkeypatch):
-    found = [wrong_batches(beton, expected, settings, seed, monkeypatch, interrupts=True) for seed in range(20)]
-    assert found == [0] * 20
+    found = [wrong_batches(beton, expected, settings, seed, monkeypatch, interrupts=True) for seed in range(8)]
+    assert found == [0] * 8
 
 
 @pytest.mark.parametrize("settings", SOURCES, ids=str)
