@@ -250,6 +250,7 @@ class Pipeline:
         if shared.closed:
             raise self._refusal()
         shared.start_threads()
+        shared.ended_by = ""
         shared.stream = _Stream(jobs)
         shared.tasks.put(None)
 
@@ -297,5 +298,5 @@ class Pipeline:
         # A thread of a pipeline, where the garbage collector may end whatever the program has, waits for none: it may be its own.
         if not getattr(_here, "works", False) and not self._shared.join():
             warnings.warn(
-                f"a thread of a closed loader is still at work after {CLOSING:g} s, and ends when it is done", stacklevel=2
+                f"a thread of the closed loader is still at work after {CLOSING:g} s, and ends when it is done", stacklevel=2
             )

@@ -13,6 +13,7 @@ import pytest
 import torch
 from loader_cases import COUNT, SIDE, epoch, kwargs, same, settled, threads
 
+from fastretina.beton.reader import Beton
 from fastretina.errors import LoaderError
 from fastretina.loading import pipeline
 from fastretina.loading.loader import Loader
@@ -111,6 +112,53 @@ def test_a_thread_that_has_ended_is_an_error_and_replaced_as_soon_as_one_can_be_
         assert all(same(a, b) for a, b in zip(loader, expected, strict=True))
         assert threads() == alone + 2
     assert settled(alone)
+
+
+def until_closed(loader: Loader) -> None:
+    with pytest.raises(LoaderError, match="closed"):
+        next(iter(loader))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_closing_interrupts_what_waits_for_a_server_before_it_waits_for_threads(path, monkeypatch, own):
+    waiting, closing = threading.Event(), threading.Event()
+    real = Beton.jpeg
+
+    def stalled(beton, index, verify=False):
+        waiting.set()
+        assert closing.wait(30)
+        return real(beton, index, verify)
+
+    monkeypatch.setattr(Beton, "jpeg", stalled)
+    monkeypatch.setattr(Beton, "interrupt", lambda beton: closing.set())
+    with Beton(path) as beton:
+        loader = Loader(path if own else beton, **kwargs())
+        thread = threading.Thread(target=until_closed, args=(loader,))
+        thread.start()
+        assert waiting.wait(30)
+        if not own:  # the caller's, which others may read
+            threading.Timer(0.2, closing.set).start()
+            monkeypatch.setattr(Beton, "interrupt", lambda beton: pytest.fail("a data set of the caller's was interrupted"))
+        loader.close()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def test_a_row_that_does_not_end_is_left_with_a_warning(path, monkeypatch):
+    waiting, over = threading.Event(), threading.Event()
+    monkeypatch.setattr(Beton, "jpeg", lambda *_: waiting.set() or over.wait(60))
+    monkeypatch.setattr(pipeline, "CLOSING", 0.1)
+    time.sleep(0.2)
+    before = threads()
+    loader = Loader(path, **kwargs())
+    iterator = threading.Thread(target=until_closed, args=(loader,))
+    iterator.start()
+    assert waiting.wait(30)
+    with pytest.warns(UserWarning, match="still at work"):
+        loader.close()
+    over.set()
+    iterator.join(30)
+    assert settled(before)
 
 
 def test_a_clock_that_goes_back_delays_nothing(path, monkeypatch):
