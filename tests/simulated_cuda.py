@@ -53,6 +53,9 @@ class Stream:
         if event.mark is not None:
             self.add(lambda: None, after=event.mark)
 
+    def wait_stream(self, stream: Stream) -> None:
+        self.add(lambda: None, after=stream.mark())
+
     def mark(self) -> Mark:
         mark = Mark(self)
         self.add(mark)

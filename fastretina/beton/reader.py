@@ -270,7 +270,7 @@ class Beton:
     # ---- life ----------------------------------------------------------------------------------------------------
 
     def interrupt(self) -> None:
-        """Have reads that wait for a server fail soon; nothing for local files."""
+        """Have reads that wait for a server fail soon; nothing for local files. What is to be closed is told so first."""
 
     def close(self) -> None:
         """Close the file, once no thread reads from it any more. What was read before stays. Twice is fine."""

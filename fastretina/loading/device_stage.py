@@ -47,6 +47,14 @@ def _layout(rows: int) -> tuple[dict[str, slice], int]:
     return parts, end
 
 
+class _InUse:
+    """Memory that queued work reads or may read, and the event after which it does not; None: not all of it has been queued."""
+
+    def __init__(self, job: DeviceJob) -> None:
+        self.memory: list[Any] = [job]
+        self.event: torch.cuda.Event | None = None
+
+
 class DeviceStage:
     """Turns decoded jobs into tensors on the device. Not for more than one thread."""
 
@@ -59,8 +67,7 @@ class DeviceStage:
             # The store's memory is of this stream: what used it before may not have run yet.
             self._sourcing.wait_stream(torch.cuda.current_stream(device))
         self._rows = BufferPool(_layout(feed.config.batch_size)[1], keep=4, pinned=self._cuda)
-        # Memory that queued work still reads, with the event after which it is free.
-        self._in_use: deque[tuple[torch.cuda.Event, Any]] = deque()
+        self._in_use: deque[_InUse] = deque()  # in the order of their events
 
     def launch(self, job: DeviceJob) -> Batch:
         """Queue everything that is left to do, for the job's good rows.
@@ -68,10 +75,11 @@ class DeviceStage:
         Rows that the device cannot decode, and the CPU neither, become the job's bad rows, or raise SampleError. LoaderError where
         a device decoder claims to have decoded what it did not write.
         """
+        in_use = self._begin(job)
         with torch.cuda.stream(self._sourcing):
-            addresses, keep = self._sources(job)
+            addresses = self._sources(job, in_use)
             good = [row for row in range(job.rows) if row not in job.bad]
-            described, rows = self._describe(job, addresses, good)
+            rows = self._describe(job, addresses, good, in_use)
             sourced = mark(self._sourcing)
         side, dtype = self._feed.config.resolution, self._feed.config.dtype
         with span("warp"), torch.cuda.stream(self._warping):
@@ -84,14 +92,16 @@ class DeviceStage:
                     self._feed.recolours, images,
                 )  # fmt: skip
         batch = Batch(images.permute(0, 3, 1, 2), rows["labels"], rows["ids"])
-        self._hand_over(mark(self._warping), (keep, described, rows), batch)
+        in_use.memory.append(rows)
+        self._hand_over(mark(self._warping), in_use, batch)
         return batch
 
     def keep(self, job: DeviceJob) -> None:
         """Queue what brings a job's samples into the store."""
+        in_use = self._begin(job)
         with torch.cuda.stream(self._sourcing):
-            _, keep = self._sources(job)
-        self._hand_over(mark(self._sourcing), keep, None)
+            self._sources(job, in_use)
+        self._hand_over(mark(self._sourcing), in_use, None)
 
     def kept(self) -> None:
         """All that `keep` was given is on its way."""
@@ -106,7 +116,22 @@ class DeviceStage:
         assert self._store is not None
         return self._store.owned
 
-    def _hand_over(self, event: torch.cuda.Event | None, keep: Any, batch: Batch | None) -> None:
+    def _begin(self, job: DeviceJob) -> _InUse:
+        """Hold the job's memory, from before anything is queued that reads it: whoever is interrupted has no time for it later.
+
+        What an interrupted call has queued is over when all is that has been queued by now.
+        """
+        in_use = _InUse(job)
+        if self._sourcing is not None and self._warping is not None:
+            if self._in_use and self._in_use[-1].event is None:
+                self._warping.wait_stream(self._sourcing)
+                self._in_use[-1].event = event = mark(self._warping)
+                if self._decoder is not None:
+                    self._decoder.release(event)
+            self._in_use.append(in_use)
+        return in_use
+
+    def _hand_over(self, event: torch.cuda.Event | None, in_use: _InUse, batch: Batch | None) -> None:
         """Order the consumer's stream after the batch, and hold what the batch is made of until it is made."""
         if self._decoder is not None:
             self._decoder.release(event)
@@ -117,12 +142,12 @@ class DeviceStage:
             consumer.wait_event(event)
             for tensor in batch:
                 tensor.record_stream(consumer)
-        self._in_use.append((event, keep))
-        while len(self._in_use) > 1 and self._in_use[0][0].query():  # type: ignore[no-untyped-call]
+        in_use.event = event
+        while len(self._in_use) > 1 and (first := self._in_use[0].event) is not None and first.query():  # type: ignore[no-untyped-call]
             self._in_use.popleft()
 
-    def _describe(self, job: DeviceJob, addresses: NDArray[np.int64], good: list[int]) -> tuple[Any, dict[str, Tensor]]:
-        """The good rows' part of _ROW on the device, and the pinned memory that it is copied from."""
+    def _describe(self, job: DeviceJob, addresses: NDArray[np.int64], good: list[int], in_use: _InUse) -> dict[str, Tensor]:
+        """The good rows' part of _ROW on the device."""
         widths, heights = job.sizes
         values: dict[str, NDArray[Any]] = {
             "addresses": addresses, "labels": self._feed.beton.labels[job.indices], "ids": job.ids,
@@ -130,43 +155,43 @@ class DeviceStage:
         }  # fmt: skip
         parts, size = _layout(len(good))
         memory = self._rows.take((size,), np.uint8)
+        in_use.memory.append(memory)
         for name, dtype, _ in _ROW:
             memory[parts[name]].view(_NUMPY[dtype])[:] = values[name][good].reshape(-1)
         on_device = torch.from_numpy(memory).to(self._device, non_blocking=True)
-        return memory, {name: on_device[parts[name]].view(dtype).view(len(good), *shape) for name, dtype, shape in _ROW}
+        return {name: on_device[parts[name]].view(dtype).view(len(good), *shape) for name, dtype, shape in _ROW}
 
-    def _sources(self, job: DeviceJob) -> tuple[NDArray[np.int64], Any]:
-        """Addresses (rows,) of the images on the device, and what keeps them there.
+    def _sources(self, job: DeviceJob, in_use: _InUse) -> NDArray[np.int64]:
+        """Addresses (rows,) of the images on the device, where `in_use` keeps them.
 
         Rows that the device holds already, and bad ones, have no source of their own.
         """
         fresh = [row for row in np.flatnonzero(job.fresh).tolist() if row not in job.bad]
         store = self._store
         if not fresh and store is not None:
-            return store.addresses(job.indices), None
-        memory, offsets, keep = self._decoded(job, fresh) if self._decoder is not None else self._copied(job)
+            return store.addresses(job.indices)
+        memory, offsets = self._decoded(job, fresh) if self._decoder is not None else self._copied(job)
+        in_use.memory.append(memory)
         if self._warping is not None:
             memory.record_stream(self._warping)  # also where this stage is let go of before the warp has run
         fresh = [row for row in fresh if row not in job.bad]
         if store is None:
             addresses = np.zeros(job.rows, np.int64)
             addresses[fresh] = memory.data_ptr() + offsets[fresh]
-            return addresses, keep
+            return addresses
         addresses = store.addresses(job.indices)
         with span("keep"):
             kept = store.put(job.indices[fresh], memory, offsets[fresh])
         elsewhere = np.array(fresh, np.int64)[~kept]  # another rank's to keep, who could not read it
         addresses[elsewhere] = memory.data_ptr() + offsets[elsewhere]
-        return addresses, keep
+        return addresses
 
-    def _copied(self, job: DeviceJob) -> tuple[Tensor, NDArray[np.int64], Any]:
-        """What the CPU decoded, copied from pinned memory in one piece: the memory, where in it each row begins, what to keep."""
+    def _copied(self, job: DeviceJob) -> tuple[Tensor, NDArray[np.int64]]:
+        """What the CPU decoded, copied from pinned memory in one piece: the memory, where in it each row begins."""
         with span("copy"):
-            pixels = torch.from_numpy(job.pixels)
-            staged = pixels.to(self._device, non_blocking=True)
-        return staged, job.offsets, (pixels, staged)
+            return torch.from_numpy(job.pixels).to(self._device, non_blocking=True), job.offsets
 
-    def _decoded(self, job: DeviceJob, fresh: list[int]) -> tuple[Tensor, NDArray[np.int64], Any]:
+    def _decoded(self, job: DeviceJob, fresh: list[int]) -> tuple[Tensor, NDArray[np.int64]]:
         """Decode on the device, as `_copied`; what it cannot decode (raw pixels among it) the CPU does, and is bad only if that
         fails too."""
         assert self._decoder is not None
@@ -194,4 +219,4 @@ class DeviceStage:
             decoded.image(number).copy_(torch.from_numpy(pixels))
         offsets = np.zeros(job.rows, np.int64)
         offsets[fresh] = decoded.offsets
-        return decoded.memory, offsets, (decoded.memory, job.jpegs)
+        return decoded.memory, offsets

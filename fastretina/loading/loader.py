@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import warnings
-import weakref
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -39,6 +38,15 @@ _OWN_THREADS = (
 )
 
 
+class _Position(NamedTuple):
+    """The next batch to deliver. It changes by one assignment: an interrupt finds it before or after, never between."""
+
+    epoch: int = 0
+    batch: int = 0
+    begins: bool = False  # whether the next iteration begins here, though this be in mid-epoch
+    iteration: int = 0  # the one that may go on from here
+
+
 class Loader:
     """Iterate it once for each epoch.
 
@@ -49,6 +57,10 @@ class Loader:
 
     A Loader has threads of its own, in the process that made it. It takes the place of torch's DataLoader, and goes into none that
     has workers: in a forked child, and where it is to be pickled, it raises LoaderError.
+
+    Ctrl-C, at whatever moment, is a KeyboardInterrupt and does no harm: `state_dict()` then says the very batch that was not
+    delivered, the same iterator's next() gives it, and a new iteration begins the next epoch, as after a `break`. Where a thread
+    of the loader is ended by an exception from outside, iteration raises LoaderError; the next one starts another thread.
 
     Attributes:
         dataset: the open Beton. batch_size: images a step, over all ranks. device: that the batches are on.
@@ -95,11 +107,8 @@ class Loader:
             where = cpu_threads(workers)
         self._filled = self._feed.on_device is None
         self._pipeline = Pipeline(min(workers, CHECKING_THREADS) if self._feed.device_decodes else workers, ahead)
-        self._finalizer = weakref.finalize(self, self._pipeline.close)
-        self._epoch, self._batch = 0, 0  # of the next batch to deliver
-        self._resume = False
-        self._next_job: tuple[int, int] | None = None  # what the pipeline will yield next; None: not started
-        self._iteration = 0
+        self._position, self._iterations = _Position(), itertools.count(1)
+        self._next_job: tuple[int, int] | None = None  # epoch and batch that the pipeline yields next; None: unknown
         self.description = f"decode on {where}, {kept}"
 
     @property
@@ -124,7 +133,8 @@ class Loader:
     @property
     def epoch(self) -> int:
         """The epoch (0, 1, ...) that the next iteration gives, or the rest of which."""
-        return self._epoch if self._resume or self._batch == 0 else self._epoch + 1
+        position = self._position
+        return position.epoch if position.begins or position.batch == 0 else position.epoch + 1
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration gives this epoch (0, 1, ...), from its beginning; the one under way cannot go on.
@@ -134,7 +144,7 @@ class Loader:
         """
         if epoch < 0:
             raise UsageError(f"epochs count from 0: {epoch} is none")
-        if not (self._resume and self._epoch == epoch):
+        if not (self._position.begins and self._position.epoch == epoch):
             self._set_out(epoch, 0)
 
     def _require_threads(self) -> None:
@@ -145,15 +155,21 @@ class Loader:
     def _set_out(self, epoch: int, batch: int) -> None:
         """Have the next iteration begin with this batch."""
         self._require_threads()
-        self._epoch, self._batch, self._resume = epoch, batch, True
-        self._iteration += 1
+        self._position = _Position(epoch, batch, True, next(self._iterations))
 
     def __iter__(self) -> Iterator[Batch]:
-        if not self._finalizer.alive:
+        if self._pipeline.closed:
             raise LoaderError(f"{self.dataset.path}: the loader is closed")
-        self._set_out(self.epoch, self._batch if self._resume else 0)
-        self._resume = False
-        return self._deliver(self._iteration, len(self) - self._batch)
+        self._require_threads()
+        while True:
+            now = self._position
+            epoch = now.epoch if now.begins or now.batch == 0 else now.epoch + 1
+            batches = _Batches(self, epoch, next(self._iterations))
+            # Until a batch has been delivered, what was loaded or set holds.
+            begun = _Position(epoch, now.batch if now.begins else 0, now.begins, batches.iteration)
+            if self._position is now:  # no signal handler has set it elsewhere
+                self._position = begun
+                return batches
 
     def fill(self) -> None:
         """Bring to the device what resident mode keeps there, with a progress bar; the first iteration does it otherwise.
@@ -165,8 +181,8 @@ class Loader:
             return
         # A device decoder wants many at a time; the pinned memory that the CPU decodes into holds a rank's part of a batch.
         samples, rows = self._stage.owned, max(self._config.rows, DEVICE_BATCH if self._feed.device_decodes else 0)
+        self._next_job = None  # whatever is under way will be dropped
         self._pipeline.start(self._feed.filling(samples, rows))
-        self._next_job = None  # whatever was under way has been dropped
         with progress_bar("filling", len(samples), 0, unit="img") as bar:
             while (job := self._pipeline.get()) is not None:
                 assert isinstance(job, DeviceJob)
@@ -175,27 +191,19 @@ class Loader:
         self._stage.kept()
         self._filled = True
 
-    def _deliver(self, iteration: int, count: int) -> Iterator[Batch]:
+    def _make(self, epoch: int, batch: int) -> Batch:
+        """The batch of this number; none of its rows may be left."""
         self.fill()
-        for _ in range(count):
-            self._require_threads()
-            if self._iteration != iteration:
-                raise LoaderError("the loader was set to another epoch, or a later iteration has begun; this one cannot go on")
-            if self._next_job != (self._epoch, self._batch):
-                self._pipeline.start(self._feed.jobs(self._epoch, self._batch))
-            self._next_job = None  # until get() has succeeded
-            job: Any = self._pipeline.get()  # a DeviceJob where there is a stage, or a CpuJob
-            self._batch += 1
-            if self._batch == len(self):
-                self._epoch, self._batch = self._epoch + 1, 0
-            self._next_job = self._epoch, self._batch
-            batch = self._stage.launch(job) if self._stage else job.batch()
-            if job.bad:  # on a device, launching may have found more of them
-                self._record(job.bad.values())
-            del job  # its memory belongs to the batch alone
-            # Of several ranks each takes every step, or the others would wait for it for ever.
-            if len(batch.ids) or self._config.world_size > 1:
-                yield batch
+        if self._next_job != (epoch, batch):
+            self._next_job = None  # first: an interrupt may leave either stream
+            self._pipeline.start(self._feed.jobs(epoch, batch))
+        self._next_job = None  # until get() has succeeded
+        stage = self._stage
+        job: Any = self._pipeline.get()  # a DeviceJob where there is a stage, or a CpuJob
+        made = stage.launch(job) if stage else job.batch()
+        if job.bad:  # on a device, launching may have found more of them
+            self._record(job.bad.values())
+        return made
 
     def _record(self, errors: Iterable[SampleError]) -> None:
         known = {(error.path, error.index) for error in self.skipped}
@@ -210,12 +218,13 @@ class Loader:
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands, as JSON-able numbers: the next batch to deliver, and what the order depends on."""
         self._require_threads()
-        return {"epoch": self._epoch, "batch": self._batch} | self._identity()
+        position = self._position
+        return {"epoch": position.epoch, "batch": position.batch} | self._identity()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the very next batch after state_dict(); workers, resolution, device, rank and world size may differ.
 
-        Raises LoaderError where the order of samples would not be the same.
+        Raises LoaderError where the order of samples would not be the same, or the state names no batch of an epoch.
         """
         for key, mine in self._identity().items():
             if key == "data" and key not in state:
@@ -225,7 +234,13 @@ class Loader:
                 )
             elif state.get(key) != mine:
                 raise LoaderError(f"{self.dataset.path}: cannot resume: {key} is {mine!r} here and {state.get(key)!r} in the state")
-        self._set_out(int(state["epoch"]), int(state["batch"]))
+        epoch, batch = state.get("epoch"), state.get("batch")
+        if type(epoch) is not int or type(batch) is not int or epoch < 0 or not 0 <= batch < max(1, len(self)):
+            raise LoaderError(
+                f"{self.dataset.path}: cannot resume: epoch {epoch!r}, batch {batch!r} in the state; epochs count from 0, and have "
+                f"{len(self)} batches, from 0"
+            )
+        self._set_out(epoch, batch)
 
     def _identity(self) -> dict[str, Any]:
         found = {"samples": len(self.dataset), "data": self.dataset.digest, "sampling": self._feed.sampling}
@@ -237,13 +252,14 @@ class Loader:
     def close(self) -> None:
         """End the threads and let go of the memory, and of the file if this loader opened it. Delivered batches stay valid.
 
-        Nothing in a forked child: all of that is the parent's.
+        May be called at any moment, in a signal handler too. Rows under way are finished first, those that wait for a server given
+        up; after 10 s close() leaves them, with a warning. Nothing in a forked child: all of that is the parent's.
         """
         if not self._pipeline.process.is_this:
             return
         if self._opened:
-            self.dataset.interrupt()  # a thread may be waiting for a server
-        self._finalizer()
+            self.dataset.interrupt()
+        self._pipeline.close()
         self._feed.store = self._stage = None
         if self._opened:
             self.dataset.close()
@@ -256,3 +272,38 @@ class Loader:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+class _Batches(Iterator[Batch]):
+    """The rest of an epoch. No generator, which an exception would end for good."""
+
+    def __init__(self, loader: Loader, epoch: int, iteration: int) -> None:
+        self._loader, self._epoch, self.iteration = loader, epoch, iteration
+        self._over = False
+
+    def __next__(self) -> Batch:
+        loader = self._loader
+        while not self._over:
+            position = loader._position
+            if position.iteration != self.iteration:
+                raise LoaderError("the loader was set to another epoch, or a later iteration has begun; this one cannot go on")
+            if position.epoch != self._epoch or not len(loader):
+                break
+            try:
+                batch = loader._make(position.epoch, position.batch)
+            except Exception:
+                self._over = True  # an error ends the iteration; an interrupt does not
+                raise
+            last = position.batch + 1 == len(loader)
+            epoch, number = (position.epoch + 1, 0) if last else (position.epoch, position.batch + 1)
+            after = _Position(epoch, number, False, self.iteration)
+            # Of several ranks each takes every step, or the others would wait for it for ever.
+            delivered = len(batch.ids) > 0 or loader._config.world_size > 1
+            # From here on nothing comes between: the interpreter looks for signals at calls and at jumps back.
+            if loader._position is position:  # no signal handler has set it elsewhere
+                loader._next_job = epoch, number
+                loader._position = after
+                if delivered:
+                    return batch
+        self._over = True
+        raise StopIteration

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastretina.errors import JpegError
+from fastretina.loading.pipeline import Pipeline
 from fastretina.models.checkpoint import Grader
 from fastretina.packing.folder import walk
 from fastretina.packing.inspect import read_file
@@ -66,34 +66,37 @@ def photographs(given: Iterable[Path], tally: Tally, follow_links: bool = False)
     return found
 
 
+class _Preparing:
+    """A photograph that gets its pixels, or its error, on a thread; see fastretina.loading.pipeline.Job."""
+
+    def __init__(self, photograph: Photograph, size: int, preparation: Preparation) -> None:
+        self.photograph, self._size, self._preparation = photograph, size, preparation
+        self.pieces = 0 if photograph.error else 1
+
+    def run(self, piece: int) -> None:
+        try:
+            pixels, done = prepare(self.photograph.path, self._size, self._preparation)
+            self.photograph = self.photograph._replace(pixels=pixels, done=done)
+        except (JpegError, OSError, MemoryError) as error:
+            self.photograph = self.photograph._replace(error=str(error) or "not enough memory to decode it")
+
+
 def prepared(
     files: Iterable[Photograph], size: int, workers: int, ahead: int, tally: Tally, preparation: Preparation = UNPREPARED
 ) -> Generator[Photograph]:
     """Each with its pixels or its error, in order, at most `ahead` in memory. Bad ones are counted and reported."""
-    waiting: deque[tuple[Photograph, Future[tuple[Pixels, tuple[str, ...]]] | None]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for one in files:
-                waiting.append((one, None if one.error else pool.submit(prepare, one.path, size, preparation)))
-                if len(waiting) >= ahead:
-                    yield _first(waiting, tally)
-            while waiting:
-                yield _first(waiting, tally)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _first(waiting: deque[tuple[Photograph, Future[tuple[Pixels, tuple[str, ...]]] | None]], tally: Tally) -> Photograph:
-    one, future = waiting.popleft()
-    if future is not None:
-        try:
-            pixels, done = future.result()
-            return one._replace(pixels=pixels, done=done)
-        except (JpegError, OSError, MemoryError) as error:
-            one = one._replace(error=str(error) or "not enough memory to decode it")
-    tally.bad += 1
-    print(f"error: {one.path}: {one.error}", file=sys.stderr, flush=True)
-    return one
+    pipeline = Pipeline(workers, ahead)
+    try:
+        pipeline.start(_Preparing(one, size, preparation) for one in files)
+        while (job := pipeline.get()) is not None:
+            assert isinstance(job, _Preparing)
+            one = job.photograph
+            if one.error:
+                tally.bad += 1
+                print(f"error: {one.path}: {one.error}", file=sys.stderr, flush=True)
+            yield one
+    finally:
+        pipeline.close()
 
 
 def prepare(path: Path, size: int, preparation: Preparation = UNPREPARED) -> tuple[Pixels, tuple[str, ...]]:

@@ -1,7 +1,7 @@
 """A process with a Loader in the middle of an epoch, and what children that it forks meet with it: a child for each operation.
 
-One argument, a .beton; JSON out: for each operation its answer, or its error as "Type: message", or "hung". The children are forked
-while the loader's lock is held, as a thread of the parent may hold it at any time: whoever takes it there waits for ever.
+One argument, a .beton; JSON out: for each operation its answer, or its error as "Type: message", or "hung": the threads
+that make the batches are not there.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ def said(action: Callable[[], Any]) -> str:
 
 def in_child(loader: Loader, action: Callable[[], Any]) -> str:
     reading, writing = os.pipe()
-    with loader._pipeline._shared.lock:
-        pid = os.fork()
+    pid = os.fork()
     if pid == 0:
         signal.alarm(PATIENCE)
         os.write(writing, said(action).encode())

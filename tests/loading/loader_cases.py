@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from pathlib import Path
 
@@ -26,6 +27,19 @@ def write(path: Path, count: int = COUNT, side: int = SIDE, width: int | None = 
             writer.add(jpeg, zlib.crc32(jpeg), name=f"{n}_left", label=n % 5, id=3 * n + 1, width=width or side, height=side)
         writer.finish({})
     return path
+
+
+def threads() -> int:
+    """Of this process, those that Python does not know among them."""
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def settled(count: int) -> bool:
+    """Whether there are no more threads than these soon: those of a forgotten loader end by themselves."""
+    deadline = time.monotonic() + 30
+    while threads() > count and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return threads() <= count
 
 
 def kwargs(**changes):

@@ -324,12 +324,12 @@ def test_resident_batches_take_no_work_of_the_threads_and_checking_takes_few(tmp
     provide(monkeypatch, StandIn())
     path = write_blocks(tmp_path / "blocks.beton", 6, 8)
     with DeviceLoader(path, batch_size=4, resolution=8, workers=16, decode="cpu", resident="on") as loader:
-        assert len(loader._pipeline._threads) == 16
+        assert len(loader._pipeline._shared.threads) == 16
         loader.fill()
         assert [job.pieces for job in islice(loader._feed.jobs(0, 0), 2)] == [0, 0]
         assert sum(len(batch.ids) for batch in loader) == 6
     with DeviceLoader(path, batch_size=4, resolution=8, workers=16, decode="gpu", decoder="stand-in") as loader:
-        assert len(loader._pipeline._threads) == CHECKING_THREADS
+        assert len(loader._pipeline._shared.threads) == CHECKING_THREADS
         assert [job.pieces for job in islice(loader._feed.jobs(0, 0), 2)] == [4, 2]
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import gc
 import inspect
-import os
 import subprocess
 import sys
-import threading
 import zlib
 from pathlib import Path
 
@@ -18,7 +16,7 @@ import pytest
 import reference
 import simplejpeg
 import torch
-from loader_cases import COUNT, SIDE, epoch, kwargs, same, write
+from loader_cases import COUNT, SIDE, epoch, kwargs, same, settled, threads, write
 
 from fastretina.beton.reader import Beton
 from fastretina.beton.writer import BetonWriter
@@ -260,7 +258,7 @@ def test_a_closed_loader_says_so(path):
 
 def footprint() -> tuple[int, int, int]:
     gc.collect()
-    return threading.active_count(), len(os.listdir("/proc/self/fd")), psutil.Process().memory_info().rss  # noqa: PTH208
+    return threads(), len(list(Path("/proc/self/fd").iterdir())), psutil.Process().memory_info().rss
 
 
 def test_breaks_epochs_and_loaders_leave_threads_descriptors_and_memory_flat(path):
@@ -278,9 +276,12 @@ def test_breaks_epochs_and_loaders_leave_threads_descriptors_and_memory_flat(pat
             next(iter(forgotten))
             del forgotten
 
+    alone = threads()
     use()
+    assert settled(alone)
     before = footprint()
     use()
+    assert settled(alone)
     after = footprint()
     assert after[:2] == before[:2]
     assert after[2] <= before[2] * 1.02 + 2**20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from loader_cases import kwargs, same
+from loader_cases import kwargs, same, write
 
 from fastretina.errors import LoaderError, UsageError
 from fastretina.loading.augment import Augment
@@ -105,6 +105,34 @@ def test_a_resume_that_would_change_the_order_is_refused(path, change):
         pytest.raises(LoaderError, match=next(iter(change))),
     ):
         other.load_state_dict(one.state_dict())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"batch": 10}, {"batch": -1}, {"batch": 10**9}, {"batch": 3.0}, {"batch": "3"}, {"batch": None}, {"epoch": -1}, {"epoch": 1.5},
+     {"epoch": "0"}],
+    ids=str,
+)  # fmt: skip
+def test_a_state_that_names_no_batch_is_refused(path, change):
+    with Loader(path, **kwargs()) as loader:
+        with pytest.raises(LoaderError, match=r"cannot resume: epoch .*, batch .* in the state; epochs count from 0, and have 10"):
+            loader.load_state_dict(loader.state_dict() | change)
+        assert len(list(loader)) == 10
+
+
+def test_an_epoch_of_no_batch_ends(tmp_path):
+    with Loader(write(tmp_path / "few.beton", 3), **kwargs(drop_last=True)) as loader:
+        loader.load_state_dict(loader.state_dict())
+        assert [list(loader), list(loader)] == [[], []]
+
+
+def test_a_state_of_an_older_version_is_taken_with_a_warning(path):
+    with Loader(path, **kwargs()) as loader:
+        state = loader.state_dict() | {"batch": 7}
+        del state["data"]
+        with pytest.warns(UserWarning, match="the state is of an older fastretina: whether it is of these data is unknown"):
+            loader.load_state_dict(state)
+        assert len(list(loader)) == 3
 
 
 def test_a_break_goes_on_with_the_next_epoch(path):

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from loader_cases import settled, threads
 
 from fastretina.errors import LoaderError
 from fastretina.loading.pipeline import Pipeline
@@ -127,7 +128,7 @@ def test_a_new_stream_replaces_one_that_was_left_in_the_middle(pipeline):
 
 
 def test_close_ends_the_threads_and_wakes_a_waiting_consumer():
-    before = threading.active_count()
+    before = threads()
     for _ in range(10):
         pipeline = Pipeline(workers=3, ahead=2)
         stuck = threading.Event()
@@ -152,7 +153,7 @@ def test_close_ends_the_threads_and_wakes_a_waiting_consumer():
         assert waiting, "the consumer still waits"
         stuck.set()
         closer.join(TIMEOUT)
-    assert threading.active_count() == before
+    assert settled(before)
 
 
 def test_a_closed_pipeline_says_so():

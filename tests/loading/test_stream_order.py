@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import devices
 import numpy as np
 import pytest
 import torch
+from interrupting import At, interrupt
 from simulated_cuda import SimulatedCuda, Stream, bytes_at, write
 
 from fastretina import Loader
 from fastretina.errors import LoaderError
 from fastretina.loading import device_stage as device
 from fastretina.loading.augment import Augment
+from fastretina.loading.batches import Batch
 from fastretina.loading.decode import gpu
 
 SIDE, COUNT, EPOCHS = 8, 24, 4
@@ -39,8 +44,11 @@ def expected(beton) -> dict[int, np.ndarray]:
     return dict(zip(batch.ids.tolist(), pixels.copy(), strict=True))
 
 
-def wrong_batches(beton: Path, expected: dict[int, np.ndarray], settings: dict, seed: int, monkeypatch, fault=None) -> int:
-    """How many batches the consumer sees otherwise than they are. fault: called with the patch and the stage."""
+def wrong_batches(
+    beton: Path, expected: dict[int, np.ndarray], settings: dict, seed: int, monkeypatch, fault=None, interrupts: bool = False
+) -> int:
+    """How many batches the consumer sees otherwise than they are. fault: called with the patch and the stage. interrupts: it is
+    interrupted at random places of the stage."""
     if settings.get("decoder") == "nvimgcodec":
         pytest.importorskip("nvidia.nvimgcodec")
     wrong = []
@@ -99,13 +107,30 @@ def wrong_batches(beton: Path, expected: dict[int, np.ndarray], settings: dict, 
             if fault is not None:
                 fault(patch, stage)
             for _ in range(EPOCHS):
-                for batch in loader:
+                batches = iter(loader)
+                while (batch := following(batches, int(cuda.random.integers(1, 200)) * interrupts)) is not None:
                     use(batch)
                     del batch
                     cuda.run(int(cuda.random.integers(0, 6)))
             cuda.finish()
     assert len(wrong) == EPOCHS * -(-COUNT // 5)
     return sum(wrong)
+
+
+def following(batches: Iterator[Batch], place: int) -> Batch | None:
+    """The next batch, asked for again where that was interrupted; None at the end."""
+    for number in itertools.chain((place, place // 2), itertools.repeat(0)):
+        with suppress(KeyboardInterrupt), At(number, interrupt, "device_stage.py"):
+            for batch in batches:
+                return batch
+            return None
+    raise AssertionError
+
+
+@pytest.mark.parametrize("settings", SOURCES, ids=str)
+def test_no_batch_is_overwritten_though_some_were_interrupted_while_they_were_made(beton, expected, settings, monkeypatch):
+    found = [wrong_batches(beton, expected, settings, seed, monkeypatch, interrupts=True) for seed in range(8)]
+    assert found == [0] * 8
 
 
 @pytest.mark.parametrize("settings", SOURCES, ids=str)

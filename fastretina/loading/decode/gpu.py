@@ -230,6 +230,7 @@ class DeviceDecoder:
         if not asked:
             return decoded
         if buffer.sizes != sizes:
+            buffer.sizes = []  # first: an interrupt must not leave other targets with these
             buffer.targets = [self._codec.wrap(decoded.image(number)) for number in range(len(sizes))]
             buffer.sizes = list(sizes)
         buffer.poison()
