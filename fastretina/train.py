@@ -22,7 +22,7 @@ def main(config: TrainConfig) -> int:
     from fastretina.report import terminal
     from fastretina.report.run import RunPictures
     from fastretina.system.files import write_json
-    from fastretina.training import build, distributed, recorder, state, tensorboard
+    from fastretina.training import build, data, distributed, recorder, state, tensorboard
     from fastretina.training.loop import Callbacks, fit
 
     folder = RunFolder(config.out or f"runs/{config.arch}-{config.resolution}px-seed{config.seed}")
@@ -31,7 +31,11 @@ def main(config: TrainConfig) -> int:
         check(config)
         if world.is_main:
             stack.enter_context(folder.locked())
-        saved, reported = world.decided(lambda: (state.resume_state(folder, config.resume, settings), folder.report.is_file()))
+        sets = data.open_data(config, stack)
+        data.require_same(sets, world)
+        saved, reported = world.decided(
+            lambda: (state.resume_state(folder, config.resume, settings, sets), state.is_reported(folder))
+        )
         if saved is not None and reported and build.is_over(config, saved):
             if world.is_main:
                 print(
@@ -39,7 +43,7 @@ def main(config: TrainConfig) -> int:
                     "More --epochs go on, another --out begins anew."
                 )
             return 0
-        run = build.build_run(config, settings, folder, world, saved, stack)
+        run = build.build_run(config, settings, folder, world, saved, sets, stack)
         training, info = run.training, run.info
         if not world.is_main:
             fit(training, Callbacks())

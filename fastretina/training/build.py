@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from fastretina.beton.reader import Beton
 from fastretina.errors import UsageError
 from fastretina.grading import Classes
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
@@ -26,7 +27,7 @@ from fastretina.system.cuda import training_bytes
 from fastretina.training.batchnorm_values import refuse_single_values
 from fastretina.training.compile import CompileChoice, StepForward, choose_compile
 from fastretina.training.config import TrainConfig
-from fastretina.training.data import Growth, decoding, image_dtype, make_loader, open_data
+from fastretina.training.data import Growth, decoding, image_dtype, make_loader
 from fastretina.training.distributed import World
 from fastretina.training.loop import Training
 from fastretina.training.optim import ExponentialAverage, build_optimizer, rate_factor
@@ -58,16 +59,17 @@ def build_run(
     folder: RunFolder,
     world: World,
     state: dict[str, Any] | None,
+    data: Mapping[str, Beton],
     stack: ExitStack,
 ) -> Run:
     """Build all parts. To be called by all ranks.
 
     Args:
-        settings: as config.json holds them. state: of last.pt, to go on from; None to begin. stack: closes what is opened here.
+        settings: as config.json holds them. state: of last.pt, to go on from; None to begin. data: the open
+            data sets by name. stack: closes what is opened here.
     """
     torch.manual_seed(config.seed)
     torch.backends.cudnn.benchmark = True
-    data = open_data(config, stack)
     classes = data["train"].classes
     config = replace(config, select_by=selection_metric(config.select_by, classes))
     head = head_for(config.head, classes)
@@ -139,7 +141,9 @@ def build_run(
     def grader(progress: Progress) -> Grader:
         shape = (config.arch, len(classes), config.resolution, IMAGENET_MEAN, IMAGENET_STD)
         choice = (precision.name, config.select_by, info.selected_on)
-        return Grader(*shape, progress.history[-1].epoch, *choice, config.head, progress.decision, preparation, classes)
+        return Grader(
+            *shape, progress.history[-1].epoch, *choice, config.head, progress.decision, preparation, classes, info.digests
+        )
 
     return Run(training, info, compiling, grader)
 
