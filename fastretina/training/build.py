@@ -132,7 +132,7 @@ def build_run(
         full_batch=full_batch(config, world),
         test_loader=evaluated["test"],
         val_loader=evaluated.get("val"),
-        profiler=StepProfiler(folder.path, config.profile if world.is_main else 0),
+        profiler=StepProfiler(folder, config.profile if world.is_main else 0),
         progress=Progress(),
     )
     if state is not None:
