@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_tiny_folder
 from PIL import Image
 
 from fastretina import train, write_beton
@@ -29,6 +28,7 @@ from fastretina.report.comparison import comparison_html
 from fastretina.training.config import as_settings
 from fastretina.training.run_folder import RunFolder
 from fastretina.training.state import load_state, report_ending
+from tests.conftest import write_tiny_folder
 
 NAMES = ("accuracy", "balanced_accuracy", "qwk", "macro_f1")
 SMALL = {"epochs": 2, "batch_size": 20, "resolution": 32, "lr": 3e-4, "workers": 1}

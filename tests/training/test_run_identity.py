@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import rank_run
 import torch
-from conftest import write_tiny_folder
 from test_train import config, rows
 
 from fastretina import open_beton, write_beton
@@ -23,6 +22,7 @@ from fastretina.training import build
 from fastretina.training.config import TrainConfig
 from fastretina.training.run_folder import RunFolder
 from fastretina.training.state import is_reported, load_state, save_state
+from tests.conftest import write_tiny_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small")
 
