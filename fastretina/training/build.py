@@ -29,6 +29,7 @@ from fastretina.training.compile import CompileChoice, StepForward, choose_compi
 from fastretina.training.config import TrainConfig
 from fastretina.training.data import Growth, decoding, image_dtype, make_loader
 from fastretina.training.distributed import World
+from fastretina.training.environment import environment
 from fastretina.training.loop import Training
 from fastretina.training.optim import ExponentialAverage, build_optimizer, rate_factor
 from fastretina.training.profiler import StepProfiler
@@ -113,6 +114,7 @@ def build_run(
         classes=classes,
         test_set=data["test"],
         selection_metric=config.select_by,
+        environment=environment(world),
     )
     optimizer = build_optimizer(model, config.optimizer, config.learning_rate, config.weight_decay, config.backbone_lr)
     training = Training(

@@ -55,6 +55,7 @@ class Recorder(Callbacks):
         state = {
             "settings": dict(self.info.settings),
             "data": self.info.digests,
+            "environment": dict(self.info.environment),
             "progress": training.progress.state_dict(),
             "model": training.model.state_dict(),
             "average": None if training.average is None else training.average.state_dict(),
@@ -138,4 +139,5 @@ def metrics_summary(info: RunInfo, progress: Progress, finished: bool) -> dict[s
         "device": info.device,
         "amp_dtype": info.amp_dtype,
         "versions": versions(),
+        "environment": dict(info.environment),
     }

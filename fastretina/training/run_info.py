@@ -98,6 +98,7 @@ class RunInfo:
     test_set: the open file of the test set: it says whose eye an image is, and the report shows some of the images.
     selection_metric: the metric that the best epoch is chosen by, by its name in metrics.json.
     start: the weights that it begins with, and how their file was understood.
+    environment: see `training.environment`.
     """
 
     settings: Mapping[str, Any]
@@ -111,6 +112,7 @@ class RunInfo:
     selection_metric: str
     test_set: Beton | None = None
     start: str = "from scratch"
+    environment: Mapping[str, str | int] = field(default_factory=dict)
 
     @property
     def digests(self) -> dict[str, str | None]:

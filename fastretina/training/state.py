@@ -19,6 +19,7 @@ from fastretina.models.checkpoint import read_grader, sealed_bytes
 from fastretina.models.weights import load_safely, refuse_inflating
 from fastretina.system.files import sync_folder, unfinished, write_atomically, write_bytes
 from fastretina.training.config import FREE_SETTINGS, differing
+from fastretina.training.environment import environment, resume_note
 from fastretina.training.loop import Training
 from fastretina.training.run_folder import RunFolder
 from fastretina.training.run_info import SET_TITLES
@@ -221,7 +222,7 @@ def resume_state(run: RunFolder, resume: str, settings: Mapping[str, Any], data:
         )
     if state.get("data") is None:
         print(
-            f"{source.last}: of an older fastretina, which did not note what data it was of: "
+            f"{source.last}: of an older fastretina, which did not note what data it was of, nor on what machine: "
             "whether they are those of now is unknown",
             file=sys.stderr,
         )
@@ -268,6 +269,9 @@ def restore(training: Training, state: dict[str, Any], source: Path) -> None:
         torch.set_rng_state(state["rng_cpu"])
         if state["rng_cuda"]:
             torch.cuda.set_rng_state(state["rng_cuda"][0])
+        note = resume_note(state["environment"], environment(training.world)) if "environment" in state else None
+        if training.world.is_main and note is not None:
+            print(f"{source}: {note}", file=sys.stderr)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, LoaderError, BetonError) as error:
         raise CheckpointError(f"{source}: does not fit this run: {error}; begin anew in another --out") from error
 
