@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 
@@ -82,11 +83,14 @@ class RemoteError(FastretinaError):
         return f"{self.url}: {self.reason}"
 
 
-EXIT_SIGINT, EXIT_SIGTERM = 130, 143
+EXIT_SIGINT = 130
 
 
 class Terminated(SystemExit):
-    """SIGTERM arrived; unwinds like Ctrl-C does, so that `finally` and `with` clean up. Exits with 143."""
+    """SIGTERM or another signal that ends a program arrived; unwinds like Ctrl-C does, so that `finally` and `with` clean up.
 
-    def __init__(self) -> None:
-        super().__init__(EXIT_SIGTERM)
+    Exits with 128 and the signal's number, as shells say it: 143 for SIGTERM, 129 for SIGHUP, 152 for SIGXCPU.
+    """
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__(128 + number)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType
 from typing import Self
 
@@ -16,8 +19,31 @@ class StopAsked(Exception):
     """A signal arrived, or the steps of this call are done, and this is a good place to stop."""
 
 
+IMPATIENT = (signal.SIGINT, signal.SIGTERM)
+# These come again by themselves: SIGHUP from the kernel, from the shell that is closed too, and from systemd after SIGTERM; SIGXCPU
+# every second.
+REPEATED = (signal.SIGHUP, signal.SIGXCPU)
+
+
+def _drop_closed_terminal() -> None:
+    """Let standard output and error lead nowhere where their terminal is gone: a progress bar that is written there would be an
+    error before the state is saved."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            descriptor = stream.fileno()
+            if not stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                continue
+            try:
+                os.write(descriptor, b"\n")
+            except OSError:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
+
+
 class Signals:
-    """While entered, SIGINT and SIGTERM only make a note, for `stop_if_asked`; a second one stops at once, as if not entered.
+    """While entered, SIGINT, SIGTERM, SIGHUP (the terminal is closed) and SIGXCPU (a limit of CPU time) only make a note, for
+    `stop_if_asked`; a second SIGINT or SIGTERM stops at once, as if not entered. What is ignored stays so: nohup ignores SIGHUP.
 
     In the middle of an optimizer step there is no state worth saving, so that a run must come to the end of one first. Of several
     ranks all stop after the same step, though each may be told at another moment, or only one of them.
@@ -32,7 +58,8 @@ class Signals:
         # Python lets only the main thread set handlers; a run elsewhere is its caller's to stop.
         self._main = threading.current_thread() is threading.main_thread()
         if self._main:
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            heard = [number for number in (*IMPATIENT, *REPEATED) if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -41,15 +68,20 @@ class Signals:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            _drop_closed_terminal()
         if self._arrived:
+            if number in REPEATED:
+                return
             raise self.exception()
         self._arrived = number
-        if self._world.is_main:
+        if self._world.is_main and number != signal.SIGHUP:
             print("stopping after this step; once more to stop without saving", file=sys.stderr, flush=True)
 
     def exception(self) -> BaseException:
-        """What the command should end with: Terminated (143) or KeyboardInterrupt (130)."""
-        return Terminated() if signal.SIGTERM in (self.agreed, self._arrived) else KeyboardInterrupt()
+        """What the command should end with: KeyboardInterrupt (130), or Terminated (128 and the signal's number)."""
+        asked = self.agreed or self._arrived
+        return KeyboardInterrupt() if asked == signal.SIGINT else Terminated(asked)
 
     def stop_if_asked(self) -> None:
         """Raise StopAsked, on all ranks, where a signal has arrived on any."""
