@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import stat
 import sys
 import threading
-from contextlib import suppress
 from types import FrameType
 from typing import Self
 
@@ -23,22 +20,6 @@ IMPATIENT = (signal.SIGINT, signal.SIGTERM)
 # These come again by themselves: SIGHUP from the kernel, from the shell that is closed too, and from systemd after SIGTERM; SIGXCPU
 # every second.
 REPEATED = (signal.SIGHUP, signal.SIGXCPU)
-
-
-def _drop_closed_terminal() -> None:
-    """Let standard output and error lead nowhere where their terminal is gone: a progress bar that is written there would be an
-    error before the state is saved."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            descriptor = stream.fileno()
-            if not stat.S_ISCHR(os.fstat(descriptor).st_mode):
-                continue
-            try:
-                os.write(descriptor, b"\n")
-            except OSError:
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, descriptor)
-                os.close(nowhere)
 
 
 class Signals:
@@ -68,14 +49,12 @@ class Signals:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGHUP:
-            _drop_closed_terminal()
         if self._arrived:
             if number in REPEATED:
                 return
             raise self.exception()
         self._arrived = number
-        if self._world.is_main and number != signal.SIGHUP:
+        if self._world.is_main and number != signal.SIGHUP:  # after which there may be no terminal, and a line there is an error
             print("stopping after this step; once more to stop without saving", file=sys.stderr, flush=True)
 
     def exception(self) -> BaseException:

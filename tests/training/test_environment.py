@@ -62,5 +62,7 @@ def test_instructions_and_versions_are_named_where_they_differ(monkeypatch):
     assert note is not None
     for part in ("ranks: was 1, now 2", "torch's instructions: was ", "now DEFAULT", "now avx2", "numba: was ", "now 0.1"):
         assert part in note
+    monkeypatch.setattr(environment.numba.config, "CPU_FEATURES", "+sse2")
+    assert environment.environment(World())["the loader's instructions"] == "none of these"
     assert environment.resume_note(before, before) is None
     assert "threads: was unknown, now " in environment.resume_note({}, before)

@@ -78,7 +78,7 @@ def test_a_run_that_was_stopped_and_continued_saves_when_its_terminal_is_closed_
         env=environment,
     )  # fmt: skip
     os.close(theirs)
-    log, until = steps / "0", time.monotonic() + 60
+    log, until = steps / "0", time.monotonic() + 120
     while not log.exists() and time.monotonic() < until:
         time.sleep(0.05)
     process.send_signal(signal.SIGSTOP)
