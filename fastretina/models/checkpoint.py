@@ -39,7 +39,8 @@ class Grader:
         head, decision: what the last layer means.
         preparation: what was done to the photographs that it learned from, and is to be done to those that it grades.
         classes: what it tells apart.
-        data: digests (`Beton.digest`) of the data sets of its training, by name: train, test, val; None where they are not known.
+        data: digests (`Beton.digest`) of the data sets that had a part in it, by name: train, and what its epoch was chosen on
+            (val, else test); None where they are not known.
     """
 
     arch: str

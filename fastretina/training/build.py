@@ -143,9 +143,8 @@ def build_run(
     def grader(progress: Progress) -> Grader:
         shape = (config.arch, len(classes), config.resolution, IMAGENET_MEAN, IMAGENET_STD)
         choice = (precision.name, config.select_by, info.selected_on)
-        return Grader(
-            *shape, progress.history[-1].epoch, *choice, config.head, progress.decision, preparation, classes, info.digests
-        )
+        seen = {name: info.digests[name] for name in ("train", info.selected_on)}  # not a test set that had no part in it
+        return Grader(*shape, progress.history[-1].epoch, *choice, config.head, progress.decision, preparation, classes, seen)
 
     return Run(training, info, compiling, grader)
 
