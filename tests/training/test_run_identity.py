@@ -16,6 +16,7 @@ from test_train import config, rows
 
 from fastretina import open_beton, write_beton
 from fastretina.errors import CheckpointError, RunError
+from fastretina.models.checkpoint import read_grader
 from fastretina.report.run import RunPictures
 from fastretina.train import main
 from fastretina.training import build
@@ -76,6 +77,29 @@ def stopped(begun: tuple[TrainConfig, Path], plain) -> TrainConfig:
     return settings
 
 
+@pytest.fixture(scope="module")
+def reported(tiny_betons, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Path]:
+    """A run of one epoch with its report, on a copy of the test set; and a copy of it all."""
+    root = tmp_path_factory.mktemp("reported")
+    settings = replace(config(tiny_betons, root / "all" / "run", epochs=1), test=root / "all" / "test.beton")
+    (root / "all").mkdir()
+    shutil.copy(tiny_betons.test, settings.test)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "build_model", lambda arch, outputs: rank_run.Tiny(outputs))
+        main(settings)
+    shutil.copytree(root / "all", root / "kept")
+    return settings, root / "kept"
+
+
+@pytest.fixture
+def finished(reported: tuple[TrainConfig, Path]) -> TrainConfig:
+    """The run as it ended."""
+    settings, kept = reported
+    shutil.rmtree(settings.out.parent)
+    shutil.copytree(kept, settings.out.parent)
+    return settings
+
+
 def assert_same(one: Path, other: Path) -> None:
     """The same weights, metrics, and answers."""
     first, second = (load_state(path / "last.pt")["model"] for path in (one, other))
@@ -117,24 +141,20 @@ def test_a_part_of_the_training_set_that_is_another_one_is_refused(tiny_betons, 
         main(settings)
 
 
-def test_a_finished_run_is_not_shown_for_other_data(tiny_betons, others, tmp_path, capsys):
-    shutil.copy(tiny_betons.test, tmp_path / "test.beton")
-    settings = replace(config(tiny_betons, tmp_path / "run", epochs=1), test=tmp_path / "test.beton")
-    main(settings)
-    assert main(settings) == 0
+def test_a_finished_run_is_not_shown_for_other_data(finished, others, capsys):
+    assert main(finished) == 0
     assert "is finished" in capsys.readouterr().out
-    shutil.copy(others["renamed"], settings.test)
+    shutil.copy(others["renamed"], finished.test)
     with pytest.raises(RunError, match="is not the test set"):
-        main(settings)
+        main(finished)
 
 
-def test_state_metrics_checkpoint_and_report_say_of_what_data_they_are(tiny_betons, tmp_path):
-    settings = config(tiny_betons, tmp_path / "run", epochs=1)
-    main(settings)
-    run = RunFolder(settings.out)
+def test_state_metrics_checkpoint_and_report_say_of_what_data_they_are(tiny_betons, finished):
+    run = RunFolder(finished.out)
     with open_beton(tiny_betons.train) as train, open_beton(tiny_betons.test) as test:
         digests = {"train": train.digest, "test": test.digest}
     assert load_state(run.last)["data"] == digests
+    assert read_grader(run.best).data == digests
     assert {name: json.loads(run.metrics.read_text())["data"][name]["digest"] for name in digests} == digests
     assert all(digest[:12] in run.report.read_text() for digest in digests.values())
 
@@ -207,10 +227,8 @@ def test_a_state_that_no_run_can_have_saved_is_refused_by_name(stopped, kind):
         main(stopped)
 
 
-def test_a_run_killed_in_the_report_of_its_further_epochs_writes_it_at_the_next_start(tiny_betons, tmp_path, monkeypatch, capsys):
-    settings = config(tiny_betons, tmp_path / "run", epochs=1, schedule="constant")
-    main(settings)
-    run, finish = RunFolder(settings.out), RunPictures.finish
+def test_a_run_killed_in_the_report_of_its_further_epochs_writes_it_at_the_next_start(finished, monkeypatch, capsys):
+    settings, run, finish = finished, RunFolder(finished.out), RunPictures.finish
     monkeypatch.setattr(RunPictures, "finish", lambda pictures: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         main(replace(settings, epochs=2))
@@ -243,10 +261,8 @@ SPOILT: dict[str, Callable[[RunFolder], object]] = {
 }
 
 
-def test_what_is_missing_or_of_another_state_in_a_finished_run_is_written_anew(tiny_betons, tmp_path):
-    settings = config(tiny_betons, tmp_path / "run", epochs=1)
-    main(settings)
-    run = RunFolder(settings.out)
+def test_what_is_missing_or_of_another_state_in_a_finished_run_is_written_anew(finished):
+    run = RunFolder(finished.out)
     whole = left(run.path)
     for kind, spoil in SPOILT.items():
         spoil(run)
@@ -257,16 +273,14 @@ def test_what_is_missing_or_of_another_state_in_a_finished_run_is_written_anew(t
     run.report.unlink()
     older_metrics(run)
     run.predictions.unlink()
-    assert main(settings) == 0
+    assert main(finished) == 0
     assert is_reported(run)
     assert json.loads(run.metrics.read_text())["best_epoch"] == 1
     assert run.predictions.read_bytes() == whole["predictions.csv"]
 
 
-def test_a_finished_run_whose_state_was_removed_is_finished_as_long_as_the_rest_agrees(tiny_betons, tmp_path):
-    settings = config(tiny_betons, tmp_path / "run", epochs=1)
-    main(settings)
-    run = RunFolder(settings.out)
+def test_a_finished_run_whose_state_was_removed_is_finished_as_long_as_the_rest_agrees(finished):
+    run = RunFolder(finished.out)
     run.last.unlink()
     assert is_reported(run)
     older_metrics(run)
