@@ -12,7 +12,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import partial
@@ -28,6 +28,7 @@ from fastretina.training.config import FREE_SETTINGS, Recipe, TrainConfig, as_se
 from fastretina.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from fastretina.beton.reader import Beton
     from fastretina.report.compared import ComparedRun
 
 SCRATCH = "none"
@@ -70,6 +71,7 @@ def main(config: CompareConfig) -> int:
     from fastretina.report.compared import ComparedRun, terminal_table
     from fastretina.report.comparison import write_comparison
     from fastretina.system.files import write_json
+    from fastretina.training.data import open_data
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
@@ -82,9 +84,11 @@ def main(config: CompareConfig) -> int:
     folder = RunFolder(config.out)
     if folder.last.exists():
         raise RunError(f"{folder.path}: is the folder of a single training run; give another --out")
-    with folder.locked():
+    with folder.locked(), ExitStack() as stack:
         _refuse_other_settings(runs)
-        _check_models([run for run in runs if not _finished(run)])
+        data = open_data(runs[0].config, stack)  # the same for all
+        _refuse_other_data(runs, data)
+        _check_models([run for run in runs if not _finished(run)], data["train"])
         settings = as_settings(config)
         write_json(folder.config, settings)
         done: list[ComparedRun] = []
@@ -166,11 +170,9 @@ def _name(arch: str, weights: str | None) -> str:
 
 
 def _finished(run: PlannedRun) -> bool:
-    try:
-        finished = json.loads(run.folder.metrics.read_text())["finished"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return finished is True and run.folder.report.is_file()
+    from fastretina.training.state import is_reported
+
+    return is_reported(run.folder)
 
 
 def _refuse_other_settings(runs: Sequence[PlannedRun]) -> None:
@@ -190,20 +192,28 @@ def _refuse_other_settings(runs: Sequence[PlannedRun]) -> None:
             )
 
 
-def _check_models(runs: Sequence[PlannedRun]) -> None:
-    """Open the data and make all models once, with their initial weights, fetching what must be fetched: an error here has cost no
-    training."""
+def _refuse_other_data(runs: Sequence[PlannedRun], data: Mapping[str, Beton]) -> None:
+    """RunError where a run of this comparison has metrics of other data than these. Of a run of an older fastretina, whose metrics
+    do not say of what data they are, nobody knows."""
+    from fastretina.training.state import refuse_other_data
+
+    for run in runs:
+        try:
+            stored = json.loads(run.folder.metrics.read_text())["data"]
+            was = {name: stored[name]["digest"] for name in data}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not begun, or not known: then it is not taken for finished, and `fastretina train` says so
+        refuse_other_data(run.folder, was, data)
+
+
+def _check_models(runs: Sequence[PlannedRun], training: Beton) -> None:
+    """Make all models once, with their initial weights, fetching what must be fetched: an error here has cost no training."""
     from fastretina.models.heads import head_for
     from fastretina.models.resnet import build_model
     from fastretina.training.batchnorm_values import refuse_single_values
-    from fastretina.training.data import open_data
 
-    if not runs:
-        return
-    with ExitStack() as stack:
-        training = open_data(runs[0].config, stack)["train"]  # the same for all
-        classes, images = training.classes, len(training)
     for run in runs:
+        classes = training.classes
         head = head_for(run.config.head, classes)
         try:
             model = build_model(run.config.arch, head.outputs, run.config.weights)
@@ -212,7 +222,7 @@ def _check_models(runs: Sequence[PlannedRun]) -> None:
                 f"--weights {run.entry} for {run.config.arch}: {error}. A file for one architecture alone: "
                 f"ARCH=FILE; one for each: {{arch}} in its path. Nothing was trained"
             ) from error
-        refuse_single_values(run.config, model, images)
+        refuse_single_values(run.config, model, len(training))
 
 
 run_command = partial(cli.run, CompareConfig, main, flags_from=partial(flags_from, CompareConfig))

@@ -5,6 +5,7 @@ python -m fastretina.evaluate --checkpoint runs/x/best.safetensors --data data/t
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -78,6 +79,8 @@ def main(config: EvaluateConfig) -> int:
         rows = beton.index_of(answers.ids.numpy()).tolist()
         names = [beton.names[row] for row in rows]
         patients = beton.patients_of(answers.ids.numpy())
+        if (said := _known_data(grader, beton.digest)) is not None:
+            print(f"{config.data}: {said}", file=sys.stderr)
     if config.fuse_eyes:
         fused = fusion.fuse_eyes([eyes[row] for row in rows], answers.log_probabilities.exp(), config.fuse_eyes)
         answers = replace(answers, log_probabilities=fused.clamp_min(SMALLEST_PROBABILITY).log())
@@ -104,6 +107,7 @@ def main(config: EvaluateConfig) -> int:
         metrics = {
             "checkpoint": str(config.checkpoint),
             "data": str(config.data),
+            "data_digest": beton.digest,
             "arch": grader.arch,
             "epoch": grader.epoch,
             "resolution": grader.resolution,
@@ -126,6 +130,16 @@ def main(config: EvaluateConfig) -> int:
         files.write_bytes(config.out / "confusion.png", confusion)
         print(f"written to {config.out}: metrics.json, predictions.csv, confusion.png")
     return 0
+
+
+def _known_data(grader: Grader, digest: str) -> str | None:
+    """What must be known of metrics on these data, where the checkpoint says that its training has seen them."""
+    known = grader.data or {}
+    if digest == known.get("train"):
+        return "is the very set that this model was trained on: its metrics say nothing of other images"
+    if digest == known.get(grader.selected_on):
+        return "is the very set that this model's epoch was chosen on: its metrics are optimistic"
+    return None
 
 
 def _check(config: EvaluateConfig, beton: Beton, grader: Grader) -> int:

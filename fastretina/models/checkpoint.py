@@ -39,6 +39,8 @@ class Grader:
         head, decision: what the last layer means.
         preparation: what was done to the photographs that it learned from, and is to be done to those that it grades.
         classes: what it tells apart.
+        data: digests (`Beton.digest`) of the data sets that had a part in it, by name: train, and what its epoch was chosen on
+            (val, else test); None where they are not known.
     """
 
     arch: str
@@ -54,6 +56,7 @@ class Grader:
     decision: Decision | None = None
     preparation: Preparation = UNPREPARED
     classes: Classes = RETINOPATHY
+    data: dict[str, str | None] | None = None
 
     @property
     def grading(self) -> Head:
@@ -101,6 +104,8 @@ def read_grader(path: Path) -> Grader:
         numbers = (grader.num_classes, grader.resolution, grader.epoch)
         if grader.arch not in BACKBONES or not all(isinstance(number, int) and 0 < number < 100_000 for number in numbers):
             raise ValueError(f"arch {grader.arch!r}, {numbers}")
+        if grader.data is not None and not isinstance(grader.data, dict):
+            raise ValueError(f"data {grader.data!r}")
         if len(grader.classes) != grader.num_classes:
             raise ValueError(f"classes {grader.classes}, of which there are {grader.num_classes}")
         if grader.head not in HEADS or (HEADS[grader.head].needs_order and not grader.classes.ordinal):

@@ -26,10 +26,10 @@ CHOICE_NOTE = (
 def write_comparison(folder: RunFolder, runs: Sequence[ComparedRun], settings: Mapping[str, Any]) -> None:
     """Write compare.csv, compare.json, compare.png and report.html of at least one run, each atomically."""
     rows = [run.row() for run in runs]
-    write_csv(folder.path / "compare.csv", list(rows[0]), [list(row.values()) for row in rows])
+    write_csv(folder.file("compare.csv"), list(rows[0]), [list(row.values()) for row in rows])
     first = runs[0].metrics
     write_json(
-        folder.path / "compare.json",
+        folder.file("compare.json"),
         {
             "settings": dict(settings),
             "classes": runs[0].classes.as_dict(),
@@ -48,7 +48,7 @@ def write_comparison(folder: RunFolder, runs: Sequence[ComparedRun], settings: M
             "versions": versions(),
         },
     )
-    write_bytes(folder.path / "compare.png", plots.comparison(runs))
+    write_bytes(folder.file("compare.png"), plots.comparison(runs))
     write_bytes(folder.report, comparison_html(runs, settings).encode())
 
 

@@ -24,6 +24,7 @@ from fastretina.system.files import write_bytes
 from fastretina.training.progress import EpochRecord, Progress
 from fastretina.training.run_folder import RunFolder
 from fastretina.training.run_info import SET_TITLES, RunInfo
+from fastretina.training.state import report_ending, state_digest
 
 MAX_OPEN_ROWS = 12
 REDRAW_SECONDS = 30.0  # curves.png takes about half a second: too long for each epoch of a fast run
@@ -274,4 +275,5 @@ class RunPictures:
                 path, plots.confusion(scores.metrics.confusion, f"{title} set, best epoch ({best.epoch})", self._info.classes)
             )
         batch = run.batch.read_bytes() if run.batch.is_file() else None
-        write_bytes(run.report, report_html(Results.of_run(self._info, self._progress, batch)).encode())
+        text = report_html(Results.of_run(self._info, self._progress, batch)) + report_ending(state_digest(run.last))
+        write_bytes(run.report, text.encode())  # last of all: its ending says that the run is finished

@@ -94,6 +94,7 @@ def data_section(data: Mapping[str, Any], classes: Classes) -> Section:
     by_class = zip(*(found["grades"] for found in sets), strict=True)
     counts = [
         ["images", *(found["images"] for found in sets)],
+        ["digest, its first 12 digits", *((found.get("digest") or "unknown")[:12] for found in sets)],
         ["patients", *map(_people, sets)],
         *([classes.title(number), *numbers] for number, numbers in enumerate(by_class)),
         [f"share of the most frequent {classes.noun}", *(percent(found["majority_share"]) for found in sets)],

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from fastretina.beton.reader import Beton
 from fastretina.errors import UsageError
 from fastretina.grading import Classes
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
@@ -26,8 +27,9 @@ from fastretina.system.cuda import training_bytes
 from fastretina.training.batchnorm_values import refuse_single_values
 from fastretina.training.compile import CompileChoice, StepForward, choose_compile
 from fastretina.training.config import TrainConfig
-from fastretina.training.data import Growth, decoding, image_dtype, make_loader, open_data
+from fastretina.training.data import Growth, decoding, image_dtype, make_loader
 from fastretina.training.distributed import World
+from fastretina.training.environment import environment
 from fastretina.training.loop import Training
 from fastretina.training.optim import ExponentialAverage, build_optimizer, rate_factor
 from fastretina.training.profiler import StepProfiler
@@ -58,16 +60,17 @@ def build_run(
     folder: RunFolder,
     world: World,
     state: dict[str, Any] | None,
+    data: Mapping[str, Beton],
     stack: ExitStack,
 ) -> Run:
     """Build all parts. To be called by all ranks.
 
     Args:
-        settings: as config.json holds them. state: of last.pt, to go on from; None to begin. stack: closes what is opened here.
+        settings: as config.json holds them. state: of last.pt, to go on from; None to begin. data: the open
+            data sets by name. stack: closes what is opened here.
     """
     torch.manual_seed(config.seed)
     torch.backends.cudnn.benchmark = True
-    data = open_data(config, stack)
     classes = data["train"].classes
     config = replace(config, select_by=selection_metric(config.select_by, classes))
     head = head_for(config.head, classes)
@@ -113,6 +116,7 @@ def build_run(
         classes=classes,
         test_set=data["test"],
         selection_metric=config.select_by,
+        environment=environment(world),
     )
     optimizer = build_optimizer(model, config.optimizer, config.learning_rate, config.weight_decay, config.backbone_lr)
     training = Training(
@@ -132,7 +136,7 @@ def build_run(
         full_batch=full_batch(config, world),
         test_loader=evaluated["test"],
         val_loader=evaluated.get("val"),
-        profiler=StepProfiler(folder.path, config.profile if world.is_main else 0),
+        profiler=StepProfiler(folder, config.profile if world.is_main else 0),
         progress=Progress(),
     )
     if state is not None:
@@ -141,7 +145,8 @@ def build_run(
     def grader(progress: Progress) -> Grader:
         shape = (config.arch, len(classes), config.resolution, IMAGENET_MEAN, IMAGENET_STD)
         choice = (precision.name, config.select_by, info.selected_on)
-        return Grader(*shape, progress.history[-1].epoch, *choice, config.head, progress.decision, preparation, classes)
+        seen = {name: info.digests[name] for name in ("train", info.selected_on)}  # not a test set that had no part in it
+        return Grader(*shape, progress.history[-1].epoch, *choice, config.head, progress.decision, preparation, classes, seen)
 
     return Run(training, info, compiling, grader)
 

@@ -25,6 +25,7 @@ from fastretina.packing.splits import divide
 from fastretina.training.compile import training_flops
 from fastretina.training.config import AUGMENTATIONS, SplitBy, TrainConfig
 from fastretina.training.distributed import World
+from fastretina.training.run_info import SET_TITLES
 
 
 def open_data(config: TrainConfig, stack: ExitStack) -> dict[str, Beton]:
@@ -65,6 +66,22 @@ def common_classes(data: Mapping[str, Beton]) -> Classes:
                 "pack one of them again with the --classes, --referable and --class-order of the other"
             )
     return first.classes
+
+
+def require_same(data: Mapping[str, Beton], world: World) -> None:
+    """RunError naming the rank and the file where a rank has other data than rank 0. To be called by all ranks."""
+    parts = world.gather({name: (str(beton.path), beton.digest) for name, beton in data.items()})
+
+    def compare() -> None:
+        for rank, part in enumerate(parts):
+            for name, (path, digest) in part.items():
+                if digest != data[name].digest:
+                    raise RunError(
+                        f"{path}: rank {rank} has another {SET_TITLES[name]} set there than rank 0 in {data[name].path}; "
+                        "give all ranks the same files"
+                    )
+
+    world.decided(compare)
 
 
 def _parted(whole: Beton, name: str, fraction: float, by: SplitBy) -> dict[str, Beton]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -30,9 +31,11 @@ from fastretina.models.precision import choose_device
 T = TypeVar("T")
 CPU = torch.device("cpu")
 
-# No rank waits longer than this for another, so that one that died or hangs ends the run on all of them within a minute. A rank
-# that does not wait for a GPU learns of a death at once, from its closed connection.
+# No rank waits longer than this for a sign of life of another: one that hangs then ends the run on all the others. A rank that does
+# not wait for a GPU learns of a death at once, from its closed connection.
 PATIENCE = timedelta(seconds=50)
+BEAT = 5.0  # seconds between two signs of life of rank 0, while it does alone what may take longer than that: to save, to draw
+STORE_ANSWERS = 5.0  # seconds, within which torchrun's store answers, or never will
 # Except while torch.compile works, which takes minutes, and not the same on each rank.
 PATIENCE_COMPILING = timedelta(minutes=20)
 
@@ -43,7 +46,7 @@ class World:
 
     Attributes:
         rank: 0 to size - 1. local_size: ranks on this machine. device: this rank's. peers: the ranks of this machine, where there
-        are several.
+        are several. beats: the process group that rank 0's signs of life take.
     """
 
     rank: int = 0
@@ -51,6 +54,7 @@ class World:
     local_size: int = 1
     device: torch.device = CPU
     peers: Peers | None = None
+    beats: Any = None
 
     @property
     def is_main(self) -> bool:
@@ -79,12 +83,47 @@ class World:
         return int(found)
 
     def decided(self, decide: Callable[[], T]) -> T:
-        """What rank 0 decides; the others take it over."""
+        """What rank 0 decides, or does alone; the others take it over. They wait for as long as rank 0's process lives and can be
+        heard, however long that takes."""
         if self.size == 1:
             return decide()
-        box = [decide() if self.is_main else None]
+        box: list[T | None] = [None]
+        if self.is_main:
+            with self._beating():
+                box = [decide()]
+        else:
+            while not self._beat(over=False):
+                pass
         dist.broadcast_object_list(box, src=0)
         return box[0]  # type: ignore[return-value]  # rank 0 put a T there
+
+    def _beat(self, over: bool) -> bool:
+        """A sign of rank 0's life, with which all ranks meet: whether it is the last, which rank 0 says."""
+        word = torch.tensor(over)
+        dist.broadcast(word, src=0, group=self.beats)
+        return bool(word)
+
+    @contextmanager
+    def _beating(self) -> Iterator[None]:
+        over, missed = threading.Event(), list[RuntimeError]()
+
+        def beat() -> None:
+            try:
+                while not over.wait(BEAT):
+                    self._beat(over=False)
+            except RuntimeError as error:  # of a rank that is gone or hangs
+                missed.append(error)
+
+        thread = threading.Thread(target=beat, name="fastretina-beat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+        if missed:
+            raise missed[0]
+        self._beat(over=True)
 
     def gather(self, part: T) -> list[T]:
         """All ranks' parts on rank 0, in their order; nothing on the others."""
@@ -183,7 +222,8 @@ def joined(device_name: str, compiling: bool = False) -> Iterator[World]:
             timeout=timeout,
             device_id=device if device.type == "cuda" else None,
         )
-        yield World(rank, size, local_size, device, MachinePeers.find(timeout))
+        beats = dist.new_group(backend="gloo", timeout=timeout)
+        yield World(rank, size, local_size, device, MachinePeers.find(timeout), beats)
     except Exception as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends all when one has failed; this one ends with its own exit code
         if isinstance(error, dist.DistError) or "gloo" in str(error):
@@ -198,7 +238,14 @@ def joined(device_name: str, compiling: bool = False) -> Iterator[World]:
 
 
 def _is_first_to_fail(store: Store) -> bool:
-    try:
-        return int(store.add("fastretina/failed", 1)) == 1
-    except RuntimeError:  # the store went down with its machine
-        return True
+    """Whether no other rank has failed before; also where the store does not answer: that of a rank which hangs never would."""
+    found: list[int] = []
+
+    def ask() -> None:
+        with suppress(RuntimeError):  # the store went down with its machine
+            found.append(int(store.add("fastretina/failed", 1)))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(STORE_ANSWERS)
+    return found in ([], [1])

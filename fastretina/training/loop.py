@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,7 +41,10 @@ READ_EVERY = 25  # steps between two looks at the losses on CUDA, at those of th
 
 
 class Callbacks:
-    """What `fit` does not do itself: record things. On rank 0 `recorder.Recorder` does, these on the others do nothing."""
+    """What `fit` does not do itself, and rank 0 alone: record things, as `recorder.Recorder` does. These do nothing.
+
+    They may take as long as they like: see `World.decided`.
+    """
 
     def save(self) -> None:
         """Save the state of the run, in mid-epoch."""
@@ -112,7 +116,7 @@ def fit(training: Training, callbacks: Callbacks) -> bool:
         try:
             while not training.is_over:
                 if at.epoch == config.second_phase and at.batch == 0 and at.best_epoch is not None:
-                    callbacks.load_best()
+                    world.decided(callbacks.load_best)
                     for module in (training.model, training.average):
                         if module is not None:
                             world.share(module)
@@ -166,18 +170,18 @@ def fit(training: Training, callbacks: Callbacks) -> bool:
                 tally.gather(world)
                 at.batch = len(loader)
                 if sample is not None:
-                    callbacks.first_batch(*sample)
+                    world.decided(partial(callbacks.first_batch, *sample))
                 signals.stop_if_asked()
                 if at.step == last_step and at.epoch + 1 < config.epochs:
                     raise StopAsked
 
-                callbacks.end_epoch(_evaluate(training, signals.stop_if_asked))
+                world.decided(partial(callbacks.end_epoch, _evaluate(training, signals.stop_if_asked)))
                 if not training.is_over:
                     signals.stop_if_asked()
         except StopAsked:
             tally.read(at.epoch, world)
             tally.gather(world)
-            callbacks.save()
+            world.decided(callbacks.save)
             if not signals.agreed:
                 return False
             raise signals.exception() from None

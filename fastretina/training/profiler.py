@@ -6,7 +6,6 @@ The spans in it (`system.tracing`) are marked on the host, and on CUDA for Nsigh
 from __future__ import annotations
 
 import gzip
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from fastretina.system import tracing
 from fastretina.system.files import write_bytes
+from fastretina.training.run_folder import RunFolder
 
 WARM_UP = 10  # steps before the first that is recorded: cuDNN's choice of kernels, the allocator's first blocks, the profiler's own
 ROWS = 25  # of the table
@@ -27,7 +27,7 @@ class StepProfiler:
         table: what was found, as text; empty until the steps are done.
     """
 
-    def __init__(self, folder: Path, steps: int, warm_up: int = WARM_UP) -> None:
+    def __init__(self, folder: RunFolder, steps: int, warm_up: int = WARM_UP) -> None:
         """folder: gets profile.json.gz, the trace, and profile.txt, the table."""
         self.table = ""
         self._folder, self._steps = folder, steps
@@ -72,10 +72,10 @@ class StepProfiler:
         recorded.stop()
         if not write:
             return
-        temporary = self._folder / ".profile.json"
+        temporary = self._folder.file(".profile.json")
         recorded.export_chrome_trace(str(temporary))
         # The level of speed: a trace of five steps has tens of megabytes, and the run is waiting.
-        write_bytes(self._folder / "profile.json.gz", gzip.compress(temporary.read_bytes(), 1))
+        write_bytes(self._folder.file("profile.json.gz"), gzip.compress(temporary.read_bytes(), 1))
         temporary.unlink()
         where = "device" if torch.cuda.is_available() else "cpu"
         averages, steps = recorded.key_averages(), self._steps - self._left
@@ -85,4 +85,4 @@ class StepProfiler:
         lines += [f"{event.cpu_time_total / 1e3 / max(1, steps):9.3f} ms  {event.key}" for event in spans]
         operators = averages.table(f"self_{where}_time_total", row_limit=ROWS, max_name_column_width=60)
         self.table = "\n".join([*lines, operators.strip()])
-        write_bytes(self._folder / "profile.txt", (self.table + "\n").encode())
+        write_bytes(self._folder.file("profile.txt"), (self.table + "\n").encode())

@@ -82,7 +82,10 @@ class EpochRecord:
             )
 
         val = scores(data["val"]) if data["val"] is not None else None
-        return cls(**{**data, "train": scores(data["train"]), "test": scores(data["test"]), "val": val})
+        record = cls(**{**data, "train": scores(data["train"]), "test": scores(data["test"]), "val": val})
+        if not all(value is None or isinstance(value, int | float) for value in record.row().values()):
+            raise ValueError(f"epoch {record.epoch} has a metric that is no number")
+        return record
 
 
 _Step = tuple[int, Tensor, Tensor]  # its number, scalar loss, (B,) sample ids
@@ -190,8 +193,8 @@ class Tally:
 
     def load_state_dict(self, state: dict[str, Any], world: World) -> None:
         """Take over a state_dict(); the grades in it rank 0 alone, which had gathered them."""
-        for key in ("loss_sum", "images", "seconds", "wait_seconds"):
-            setattr(self, key, state[key])
+        self.loss_sum, self.images = float(state["loss_sum"]), int(state["images"])
+        self.seconds, self.wait_seconds = float(state["seconds"]), float(state["wait_seconds"])
         if "labels" in state and world.is_main:
             self._predicted, self._labels = [state["predicted"].to(world.device)], [state["labels"].to(world.device)]
 
@@ -249,9 +252,11 @@ class Progress:
         }
 
     def load_state_dict(self, state: dict[str, Any], world: World = ALONE) -> None:
-        """Take over a state_dict()."""
+        """Take over a state_dict(). ValueError, TypeError, KeyError, AttributeError where it is none that a run can have."""
         self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
         self.history = [EpochRecord.from_dict(record) for record in state["history"]]
+        if [record.epoch for record in self.history] != list(range(1, self.epoch + 1)):
+            raise ValueError(f"{self.epoch} epochs are done, and there are the metrics of {len(self.history)}")
         self.best_epoch = state["best_epoch"]
         # An older last.pt holds no answers on the validation set.
         self.best_test, self.best_val = (

@@ -17,7 +17,7 @@ from fastretina.training.loop import Callbacks, Training
 from fastretina.training.progress import EpochRecord, Progress
 from fastretina.training.run_folder import RunFolder
 from fastretina.training.run_info import RunInfo, versions
-from fastretina.training.state import keep_best_twice, promote_best, save_state
+from fastretina.training.state import keep_best_twice, promote_best, save_state, state_digest
 
 BY_EPOCH = ("epoch_seconds", "train_seconds", "images_per_second", "data_wait_seconds")
 
@@ -54,6 +54,8 @@ class Recorder(Callbacks):
             )
         state = {
             "settings": dict(self.info.settings),
+            "data": self.info.digests,
+            "environment": dict(self.info.environment),
             "progress": training.progress.state_dict(),
             "model": training.model.state_dict(),
             "average": None if training.average is None else training.average.state_dict(),
@@ -71,6 +73,8 @@ class Recorder(Callbacks):
     def catch_up(self) -> None:
         """Write what a run may have left undone that was killed after it had saved the state that this one goes on from."""
         if self.training.progress.history:
+            if not self.run.last.is_file():  # taken up from another folder
+                self.save()
             self._write_tables(predictions=True)
 
     def first_batch(self, images: Tensor, labels: Tensor) -> None:
@@ -97,7 +101,8 @@ class Recorder(Callbacks):
             write_predictions(self.run.predictions, answers, self.info.test_set.names_of(answers.ids.numpy()))
         rows = [entry.row() for entry in progress.history]
         write_csv(self.run.results, list(rows[0]), [list(row.values()) for row in rows])
-        write_json(self.run.metrics, metrics_summary(self.info, progress, self.training.is_over))
+        summary = metrics_summary(self.info, progress, self.training.is_over)
+        write_json(self.run.metrics, summary | {"state": state_digest(self.run.last)})
 
     def load_best(self) -> None:
         """Load best.safetensors into the model; an average of the weights begins anew from it."""
@@ -134,4 +139,5 @@ def metrics_summary(info: RunInfo, progress: Progress, finished: bool) -> dict[s
         "device": info.device,
         "amp_dtype": info.amp_dtype,
         "versions": versions(),
+        "environment": dict(info.environment),
     }

@@ -4,35 +4,59 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastretina.errors import RunError
-from fastretina.system.files import try_lock
+from fastretina.system.files import still_names, try_lock
 
 _BEGUN = {".lock", ".config.json.tmp"}  # what a run leaves that was killed before it had written anything
+
+
+class _File:
+    """A file of the folder: its path, which is given out only as long as the folder is this run's."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: RunFolder, kind: type[RunFolder]) -> Path:
+        return run.file(self._name)
 
 
 class RunFolder:
     """Where one run keeps its files. Nothing is made or locked before `locked()`."""
 
+    config = _File("config.json")
+    results = _File("results.csv")
+    metrics = _File("metrics.json")
+    predictions = _File("predictions.csv")
+    curves = _File("curves.png")
+    confusion_train = _File("confusion_train.png")
+    confusion_test = _File("confusion_test.png")
+    batch = _File("batch.png")
+    report = _File("report.html")
+    best = _File("best.safetensors")
+    staged_best = _File(".next.best.safetensors")  # a new one, until the last.pt that speaks of it is on disk
+    last = _File("last.pt")
+    # The save before that, for the day when last.pt is corrupt; and the best checkpoint that it speaks of, if only as a copy.
+    previous = _File("last.prev.pt")
+    previous_best = _File("best.prev.safetensors")
+
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.config = self.path / "config.json"
-        self.results = self.path / "results.csv"
-        self.metrics = self.path / "metrics.json"
-        self.predictions = self.path / "predictions.csv"
-        self.curves = self.path / "curves.png"
-        self.confusion_train = self.path / "confusion_train.png"
-        self.confusion_test = self.path / "confusion_test.png"
-        self.batch = self.path / "batch.png"
-        self.report = self.path / "report.html"
-        self.best = self.path / "best.safetensors"
-        self.staged_best = self.path / ".next.best.safetensors"  # a new one, until the last.pt that speaks of it is on disk
-        self.last = self.path / "last.pt"
-        # The save before that, for the day when last.pt is corrupt; and the best checkpoint that it speaks of, if only as a copy.
-        self.previous = self.path / "last.prev.pt"
-        self.previous_best = self.path / "best.prev.safetensors"
+        self._lock: int | None = None  # the descriptor of its lock file, while it is held
+
+    def file(self, name: str) -> Path:
+        """The path of a file in it. RunError where it is locked, and its path has come to name something else since: what is
+        written there would end up among another run's files."""
+        lock = self.path / ".lock"
+        with suppress(OSError):
+            if self._lock is None or still_names(lock, self._lock):
+                return self.path / name
+        raise RunError(
+            f"{self.path}: was removed, renamed or taken by another run while this one went on, which stops here and writes no "
+            "more. If it was renamed, give its new name as --out: the last state saved is in it"
+        )
 
     def holds_comparison(self) -> bool:
         """Whether fastretina.compare writes here, whose runs have folders below this one."""
@@ -55,6 +79,12 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"{self.path}: cannot be used as a run folder: {error.strerror}; give another --out") from error
         with handle:
-            if not try_lock(handle.fileno()):
-                raise RunError(f"{self.path}: another run is writing to this folder; wait for it or give another --out")
-            yield
+            with suppress(OSError):  # a file system without locks: one run at a time is then the user's care
+                if not try_lock(handle.fileno()):
+                    raise RunError(f"{self.path}: another run is writing to this folder; wait for it or give another --out")
+            self._lock = handle.fileno()
+            try:
+                self.file(".lock")  # between opening and locking it the folder may have been removed
+                yield
+            finally:
+                self._lock = None

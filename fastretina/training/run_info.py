@@ -43,6 +43,7 @@ class DataInfo:
         path: of its file. sources: the packings that it is made of. grades: images by class, from 0 on.
         patients: whose they are; None where that is not known of all, of `unknown` images. known_as: what they are called there,
             to look for the same people in another file.
+        digest: of its `Beton`, which tells it from every other; None where that is unknown.
         contents: (N,) int64, a number for the bytes of each image, their crc32 and size; None for files without checksums.
     """
 
@@ -53,6 +54,7 @@ class DataInfo:
     unknown: int = 0
     sources: tuple[str, ...] = ()
     contents: npt.NDArray[numpy.int64] | None = field(default=None, compare=False)
+    digest: str | None = None
 
     @classmethod
     def of(cls, beton: Beton) -> DataInfo:
@@ -63,7 +65,8 @@ class DataInfo:
         sources = tuple(map(str, beton.sources))
         contents = None if beton.crcs is None else beton.sizes << 32 | beton.crcs
         people = None if known is None else frozenset(known)
-        return cls(str(beton.path), counts.tolist(), people, beton.known_as, patients.count(None), sources, contents)
+        whose = people, beton.known_as, patients.count(None)
+        return cls(str(beton.path), counts.tolist(), *whose, sources, contents, beton.digest)
 
     @property
     def images(self) -> int:
@@ -79,6 +82,7 @@ class DataInfo:
         """For metrics.json."""
         return {
             "path": self.path,
+            "digest": self.digest,
             "images": self.images,
             "grades": self.grades,
             "majority_share": self.majority_share,
@@ -94,6 +98,7 @@ class RunInfo:
     test_set: the open file of the test set: it says whose eye an image is, and the report shows some of the images.
     selection_metric: the metric that the best epoch is chosen by, by its name in metrics.json.
     start: the weights that it begins with, and how their file was understood.
+    environment: see `training.environment`.
     """
 
     settings: Mapping[str, Any]
@@ -107,6 +112,12 @@ class RunInfo:
     selection_metric: str
     test_set: Beton | None = None
     start: str = "from scratch"
+    environment: Mapping[str, str | int] = field(default_factory=dict)
+
+    @property
+    def digests(self) -> dict[str, str | None]:
+        """Of the data sets, by name."""
+        return {name: data.digest for name, data in self.data.items()}
 
     @property
     def selected_on(self) -> str:

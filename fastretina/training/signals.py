@@ -16,8 +16,15 @@ class StopAsked(Exception):
     """A signal arrived, or the steps of this call are done, and this is a good place to stop."""
 
 
+IMPATIENT = (signal.SIGINT, signal.SIGTERM)
+# These come again by themselves: SIGHUP from the kernel, from the shell that is closed too, and from systemd after SIGTERM; SIGXCPU
+# every second.
+REPEATED = (signal.SIGHUP, signal.SIGXCPU)
+
+
 class Signals:
-    """While entered, SIGINT and SIGTERM only make a note, for `stop_if_asked`; a second one stops at once, as if not entered.
+    """While entered, SIGINT, SIGTERM, SIGHUP (the terminal is closed) and SIGXCPU (a limit of CPU time) only make a note, for
+    `stop_if_asked`; a second SIGINT or SIGTERM stops at once, as if not entered. What is ignored stays so: nohup ignores SIGHUP.
 
     In the middle of an optimizer step there is no state worth saving, so that a run must come to the end of one first. Of several
     ranks all stop after the same step, though each may be told at another moment, or only one of them.
@@ -32,7 +39,8 @@ class Signals:
         # Python lets only the main thread set handlers; a run elsewhere is its caller's to stop.
         self._main = threading.current_thread() is threading.main_thread()
         if self._main:
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            heard = [number for number in (*IMPATIENT, *REPEATED) if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -42,14 +50,17 @@ class Signals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._arrived:
+            if number in REPEATED:
+                return
             raise self.exception()
         self._arrived = number
-        if self._world.is_main:
+        if self._world.is_main and number != signal.SIGHUP:  # after which there may be no terminal, and a line there is an error
             print("stopping after this step; once more to stop without saving", file=sys.stderr, flush=True)
 
     def exception(self) -> BaseException:
-        """What the command should end with: Terminated (143) or KeyboardInterrupt (130)."""
-        return Terminated() if signal.SIGTERM in (self.agreed, self._arrived) else KeyboardInterrupt()
+        """What the command should end with: KeyboardInterrupt (130), or Terminated (128 and the signal's number)."""
+        asked = self.agreed or self._arrived
+        return KeyboardInterrupt() if asked == signal.SIGINT else Terminated(asked)
 
     def stop_if_asked(self) -> None:
         """Raise StopAsked, on all ranks, where a signal has arrived on any."""

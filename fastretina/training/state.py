@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 import zipfile
 import zlib
@@ -11,13 +13,16 @@ from typing import Any
 
 import torch
 
-from fastretina.errors import CheckpointError, RunError
+from fastretina.beton.reader import Beton
+from fastretina.errors import BetonError, CheckpointError, LoaderError, RunError
 from fastretina.models.checkpoint import read_grader, sealed_bytes
 from fastretina.models.weights import load_safely, refuse_inflating
 from fastretina.system.files import sync_folder, unfinished, write_atomically, write_bytes
 from fastretina.training.config import FREE_SETTINGS, differing
+from fastretina.training.environment import environment, resume_note
 from fastretina.training.loop import Training
 from fastretina.training.run_folder import RunFolder
+from fastretina.training.run_info import SET_TITLES
 from fastretina.version import __version__
 
 STATE_FORMAT = 2  # last.pt's layout; one more whenever an older program could misread it
@@ -51,7 +56,57 @@ def load_state(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: format {state.get('format')}, this fastretina reads {STATE_FORMAT}; go on with the version that wrote it"
         )
+    if wrong := _misshapen(state):
+        raise CheckpointError(f"{path}: not as fastretina writes it: {wrong}")
     return state
+
+
+def _misshapen(state: Mapping[str, Any]) -> str | None:
+    """What of the values that are looked at before the rest fits a run is none that a run can save, in words."""
+    at = state["progress"]
+    for name in ("settings", "data", "environment", "progress"):
+        if not isinstance(state.get(name, {}), dict):
+            return f"{name} {state[name]!r}"
+    for name in ("epoch", "batch", "step"):
+        if type(at.get(name)) is not int or at[name] < 0:
+            return f"{name} {at.get(name)!r}"
+    best = at.get("best_epoch")
+    if best is not None and not (type(best) is int and 1 <= best <= at["epoch"]):
+        return f"best epoch {best!r} of {at['epoch']}"
+    return None
+
+
+def state_digest(path: Path) -> str | None:
+    """What tells a last.pt from every other, 32 hexadecimal digits: of the checksums that torch.save keeps of its parts, so that it
+    takes no time. None where it cannot be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = [(part.filename, part.CRC, part.file_size) for part in archive.infolist()]
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):
+        return None
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+
+def report_ending(digest: str | None) -> str:
+    """The last line of a run's report.html: of which state it tells, and that it was written to its end."""
+    return f"<!-- made from the training state {digest} -->\n"
+
+
+def is_reported(run: RunFolder) -> bool:
+    """Whether the folder's metrics and report are of its last.pt and, like that, of a finished run, and all tables and plots there.
+
+    A last.pt that was removed does not count: what is left must then agree with itself.
+    """
+    try:
+        metrics = json.loads(run.metrics.read_text())
+        digest, finished = metrics["state"], metrics["finished"]
+        ending = report_ending(digest).encode()
+        whole = run.report.read_bytes().endswith(ending)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    others = (run.results, run.predictions, run.curves, run.confusion_test, run.confusion_train)
+    of_state = not run.last.is_file() or state_digest(run.last) == digest
+    return finished is True and whole and of_state and all(path.is_file() for path in others)
 
 
 def find_best(run: RunFolder, best_epoch: int | None) -> Path | None:
@@ -132,12 +187,14 @@ def promote_best(run: RunFolder) -> None:
     sync_folder(run.path)
 
 
-def resume_state(run: RunFolder, resume: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+def resume_state(run: RunFolder, resume: str, settings: Mapping[str, Any], data: Mapping[str, Beton]) -> dict[str, Any] | None:
     """The training state to go on from, or None to begin. The folder must be locked.
 
     resume: `auto` (the folder's last.pt, if any), `never`, or a last.pt (or its folder), whose best checkpoint comes along.
+    data: the open data sets by name: train, test, and val if there is one.
     Where last.pt is corrupt, the save before it counts, and a line on standard error says so.
-    RunError where the folder is taken, or where `settings` differ from those of the state in more than FREE_SETTINGS.
+    RunError where the folder is taken, where `settings` differ from those of the state in more than FREE_SETTINGS, or where a data
+    set is another one than it was.
     """
     if run.holds_comparison():
         raise RunError(f"{run.path}: is the folder of a comparison; give another --out")
@@ -163,6 +220,14 @@ def resume_state(run: RunFolder, resume: str, settings: Mapping[str, Any]) -> di
         raise RunError(
             f"{source.path}: begun with other settings ({shown}); give the same ones to go on, or another --out to begin anew"
         )
+    if state.get("data") is None:
+        print(
+            f"{source.last}: of an older fastretina, which did not note what data it was of, nor on what machine: "
+            "whether they are those of now is unknown",
+            file=sys.stderr,
+        )
+    else:
+        refuse_other_data(source, state["data"], data)
     if source is run:
         settle(run, best, fell_back=problem is not None)
     elif best is not None:
@@ -173,6 +238,16 @@ def resume_state(run: RunFolder, resume: str, settings: Mapping[str, Any]) -> di
     return state
 
 
+def refuse_other_data(run: RunFolder, was: Mapping[str, str | None], data: Mapping[str, Beton]) -> None:
+    """RunError where a data set (by name: train, test, val) has not the digest that it had (`was`)."""
+    for name, beton in data.items():
+        if was.get(name) != beton.digest:
+            raise RunError(
+                f"{beton.path}: is not the {SET_TITLES[name]} set that {run.path} was begun with: it has been packed anew or "
+                "replaced since. Put the file of then back to go on, or give another --out to begin anew"
+            )
+
+
 def _has_state(run: RunFolder) -> bool:
     return run.last.is_file() or run.previous.is_file()
 
@@ -181,15 +256,37 @@ def restore(training: Training, state: dict[str, Any], source: Path) -> None:
     """Put a state that `Recorder.save` wrote to `source` into the training. The number of ranks may be another."""
     try:
         training.progress.load_state_dict(state["progress"], training.world)
+        _check_position(training, state["loader"])
         training.model.load_state_dict(state["model"])
         if training.average is not None:
             training.average.load_state_dict(state["average"])
         training.optimizer.load_state_dict(state["optimizer"])
         training.schedule.load_state_dict(state["schedule"])
         training.scaler.load_state_dict(state["scaler"])
-        training.train_loader(training.progress.epoch).load_state_dict(state["loader"])
+        loader = training.train_loader(training.progress.epoch)
+        # Where an older state does not say of what data it is, `resume_state` has said so.
+        loader.load_state_dict({"data": loader.dataset.digest} | state["loader"])
         torch.set_rng_state(state["rng_cpu"])
         if state["rng_cuda"]:
             torch.cuda.set_rng_state(state["rng_cuda"][0])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        note = resume_note(state["environment"], environment(training.world)) if "environment" in state else None
+        if training.world.is_main and note is not None:
+            print(f"{source}: {note}", file=sys.stderr)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, LoaderError, BetonError) as error:
         raise CheckpointError(f"{source}: does not fit this run: {error}; begin anew in another --out") from error
+
+
+def _check_position(training: Training, loader: Mapping[str, Any]) -> None:
+    """ValueError where the state cannot be of a run on these data, of which only what is there is known of an older state."""
+    at, batches = training.progress, len(training.train_loader(training.progress.epoch))
+    if not 0 <= at.batch <= batches:
+        raise ValueError(f"batch {at.batch} of an epoch of {batches}")
+    stands, expected = (loader["epoch"], loader["batch"]), (at.epoch + at.batch // batches, at.batch % batches)
+    if stands != expected:
+        raise ValueError(f"its loader stands at epoch and batch {stands}, its progress at {expected}")
+    for answers, evaluated in ((at.best_test, training.test_loader), (at.best_val, training.val_loader)):
+        if answers is not None and evaluated is not None:
+            beton = evaluated.dataset
+            labels = beton.labels[beton.index_of(answers.ids.numpy())]
+            if len(labels) != len(beton) or labels.tolist() != answers.labels.tolist():
+                raise ValueError(f"its answers are not for the images of {beton.path}")

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastretina import train
+from fastretina import train, write_beton
 from fastretina.compare import CompareConfig, main, plan
 from fastretina.errors import CheckpointError, RunError, UsageError
 from fastretina.grading import RETINOPATHY, Classes
@@ -26,7 +27,8 @@ from fastretina.report.compared import ComparedRun, terminal_table
 from fastretina.report.comparison import comparison_html
 from fastretina.training.config import as_settings
 from fastretina.training.run_folder import RunFolder
-from fastretina.training.state import load_state
+from fastretina.training.state import load_state, report_ending
+from tests.conftest import write_tiny_folder
 
 NAMES = ("accuracy", "balanced_accuracy", "qwk", "macro_f1")
 SMALL = {"epochs": 2, "batch_size": 20, "resolution": 32, "lr": 3e-4, "workers": 1}
@@ -158,6 +160,36 @@ def test_a_killed_comparison_restarts_where_it_stopped(whole, tmp_path, capsys):
 def test_other_settings_are_named_and_refused(whole):
     with pytest.raises(RunError, match=r"epochs was 2, now 3, seed was 0, now 1"):
         main(replace(whole, epochs=3, seed=1))
+
+
+def test_a_comparison_whose_data_were_packed_anew_is_refused_by_name(whole, tiny_betons, tmp_path):
+    """Its finished runs are of other data than those to come."""
+    shutil.copytree(whole.out, tmp_path / "compare")
+    images = tmp_path / "images"
+    write_tiny_folder(images, 20, 60, seed=9)
+    write_beton(tmp_path / "other.beton", images=images, labels=images / "labels.csv", size=64, workers=1)
+    settings = replace(whole, out=tmp_path / "compare", archs="resnet18,resnet50")
+    before = tiny_betons.test.read_bytes()
+    try:
+        shutil.copy(tmp_path / "other.beton", tiny_betons.test)
+        with pytest.raises(RunError, match=r"test\.beton: is not the test set that .*resnet18-scratch was begun with"):
+            main(settings)
+    finally:
+        tiny_betons.test.write_bytes(before)
+    assert not (tmp_path / "compare" / "resnet50-scratch").exists()
+
+
+def test_a_run_with_the_report_of_another_state_is_not_taken_for_finished(whole, tmp_path, capsys):
+    shutil.copytree(whole.out, tmp_path / "compare")
+    settings = replace(whole, out=tmp_path / "compare")
+    first = RunFolder(folders(settings)[0])
+    written = first.report.read_text()
+    first.report.write_text(written.rpartition("<!--")[0] + report_ending("0" * 32))
+    state = first.last.read_bytes()
+    assert main(settings) == 0
+    assert f"{first.path}, finished" not in capsys.readouterr().out
+    assert first.report.read_text().endswith(written[written.rindex("<!--") :])
+    assert first.last.read_bytes() == state
 
 
 def test_weights_that_do_not_fit_an_architecture_are_refused_before_anything_is_trained(tiny_betons, weights, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastretina import evaluate, predict, train
+from fastretina import evaluate, predict, train, write_beton
 from fastretina.errors import CheckpointError, RunError, UsageError
 from fastretina.evaluate import EvaluateConfig
 from fastretina.grading import Classes
@@ -63,6 +63,24 @@ def test_evaluate_finds_the_metrics_of_the_run(run, tiny_betons, tmp_path, capsy
     printed = capsys.readouterr().out
     assert f"{found['accuracy']:.4f}" in printed
     assert "4 proliferative" in printed
+
+
+@pytest.mark.parametrize(("name", "said"), [("train", "the very set that this model was trained on"), ("test", "optimistic")])
+def test_evaluate_says_that_the_training_has_seen_these_very_data(run, tiny_betons, tmp_path, capsys, name, said):
+    copy = shutil.copy(getattr(tiny_betons, name), tmp_path / "copy.beton")
+    evaluate.main(EvaluateConfig(run / "best.safetensors", copy, out=tmp_path / "out", batch_size=8))
+    assert said in capsys.readouterr().err
+    known = json.loads((run / "metrics.json").read_text())["data"][name]["digest"]
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["data_digest"] == known
+
+
+def test_evaluate_says_nothing_of_data_that_the_training_has_not_seen(run, tiny_betons, tmp_path, capsys):
+    images = tiny_betons.test_images
+    lines = (images / "labels.csv").read_text().splitlines()[:-1]
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    write_beton(tmp_path / "new.beton", images=images, labels=tmp_path / "labels.csv", size=64, workers=1)
+    evaluate.main(EvaluateConfig(run / "best.safetensors", tmp_path / "new.beton", batch_size=8))
+    assert "this model" not in capsys.readouterr().err
 
 
 def test_answers_do_not_depend_on_the_batch(run, tiny_betons, tmp_path):

@@ -1,8 +1,9 @@
 """A process that has imported everything and compiled the kernels, and forks a training run for each line that it reads.
 
 A run so begins within milliseconds, where importing torch takes seconds: runs can be killed by the hundred. One line of JSON in,
-`{"flags": [...], "ids": PATH, "kill_after": SECONDS, "end_at": STEP, "die_before": N, "limit": BYTES, "tiny": true}`; one out: the
-exit code (negative: the signal), its output, and how many operations on files it did, if it lived to tell.
+`{"flags": [...], "ids": PATH, "kill_after": SECONDS, "end_at": STEP, "die_before": N, "limit": BYTES, "limit_in": "tables" or
+"report", "report": true, "umask": N, "tiny": true}`; one out: the exit code (negative: the signal), its output, and how many
+operations on files it did, if it lived to tell.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def die_before(number: int | None, done: list[int]) -> None:
 
 def run(job: dict[str, Any], done: list[int]) -> None:
     """What the child does instead of `python -m fastretina.train`."""
-    RunPictures.finish = lambda pictures: None  # pictures and report take seconds and are made from what is saved
+    os.umask(job.get("umask", 0o22))
+    if not job.get("report"):
+        RunPictures.finish = lambda pictures: None  # pictures and report take seconds and are made from what is saved
     if job.get("tiny"):
         build.build_model = lambda *_: Tiny()
     if job.get("ids"):
@@ -73,14 +76,18 @@ def run(job: dict[str, Any], done: list[int]) -> None:
 
         loop.Tally.add = noting
     if job.get("limit") is not None:
-        end_epoch = Recorder.end_epoch
+        # From the second epoch on; or in the last one's tables, or in the report.
+        places = {"tables": (Recorder, "_write_tables", 3), "report": (RunPictures, "finish", 1)}
+        owner, name, call = places.get(job.get("limit_in", ""), (Recorder, "end_epoch", 2))
+        real, calls = getattr(owner, name), [0]
 
-        def limited(recorder: Recorder, improved: bool) -> None:
-            if recorder.training.progress.epoch == 2:
+        def limited(*given: Any, **more: Any) -> None:
+            calls[0] += 1
+            if calls[0] == call:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (job["limit"], job["limit"]))
-            end_epoch(recorder, improved)
+            real(*given, **more)
 
-        Recorder.end_epoch = limited
+        setattr(owner, name, limited)
     die_before(job.get("die_before"), done)
     train.run_command(job["flags"])
 

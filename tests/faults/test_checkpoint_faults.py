@@ -34,8 +34,10 @@ def save(run: RunFolder, epoch: int, best: int | None, improved: bool) -> None:
     """What a run does at the end of an epoch, with small tensors."""
     if improved:
         write_grader(run.staged_best, {"w": torch.full((50,), float(epoch))}, grader(epoch))
-    progress = {"epoch": epoch, "step": 5 * epoch, "best_epoch": best}
-    save_state(run.last, {"progress": progress, "settings": SETTINGS, "w": torch.full((500,), epoch)}, older=run.previous)
+    progress = {"epoch": epoch, "batch": 0, "step": 5 * epoch, "best_epoch": best}
+    save_state(
+        run.last, {"progress": progress, "settings": SETTINGS, "data": {}, "w": torch.full((500,), epoch)}, older=run.previous
+    )
     if improved:
         promote_best(run)
     else:
@@ -83,7 +85,7 @@ def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(
         if harmless(struck.last):
             same += 1
         else:
-            state = resume_state(struck, "auto", SETTINGS)
+            state = resume_state(struck, "auto", SETTINGS, {})
             assert state is not None
             assert (state["progress"]["epoch"], state["progress"]["best_epoch"]) == (3, 2)
             said = capsys.readouterr().err
@@ -93,7 +95,7 @@ def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(
             assert torch.equal(read_tensors(struck.best)["w"], torch.full((50,), 2.0))
             # Once settled it is like any other run: the good state is last.pt, and nothing more is said.
             assert load_state(struck.last)["progress"]["epoch"] == 3
-            assert resume_state(struck, "auto", SETTINGS)["progress"]["epoch"] == 3
+            assert resume_state(struck, "auto", SETTINGS, {})["progress"]["epoch"] == 3
             assert capsys.readouterr().err == ""
             assert sorted(entry.name for entry in struck.path.iterdir()) == ["best.safetensors", "last.pt"]
         shutil.rmtree(struck.path)
@@ -119,12 +121,12 @@ def test_a_damaged_best_checkpoint_is_never_graded_with(run: RunFolder, tmp_path
             assert is_intact(struck.best.read_bytes()) is None
         except CheckpointError:
             pass
-        state = resume_state(struck, "auto", SETTINGS)
+        state = resume_state(struck, "auto", SETTINGS, {})
         assert state is not None
         # The state before speaks of another best checkpoint, or there is a copy of the one that both speak of.
         assert (state["progress"]["epoch"], state["progress"]["best_epoch"]) == ((3, 2) if improved else (4, 2))
         assert torch.equal(read_tensors(struck.best)["w"], torch.full((50,), 2.0))
-        assert resume_state(struck, "auto", SETTINGS)["progress"] == state["progress"]
+        assert resume_state(struck, "auto", SETTINGS, {})["progress"] == state["progress"]
         shutil.rmtree(struck.path)
         tried("training: best.safetensors cut or flipped: refused, and at a resume the copy or the state before steps in")
 
@@ -133,7 +135,7 @@ def test_where_both_copies_of_the_best_are_damaged_the_run_is_not_taken_up(run: 
     for path in (run.best, run.previous_best):
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="missing, corrupt or not of epoch"):
-        resume_state(run, "auto", SETTINGS)
+        resume_state(run, "auto", SETTINGS, {})
     assert run.last.exists()
 
 
@@ -148,18 +150,18 @@ def test_where_both_states_are_damaged_the_newer_one_is_named(run: RunFolder) ->
     run.last.write_bytes(b"")
     run.previous.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"last\.pt: "):
-        resume_state(run, "auto", SETTINGS)
+        resume_state(run, "auto", SETTINGS, {})
 
 
 def test_a_missing_state_falls_back_too(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     run.last.unlink()
-    assert resume_state(run, "auto", SETTINGS)["progress"]["epoch"] == 3
+    assert resume_state(run, "auto", SETTINGS, {})["progress"]["epoch"] == 3
     assert "no such training state" in capsys.readouterr().err
 
 
 def test_a_run_taken_up_by_its_own_name_falls_back_as_with_auto(run: RunFolder) -> None:
     run.last.write_bytes(b"damaged")
-    assert resume_state(run, str(run.path / "last.pt"), SETTINGS)["progress"]["epoch"] == 3
+    assert resume_state(run, str(run.path / "last.pt"), SETTINGS, {})["progress"]["epoch"] == 3
     assert load_state(run.last)["progress"]["epoch"] == 3
     assert not run.previous.exists()
 
@@ -169,7 +171,7 @@ def test_a_run_taken_up_elsewhere_falls_back_without_touching_the_source(run: Ru
     before = {entry.name: entry.read_bytes() for entry in run.path.iterdir()}
     other = RunFolder(tmp_path / "other")
     other.path.mkdir()
-    assert resume_state(other, str(run.path), SETTINGS)["progress"]["epoch"] == 3
+    assert resume_state(other, str(run.path), SETTINGS, {})["progress"]["epoch"] == 3
     assert torch.equal(read_tensors(other.best)["w"], torch.full((50,), 2.0))
     assert {entry.name: entry.read_bytes() for entry in run.path.iterdir()} == before
 

@@ -14,14 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
-from test_train import rows
+from fork_runs import Tiny
+from test_train import config, rows
 
+from fastretina import train
 from fastretina.beton.reader import Beton
 from fastretina.models.checkpoint import read_tensors
+from fastretina.report.run import RunPictures
+from fastretina.training import build
+from fastretina.training.recorder import Recorder
 from fastretina.training.run_folder import RunFolder
-from fastretina.training.state import load_state
+from fastretina.training.state import is_reported, load_state
 
 HANG = 60  # seconds; only reached when something hangs
 PROMPT = 5  # seconds until an error must have reached the user
@@ -191,6 +197,79 @@ def test_a_full_disk_while_saving_leaves_the_old_state_and_says_why(
     assert runs(run.path, tiny=True).code == 0
     assert_same(reference, run.path)
     tried("training: disk full while saving")
+
+
+@pytest.mark.tries(1, 2)
+def test_a_full_disk_in_the_last_tables_or_in_the_report_costs_nothing_that_was_trained(
+    runs: Runs, whole: tuple[Path, dict[int, str], int], tmp_path: Path, tries: int, tried
+) -> None:
+    reference, ids, _ = whole
+    for place in ("tables", "report")[:tries]:
+        run, log = RunFolder(tmp_path / place), tmp_path / f"{place}.ids"
+        ended = runs(run.path, limit=100, limit_in=place, tiny=True, report=True, ids=str(log))
+        assert ended.code == 1, ended.output
+        assert "File too large" in ended.output
+        assert "Traceback" not in ended.output
+        assert load_state(run.last)["progress"]["epoch"] == 3
+        assert not is_reported(run)
+        assert not [entry for entry in run.path.iterdir() if entry.name.endswith(".tmp")]
+        again = runs(run.path, tiny=True, report=True, ids=str(log))
+        assert again.code == 0, again.output
+        assert is_reported(run)
+        assert_same(reference, run.path)
+        assert sample_ids(log) == ids  # nothing was trained again
+        tried("training: disk full in the last tables, in the report")
+
+
+def test_under_umask_077_all_that_a_run_leaves_is_its_owners_alone(runs: Runs, tmp_path: Path) -> None:
+    assert runs(tmp_path / "run", tiny=True, umask=0o77).code == 0
+    assert {entry.stat().st_mode & 0o77 for entry in [tmp_path / "run", *(tmp_path / "run").iterdir()]} == {0}
+
+
+@pytest.mark.tries(40, 200)
+def test_the_memory_of_a_run_of_many_epochs_stays_flat(tiny_betons, tmp_path: Path, tries: int, monkeypatch, tried) -> None:
+    """After the first quarter of them a run may grow by its history alone: at most 20 kB an epoch, and 4 MB of noise."""
+    monkeypatch.setattr(build, "build_model", lambda *_: Tiny())
+    monkeypatch.setattr(RunPictures, "finish", lambda pictures: None)
+    seen, process = [], psutil.Process()
+    end_epoch = Recorder.end_epoch
+
+    def noting(recorder: Recorder, improved: bool) -> None:
+        end_epoch(recorder, improved)
+        seen.append(process.memory_info().rss)
+
+    monkeypatch.setattr(Recorder, "end_epoch", noting)
+    train.main(config(tiny_betons, tmp_path / "run", epochs=tries))
+    assert len(seen) == tries
+    assert max(seen[tries // 4 :]) - seen[tries // 4] < 20e3 * tries + 4e6
+    tried("training: epochs of a run whose memory stays flat", tries)
+
+
+@pytest.mark.slow_faults
+def test_a_run_under_OO_is_the_same_run(whole: tuple[Path, dict[int, str], int], tiny_betons, tmp_path: Path) -> None:
+    """Python without assertions and docstrings."""
+    flags = [f"--train={tiny_betons.train}", f"--test={tiny_betons.test}", f"--out={tmp_path / 'run'}", "--epochs=3"]
+    flags += ["--batch-size=8", "--resolution=32", "--seed=7", "--workers=1"]
+    script = "import sys, torch, fork_runs; fork_runs.run({'flags': sys.argv[1:], 'tiny': True}, [0])"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
+    done = subprocess.run(
+        [sys.executable, "-OO", "-c", script, *flags], env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert_same(whole[0], tmp_path / "run")
+
+
+def test_torchs_deterministic_mode_changes_nothing(
+    whole: tuple[Path, dict[int, str], int], tiny_betons, tmp_path: Path, one_thread, monkeypatch
+) -> None:
+    monkeypatch.setattr(build, "build_model", lambda *_: Tiny())
+    monkeypatch.setattr(RunPictures, "finish", lambda pictures: None)
+    torch.use_deterministic_algorithms(True)
+    try:
+        train.main(config(tiny_betons, tmp_path / "run"))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_same(whole[0], tmp_path / "run")
 
 
 def test_a_damaged_sample_stops_a_run_that_names_it(tiny_betons, tmp_path: Path, tried) -> None:

@@ -109,7 +109,7 @@ def test_cut_and_foreign_checkpoints_are_named(saved, tmp_path):
 
 
 def test_a_training_state_comes_back_equal(tmp_path):
-    state = {"progress": {"epoch": 2}, "tensor": torch.arange(5), "nested": [{"a": None}, (1.5, "x")]}
+    state = {"progress": {"epoch": 2, "batch": 0, "step": 3}, "tensor": torch.arange(5), "nested": [{"a": None}, (1.5, "x")]}
     save_state(tmp_path / "last.pt", state)
     loaded = load_state(tmp_path / "last.pt")
     assert loaded["progress"] == state["progress"]
@@ -142,7 +142,7 @@ def test_truncated_flipped_foreign_and_malicious_training_states_are_refused(tmp
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     path = tmp_path / "last.pt"
-    save_state(path, {"progress": {"epoch": 1}})
+    save_state(path, {"progress": {"epoch": 1, "batch": 0, "step": 3}})
 
     def full(state, file):
         file.write(b"half of it")
@@ -150,8 +150,8 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(RunError, match=r"last\.pt: cannot be written: No space left"):
-        save_state(path, {"progress": {"epoch": 2}})
-    assert load_state(path)["progress"] == {"epoch": 1}
+        save_state(path, {"progress": {"epoch": 2, "batch": 0, "step": 6}})
+    assert load_state(path)["progress"] == {"epoch": 1, "batch": 0, "step": 3}
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -11,6 +11,7 @@ import torch
 from fastretina.system.tracing import span
 from fastretina.training import profiler as profiler_module
 from fastretina.training.profiler import StepProfiler
+from fastretina.training.run_folder import RunFolder
 
 
 def train_steps(profiler: StepProfiler, steps: int) -> None:
@@ -24,7 +25,7 @@ def train_steps(profiler: StepProfiler, steps: int) -> None:
 
 
 def test_the_steps_after_the_warm_up_are_recorded_with_their_spans(tmp_path):
-    with StepProfiler(tmp_path, steps=3, warm_up=2) as profiler:
+    with StepProfiler(RunFolder(tmp_path), steps=3, warm_up=2) as profiler:
         train_steps(profiler, 8)
     events = json.loads(gzip.decompress((tmp_path / "profile.json.gz").read_bytes()))["traceEvents"]
     marked = [event["name"] for event in events if event.get("cat") == "user_annotation"]
@@ -38,7 +39,7 @@ def test_the_steps_after_the_warm_up_are_recorded_with_their_spans(tmp_path):
 
 def test_a_profiler_that_is_off_touches_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(profiler_module, "profile", lambda **_: pytest.fail("started"))
-    with StepProfiler(tmp_path, steps=0) as profiler:
+    with StepProfiler(RunFolder(tmp_path), steps=0) as profiler:
         train_steps(profiler, 20)
         assert span("x") is span("y")
     assert list(tmp_path.iterdir()) == []
@@ -50,7 +51,7 @@ def test_a_loop_that_ends_early_keeps_what_was_recorded_and_an_error_leaves_noth
         folder = tmp_path / name
         folder.mkdir()
         try:
-            with StepProfiler(folder, steps=5, warm_up=0) as profiler:
+            with StepProfiler(RunFolder(folder), steps=5, warm_up=0) as profiler:
                 train_steps(profiler, 2)
                 if error is not None:
                     raise error
