@@ -57,7 +57,8 @@ def main(config: PredictConfig) -> int:
     from fastretina.packing.folder import in_words
     from fastretina.report.overlays import Explainer, OverlayFolder
     from fastretina.report.page import percent
-    from fastretina.system.files import csv_line, write_atomically
+    from fastretina.system.csv_text import csv_line
+    from fastretina.system.files import write_atomically
     from fastretina.system.progress import progress_bar
 
     check_views(config.tta)
