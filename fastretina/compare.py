@@ -8,7 +8,6 @@ fastretina compare --weights 'none,runs/scratch/{arch}-scratch/best.safetensors'
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import sys
@@ -22,8 +21,9 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from fastretina import cli, train
-from fastretina.errors import CheckpointError, FastretinaError, RunError, UsageError
+from fastretina.errors import CheckpointError, FastretinaError, RunError, UsageError, printable
 from fastretina.models.options import BACKBONES
+from fastretina.system.json_text import read_json
 from fastretina.training.config import FREE_SETTINGS, Recipe, TrainConfig, as_settings, check, differing, flags_from
 from fastretina.training.run_folder import RunFolder
 
@@ -98,7 +98,7 @@ def main(config: CompareConfig) -> int:
                     train.main(run.config)
                 done.append(ComparedRun.read(run.folder, run.config.arch, run.config.weights))
             except FastretinaError as error:  # the others should not be lost for it
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                print(printable(f"error: {error}"), file=sys.stderr, flush=True)
                 failed.append(run.name)
                 continue
             if not finished and number < len(runs):  # to look at while the others train
@@ -167,7 +167,7 @@ def _name(arch: str, weights: str | None) -> str:
 
 def _finished(run: PlannedRun) -> bool:
     try:
-        finished = json.loads(run.folder.metrics.read_text())["finished"]
+        finished = read_json(run.folder.metrics)["finished"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return finished is True and run.folder.report.is_file()
@@ -179,7 +179,7 @@ def _refuse_other_settings(runs: Sequence[PlannedRun]) -> None:
         if not run.folder.last.is_file() and not _finished(run):
             continue
         try:
-            others = differing(json.loads(run.folder.config.read_text()), as_settings(run.config), FIXED)
+            others = differing(read_json(run.folder.config), as_settings(run.config), FIXED)
         except (OSError, ValueError, AttributeError) as error:
             raise RunError(f"{run.folder.config}: cannot be read ({error}); remove {run.folder.path} to train it anew") from error
         if others:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastretina.errors import JpegError
+from fastretina.errors import JpegError, printable
 from fastretina.models.checkpoint import Grader
 from fastretina.packing.folder import walk
 from fastretina.packing.inspect import read_file
@@ -92,7 +92,7 @@ def _first(waiting: deque[tuple[Photograph, Future[tuple[Pixels, tuple[str, ...]
         except (JpegError, OSError, MemoryError) as error:
             one = one._replace(error=str(error) or "not enough memory to decode it")
     tally.bad += 1
-    print(f"error: {one.path}: {one.error}", file=sys.stderr, flush=True)
+    print(printable(f"error: {one.path}: {one.error}"), file=sys.stderr, flush=True)
     return one
 
 

@@ -29,10 +29,12 @@ class AtomicFile:
 
     def __init__(self, path: Path, error: type[FastretinaError] = RunError) -> None:
         """error: what all methods raise, with the path and the system's reason; here also where another process writes the file."""
-        self.path = path
-        self._partial, self._error, self._descriptor = unfinished(path), error, -1
         if path.is_dir():
             raise error(f"{path}: is a folder; give a file name")
+        if path.exists() and not path.is_file():  # renamed over /dev/null, by root, it would be /dev/null for everybody
+            raise error(f"{path}: is a device or a pipe, which no file can take the place of; give a file name")
+        self.path = path
+        self._partial, self._error, self._descriptor = unfinished(path), error, -1
         with self._reported():
             # Between open and lock its previous owner may have renamed or removed it; then start over.
             while not still_names(self._partial, descriptor := self._open_locked()):
