@@ -138,7 +138,7 @@ def plan(config: CompareConfig) -> list[PlannedRun]:
             if any(run.config.arch == arch and run.config.weights == start for run in runs):
                 raise UsageError(f"--weights {entry}: names the same weights for {arch} a second time")
             if any(run.name == name for run in runs):  # two files of the same name in folders of the same name
-                name += "-" + hashlib.sha256(str(start).encode()).hexdigest()[:8]
+                name += "-" + hashlib.sha256(str(start).encode(errors="backslashreplace")).hexdigest()[:8]
             out = config.out / name
             runs.append(PlannedRun(name, entry, TrainConfig(**recipe, arch=arch, weights=start, out=out), RunFolder(out)))
         if not any(run.config.arch == arch for run in runs):

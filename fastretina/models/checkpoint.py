@@ -84,7 +84,7 @@ def read_grader(path: Path) -> Grader:
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint")
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="numpy") as file:  # torch's way of mapping a file wants a path in UTF-8
             stored = dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a safetensors file, or corrupt: {error}") from error

@@ -50,7 +50,7 @@ def write_comparison(folder: RunFolder, runs: Sequence[ComparedRun], settings: M
         },
     )
     write_bytes(folder.path / "compare.png", plots.comparison(runs))
-    write_bytes(folder.report, comparison_html(runs, settings).encode())
+    write_bytes(folder.report, comparison_html(runs, settings).encode(errors="backslashreplace"))
 
 
 def comparison_html(runs: Sequence[ComparedRun], settings: Mapping[str, Any]) -> str:

@@ -274,4 +274,4 @@ class RunPictures:
                 path, plots.confusion(scores.metrics.confusion, f"{title} set, best epoch ({best.epoch})", self._info.classes)
             )
         batch = run.batch.read_bytes() if run.batch.is_file() else None
-        write_bytes(run.report, report_html(Results.of_run(self._info, self._progress, batch)).encode())
+        write_bytes(run.report, report_html(Results.of_run(self._info, self._progress, batch)).encode(errors="backslashreplace"))

@@ -185,4 +185,5 @@ def write_bytes(path: Path, data: bytes, error: type[FastretinaError] = RunError
 
 def write_json(path: Path, value: Any) -> None:
     """Write strict JSON atomically; NaN and infinity are a ValueError: what is undefined is None here and null there."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    write_bytes(path, text.encode(errors="backslashreplace"))  # a path may be no text; JSON reads the escape as that path again

@@ -6,6 +6,7 @@ Every command runs as `python -m fastretina.X`, as a user calls it, and is to en
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import subprocess
 import sys
@@ -13,11 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fork_runs import Tiny
 from test_checkpoint import grader
 
 from fastretina import cli, open_beton
+from fastretina.models import checkpoint
 from fastretina.models.checkpoint import save_grader
 from fastretina.models.resnet import build_model
+from fastretina.training import build
 
 # Everything that can be imported, but for what is there before Python looks into any folder, and the package itself.
 INSTALLED = {name.partition("/")[0] for name in importlib.metadata.packages_distributions()}
@@ -39,12 +43,12 @@ def command(name: str, place: Path, out: Path) -> list[str]:
     """A call of each command that uses all that it has: worker processes, kernels, pictures."""
     sets = ["--train", f"{place}/train.beton", "--test", f"{place}/test.beton", "--resolution", "32"]
     table = ["--images", f"{place}/photos", "--labels", f"{place}/photos/labels.csv"]
-    checkpoint = ["--checkpoint", f"{place}/best.safetensors"]
+    with_best = ["--checkpoint", f"{place}/best.safetensors"]
     calls = {
         "pack": [*table, "--size", "48", "--workers", "1", "--out", f"{out}/a.beton"],
         "verify": [f"{place}/test.beton"],
         "sample": ["--out", f"{out}/sample", "--train", "2", "--test", "2", "--workers", "1"],
-        "predict": [*checkpoint, f"{place}/photos", "--explain", f"{out}/explained"],
+        "predict": [*with_best, f"{place}/photos", "--explain", f"{out}/explained"],
         "train": [*sets, "--epochs", "1", "--out", f"{out}/run"],
     }  # fmt: skip
     return ["-m", f"fastretina.{name}", *calls[name]]
@@ -167,3 +171,31 @@ def test_a_terminal_of_one_column_is_written_to(tried) -> None:
     assert done.returncode == 0
     assert b"--workers" in done.stdout
     tried("terminal: one column")
+
+
+def test_a_run_of_paths_that_are_no_text_goes_on_and_is_used(
+    tiny_betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tried
+) -> None:
+    monkeypatch.setattr(build, "build_model", lambda *_: Tiny())
+    monkeypatch.setattr(checkpoint, "build_model", lambda *_: Tiny())
+    names = {name: tmp_path / os.fsdecode(b"\xff" + name.encode()) for name in ("train.beton", "test.beton", "run", "out", "a.csv")}
+    names["train.beton"].symlink_to(tiny_betons.train)
+    names["test.beton"].symlink_to(tiny_betons.test)
+    best = names["run"] / "best.safetensors"
+    sets = ["--train", names["train.beton"], "--test", names["test.beton"], "--resolution", "32", "--workers", "1"]
+    calls = [
+        ["train", *sets, "--epochs", "1", "--out", names["run"]],
+        ["train", "--config", names["run"] / "config.json", "--epochs", "2"],
+        ["evaluate", "--checkpoint", best, "--data", names["test.beton"], "--out", names["out"]],
+        ["predict", "--checkpoint", best, tiny_betons.test_images / "15_left.jpeg", "--csv", names["a.csv"]],
+    ]
+    for words in calls:
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(word) for word in words])
+        assert end.value.code == 0, capsys.readouterr().err
+    found = json.loads((names["out"] / "metrics.json").read_bytes())
+    assert Path(found["data"]) == names["test.beton"]
+    assert len((names["run"] / "results.csv").read_text().splitlines()) == 3
+    assert rb"\udcff" in (names["run"] / "report.html").read_bytes()
+    assert {"confusion.png", "predictions.csv"} < {entry.name for entry in names["out"].iterdir()}
+    tried("paths that are not UTF-8: a run, its resume, its use", len(calls))
