@@ -5,7 +5,22 @@
 Names are loaded on first use, so that packing tools and their worker processes never import torch.
 """
 
-from __future__ import annotations
+import os
+import sys
+
+# `python -m fastretina.train` has Python look into the current folder first, for every library: with a cv2.py, a json.py, even a
+# __future__.py among somebody's photographs it would run that. So nothing else is imported before the folder is off the path; or at
+# its end, where this package was found in it, for the worker processes that must find it too. While `-m` looks for its module,
+# argv[0] holds the "-m", and orig_argv has the module's name in its place.
+if sys.argv[0] == "-m" and sys.orig_argv[-len(sys.argv)].removeprefix("-m").startswith("fastretina."):
+    try:
+        _current = os.getcwd()  # noqa: PTH109  pathlib would be one of those that are looked for there
+    except OSError:
+        _current = ""  # it has been removed, and is not on the path
+    if sys.path[0] == _current:  # not with PYTHONSAFEPATH
+        del sys.path[0]
+        if __path__[0] == f"{_current}/fastretina":
+            sys.path.append(_current)
 
 from importlib import import_module
 from typing import TYPE_CHECKING

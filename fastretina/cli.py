@@ -6,9 +6,13 @@ import argparse
 import atexit
 import gc
 import inspect
+import os
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -16,10 +20,12 @@ from typing import NoReturn, TypeVar
 
 import tyro
 
-from fastretina.errors import EXIT_SIGINT, FastretinaError, Terminated
+from fastretina.errors import EXIT_SIGINT, FastretinaError, RunError, Terminated, UsageError, printable
+from fastretina.system.streams import coloured, standard_streams
 from fastretina.version import __version__
 
 Config = TypeVar("Config")
+LEAST_COLUMNS = 20  # tyro never comes to an end of its lines on a terminal of 5
 
 COMMANDS = {  # modules of this package, each with a `run_command`
     "pack": "pack photographs and their grades into a .beton file",
@@ -71,7 +77,8 @@ def run(
     of the command line override.
 
     Exit codes: what `main` returns (None is 0); a FastretinaError's own (1, or 2 for UsageError) after one line on
-    standard error; 130 on SIGINT; 143 on SIGTERM, 129 on SIGHUP, 152 on SIGXCPU.
+    standard error; 1 where the system refuses something (a line), or for a bug (its traceback); 130 on SIGINT; 143 on SIGTERM,
+    129 on SIGHUP, 152 on SIGXCPU.
     """
     signal.signal(signal.SIGTERM, _terminate)
     # A closed terminal and a batch system's limit of CPU time; where nohup has one ignored it stays so.
@@ -81,18 +88,69 @@ def run(
     # As it exits Python looks for garbage among all that torch, numba and matplotlib hold: 5.3 s on a busy machine, and 0.8 s so.
     atexit.register(gc.freeze)
     words = sys.argv[1:] if argv is None else list(argv)
-    try:
+    with standard_streams() as streams, _one_line_errors():
         if flags_from is not None:
             file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
             file.add_argument("--config", type=Path)
             if (given := file.parse_known_args(words)[0].config) is not None:
                 words = [*flags_from(given), *words]
+        _check_current_folder()
+        for word in words:
+            if "\0" in word:  # out of a config.json; a command line cannot hold one
+                raise UsageError(f"{word}: holds a NUL, which no path can")
         description = inspect.getdoc(main) or inspect.getdoc(config)
-        code = main(tyro.cli(config, description=description, args=words, prog=prog or _program()))
-    except FastretinaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(EXIT_SIGINT)
+        columns = str(max(LEAST_COLUMNS, shutil.get_terminal_size().columns))
+        with coloured(streams), _environment("COLUMNS", columns):
+            settings = tyro.cli(config, description=description, args=words, prog=prog or _program())
+        # The path is passed on to worker processes, but until they have it multiprocessing's look into the current folder.
+        with _environment("PYTHONSAFEPATH", "1"):
+            code = main(settings)
     sys.exit(code or 0)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Whatever ends the block becomes a line on standard error and an exit code. What is a bug keeps its traceback."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except FastretinaError as error:
+        _exit(f"error: {error}", error.exit_code)
+    except KeyboardInterrupt:
+        _exit("interrupted", EXIT_SIGINT)
+    except BrokenPipeError:
+        sys.exit(FastretinaError.exit_code)  # whoever read has seen enough (`| head`)
+    except OSError as error:
+        place = "" if error.filename is None else f"{error.filename}: "
+        _exit(f"error: {place}{error.strerror or error}", FastretinaError.exit_code)
+    except (MemoryError, UnicodeError, RecursionError) as error:
+        _exit(f"error: {error or 'not enough memory'}", FastretinaError.exit_code)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(FastretinaError.exit_code)
+
+
+def _exit(message: str, code: int) -> NoReturn:
+    print(printable(message), file=sys.stderr)
+    sys.exit(code)
+
+
+def _check_current_folder() -> None:
+    try:
+        Path.cwd()
+    except OSError as error:  # MKL ends the process when it is loaded there
+        raise RunError(f"the current folder has been removed ({error.strerror}); go to another") from None
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before

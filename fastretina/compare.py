@@ -8,7 +8,6 @@ fastretina compare --weights 'none,runs/scratch/{arch}-scratch/best.safetensors'
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import sys
@@ -22,8 +21,9 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from fastretina import cli, train
-from fastretina.errors import CheckpointError, FastretinaError, RunError, UsageError
+from fastretina.errors import CheckpointError, FastretinaError, RunError, UsageError, printable
 from fastretina.models.options import BACKBONES
+from fastretina.system.json_text import read_json
 from fastretina.training.config import FREE_SETTINGS, Recipe, TrainConfig, as_settings, check, differing, flags_from
 from fastretina.training.run_folder import RunFolder
 
@@ -102,7 +102,7 @@ def main(config: CompareConfig) -> int:
                     train.main(run.config)
                 done.append(ComparedRun.read(run.folder, run.config.arch, run.config.weights))
             except FastretinaError as error:  # the others should not be lost for it
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                print(printable(f"error: {error}"), file=sys.stderr, flush=True)
                 failed.append(run.name)
                 continue
             if not finished and number < len(runs):  # to look at while the others train
@@ -142,7 +142,7 @@ def plan(config: CompareConfig) -> list[PlannedRun]:
             if any(run.config.arch == arch and run.config.weights == start for run in runs):
                 raise UsageError(f"--weights {entry}: names the same weights for {arch} a second time")
             if any(run.name == name for run in runs):  # two files of the same name in folders of the same name
-                name += "-" + hashlib.sha256(str(start).encode()).hexdigest()[:8]
+                name += "-" + hashlib.sha256(str(start).encode(errors="backslashreplace")).hexdigest()[:8]
             out = config.out / name
             runs.append(PlannedRun(name, entry, TrainConfig(**recipe, arch=arch, weights=start, out=out), RunFolder(out)))
         if not any(run.config.arch == arch for run in runs):
@@ -181,7 +181,7 @@ def _refuse_other_settings(runs: Sequence[PlannedRun]) -> None:
         if not run.folder.last.is_file() and not _finished(run):
             continue
         try:
-            others = differing(json.loads(run.folder.config.read_text()), as_settings(run.config), FIXED)
+            others = differing(read_json(run.folder.config), as_settings(run.config), FIXED)
         except (OSError, ValueError, AttributeError) as error:
             raise RunError(f"{run.folder.config}: cannot be read ({error}); remove {run.folder.path} to train it anew") from error
         if others:
@@ -199,7 +199,7 @@ def _refuse_other_data(runs: Sequence[PlannedRun], data: Mapping[str, Beton]) ->
 
     for run in runs:
         try:
-            stored = json.loads(run.folder.metrics.read_text())["data"]
+            stored = read_json(run.folder.metrics)["data"]
             was = {name: stored[name]["digest"] for name in data}
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not begun, or not known: then it is not taken for finished, and `fastretina train` says so

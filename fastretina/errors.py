@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import unicodedata
 from pathlib import Path
 
 
@@ -94,3 +95,21 @@ class Terminated(SystemExit):
 
     def __init__(self, number: int = signal.SIGTERM) -> None:
         super().__init__(128 + number)
+
+
+def printable(text: str, keep: str = "") -> str:
+    """A line for people's eyes: what moves a terminal's cursor, ends the line, reorders or hides letters is shown as an escape.
+
+    Names in files and folders are of strangers: raw, they could write over what was said, or say what nobody said. keep: characters
+    that stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter in keep or unicodedata.category(letter) not in _UNSEEN else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
+# Control, format (which bidirectional overrides are), surrogate (bytes of a name that are no text), private and unknown; line ends.
+_UNSEEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, overload
 
 Side = Literal["left", "right"]
+_NO_TEXT = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # and a surrogate is a byte of a name that is not UTF-8
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Classes(Sequence[str]):
     def __post_init__(self) -> None:
         if len(self.names) < 2 or len(set(self.names)) != len(self.names) or not all(self.names):
             raise ValueError(f"classes {', '.join(map(repr, self.names))}: two or more different names are needed")
+        if any(_NO_TEXT.search(name) for name in self.names):
+            raise ValueError(
+                f"classes {', '.join(map(repr, self.names))}: "
+                "control characters, line ends and bytes that are not UTF-8 cannot be in a name"
+            )
         if list(self.referable) != sorted(set(self.referable) & set(range(len(self.names)))):
             raise ValueError(f"referable classes {self.referable}: ascending numbers from 0 to {len(self.names) - 1}")
 

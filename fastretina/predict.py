@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 import tyro
 
 from fastretina import cli
-from fastretina.errors import RunError, UsageError
+from fastretina.errors import RunError, UsageError, printable
 from fastretina.models.options import BACKBONES, AmpChoice
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def main(config: PredictConfig) -> int:
     from fastretina.packing.folder import in_words
     from fastretina.report.overlays import Explainer, OverlayFolder
     from fastretina.report.page import percent
-    from fastretina.system.files import csv_line, write_atomically
+    from fastretina.system.csv_text import csv_line
+    from fastretina.system.files import write_atomically
     from fastretina.system.progress import progress_bar
 
     check_views(config.tta)
@@ -72,6 +73,7 @@ def main(config: PredictConfig) -> int:
     if config.explain is not None:
         explainer = Explainer(model, BACKBONES[grader.arch].gradcam, OverlayFolder(config.explain, config.images), workers)
         model = explainer.model
+    shown = config.csv is None and sys.stdout.isatty()
     tally = Tally()
     given = photographs(config.images, tally, config.follow_links)
     columns = [f"p{number}" for number in range(grader.num_classes)]
@@ -82,7 +84,10 @@ def main(config: PredictConfig) -> int:
 
     def write(file: BinaryIO) -> None:
         def row(cells: Iterable[object]) -> None:
-            file.write(csv_line(cells).encode(errors="backslashreplace"))  # a file's name may hold bytes that are no text
+            line = csv_line(cells)
+            if shown:  # to people; whoever reads a pipe reads data
+                line = printable(line, keep="\n")
+            file.write(line.encode(errors="backslashreplace"))  # a file's name may hold bytes that are no text
 
         if config.csv is not None and not all(str(one.path).isascii() for one in given):
             file.write(codecs.BOM_UTF8)  # without it Excel shows other letters; but on standard output nobody expects it
@@ -123,12 +128,10 @@ def main(config: PredictConfig) -> int:
     else:
         try:
             write(sys.stdout.buffer)
-        except BrokenPipeError:
-            # Whoever read has seen enough (`| head`); without this Python complains once more as it exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, "standard output") from error
     if tally.left_out:
-        print(f"left out: {in_words(tally.left_out)}", file=sys.stderr)
+        print(f"left out: {printable(in_words(tally.left_out))}", file=sys.stderr)
     print(f"{tally.graded:,} images graded, {tally.bad:,} could not be, {tally.throughput:,.0f} img/s", file=sys.stderr)
     return 1 if tally.bad else 0
 

@@ -63,6 +63,12 @@ def test_classes_say_what_they_are() -> None:
     assert Classes(("a", "b", "c"), referable=(2,), ordinal=True).referable_title == "grade 2"
 
 
+@pytest.mark.parametrize("name", ["a\x1b[2J", "a\nb", "a\rb", "a\tb", "a\x9b", "a\u2028b", "a\0", "a\udce9"], ids=ascii)
+def test_a_class_is_called_by_no_control_character(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be in a name"):
+        Classes(("b", name))
+
+
 @pytest.mark.parametrize(
     ("names", "referable"), [((), ()), (("one",), ()), (("a", "a"), ()), (("a", ""), ()), (("a", "b"), (2,)), (("a", "b"), (1, 0))]
 )

@@ -65,7 +65,7 @@ def files_of(path: Path) -> list[Path]:
     if as_url(path) is not None:
         return [path]
     found = glob.glob(os.fspath(path)) if is_pattern(path) else [path] * path.exists()  # noqa: PTH207  # Path's is relative only
-    return sorted(Path(name).resolve() for name in found)
+    return sorted(Path(os.path.realpath(name)) for name in found)  # unlike resolve() no error of a link to itself
 
 
 def is_pattern(path: Path) -> bool:

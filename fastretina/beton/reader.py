@@ -23,6 +23,7 @@ from fastretina.beton.names import Names, chosen
 from fastretina.beton.tables import read_tables
 from fastretina.errors import BetonError, JpegError, SampleError
 from fastretina.grading import RETINOPATHY, Classes, Side, all_known, eye_of, side_of
+from fastretina.system.json_text import parse_json
 
 UNLABELLED = -1  # the label of an image that was packed without one, for prediction
 PATIENT, EYE, QUALITY, GROUP = "patient", "eye", "quality", "group "  # columns of text; GROUP begins the name of one for subgroups
@@ -135,7 +136,7 @@ class Beton:
         """What the packer noted: sources, size, counts, versions; empty for files of other makers. Raises BetonError."""
         if self._provenance is None:
             try:
-                found = json.loads(self._json) if self._json else {}
+                found = parse_json(self._json) if self._json else {}
             except ValueError as error:
                 raise BetonError(f"{self.path}: its provenance is not JSON ({error})") from None
             self._provenance = found if isinstance(found, dict) else {}

@@ -15,7 +15,7 @@ import simplejpeg
 from fastretina.beton.format import MODE_RAW
 from fastretina.beton.open import open_beton
 from fastretina.beton.reader import Beton
-from fastretina.errors import SampleError, UsageError
+from fastretina.errors import SampleError, UsageError, printable
 from fastretina.system.progress import progress_bar
 
 _CHUNK = 16  # samples a thread checks at a time
@@ -32,12 +32,15 @@ class VerifyReport:
     seconds: float
 
     def __str__(self) -> str:
-        throughput = f"{self.seconds:.2f} s, {self.samples / max(self.seconds, 1e-9):,.0f} images/s"
+        path, throughput = (
+            printable(str(self.path)),
+            f"{self.seconds:.2f} s, {self.samples / max(self.seconds, 1e-9):,.0f} images/s",
+        )
         if self.bad:
-            lines = [f"{index}\t{name}\t{reason}" for index, name, reason in self.bad]
-            return "\n".join([*lines, f"{self.path}: {len(self.bad):,} of {self.samples:,} samples are bad ({throughput})"])
+            lines = [f"{index}\t{printable(name)}\t{printable(reason)}" for index, name, reason in self.bad]
+            return "\n".join([*lines, f"{path}: {len(self.bad):,} of {self.samples:,} samples are bad ({throughput})"])
         how = "checksums match and all decode" if self.checksummed else "all decode; this file has no checksums"
-        return f"OK: {self.path}: {self.samples:,} samples, {how} ({throughput})"
+        return f"OK: {path}: {self.samples:,} samples, {how} ({throughput})"
 
 
 def verify_beton(path: str | os.PathLike[str], *, workers: int | None = None, progress: bool = False) -> VerifyReport:

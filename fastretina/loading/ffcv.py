@@ -27,11 +27,12 @@ from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.operation import Operation
 from ffcv.pipeline.state import State
 from ffcv.transforms import Squeeze, ToDevice, ToTensor, ToTorchImage
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
 from fastretina.beton.reader import Beton
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, cpu, draw
+from fastretina.system.kernel import kernel
 
 
 class Warp(Operation):  # type: ignore[misc]  # ffcv is untyped
@@ -70,7 +71,7 @@ class Warp(Operation):  # type: ignore[misc]  # ffcv is untyped
         return warp
 
 
-@njit(parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel(parallel=True)
 def _warp_batch(
     images: NDArray[np.uint8],
     affine: NDArray[np.float64],

@@ -6,11 +6,11 @@ import itertools
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from fastretina.beton.shards import WINDOW
 from fastretina.errors import UsageError
+from fastretina.system.kernel import kernel
 
 Sampling = Literal["shuffle", "shards", "sequential", "balanced", "sqrt"]
 
@@ -84,7 +84,7 @@ def _within_window(rng: np.random.Generator, shards: NDArray[np.integer[Any]]) -
     return order
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def _deal(slots: NDArray[np.unsignedinteger[Any]], count: int, order: NDArray[np.int64]) -> NDArray[np.int64]:
     """Counting sort: `order` (N,) becomes the stable argsort of `slots` (N,), all below `count`. Returns where each slot ends."""
     ends = np.zeros(count + 1, np.int64)
@@ -111,7 +111,7 @@ def _shuffle_in_place(rng: np.random.Generator, order: NDArray[np.int64]) -> Non
         left = _shuffle(order, left, rng.bit_generator.random_raw(min(left // 2 + 1, 1 << 16)).view(np.uint32))
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def _shuffle(order: NDArray[np.int64], last: int, words: NDArray[np.uint32]) -> int:
     """Fisher-Yates from position `last` down, as numpy does it: the partner is the first word whose low bits are <= the position.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastretina.grading import Classes
 from fastretina.metrics.table import METRICS, SelectionMetric, defined, metrics_for
-from fastretina.system.files import write_csv
+from fastretina.system.csv_text import write_csv
 
 _NAMES = frozenset(metric.name for metric in METRICS)
 

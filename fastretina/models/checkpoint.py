@@ -26,6 +26,7 @@ from fastretina.models.resnet import build_model
 from fastretina.models.weights import UNSEALED, is_intact, load_exactly, seal
 from fastretina.packing.preprocessing import UNPREPARED, Preparation
 from fastretina.system.files import write_atomically
+from fastretina.system.json_text import parse_json
 from fastretina.version import __version__
 
 
@@ -86,14 +87,14 @@ def read_grader(path: Path) -> Grader:
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint")
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="numpy") as file:  # torch's way of mapping a file wants a path in UTF-8
             stored = dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a safetensors file, or corrupt: {error}") from error
     try:
         # Checkpoints from before a field was there mean its default.
         names = [field.name for field in fields(Grader) if field.name in stored or field.default is MISSING]
-        values = {name: json.loads(stored[name]) for name in names}
+        values = {name: parse_json(stored[name]) for name in names}
         values["preparation"] = Preparation(**values.get("preparation", {}))
         if values.get("decision") is not None:
             values["decision"] = _decision(values["decision"], values["num_classes"])

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastretina.errors import JpegError
+from fastretina.errors import JpegError, printable
 from fastretina.loading.pipeline import Pipeline
 from fastretina.models.checkpoint import Grader
 from fastretina.packing.folder import walk
@@ -93,7 +93,7 @@ def prepared(
             one = job.photograph
             if one.error:
                 tally.bad += 1
-                print(f"error: {one.path}: {one.error}", file=sys.stderr, flush=True)
+                print(printable(f"error: {one.path}: {one.error}"), file=sys.stderr, flush=True)
             yield one
     finally:
         pipeline.close()

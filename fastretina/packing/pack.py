@@ -26,7 +26,8 @@ from fastretina.packing.pipeline import packed_images
 from fastretina.packing.reencode import QUALITY, SUBSAMPLING
 from fastretina.packing.splits import divided, divided_by, named, write_divided
 from fastretina.packing.summary import PackSummary, Tally, skipped_path, twin_notes
-from fastretina.system.files import AtomicFile, csv_line
+from fastretina.system.csv_text import csv_line
+from fastretina.system.files import AtomicFile
 from fastretina.system.interrupts import HeldSignals
 from fastretina.system.limits import allow_open_files
 from fastretina.system.progress import progress_bar

@@ -17,7 +17,7 @@ from fastretina.beton.reader import UNLABELLED
 from fastretina.errors import UsageError
 from fastretina.grading import all_known
 from fastretina.packing.labels.table import LabelTable
-from fastretina.system.files import write_csv
+from fastretina.system.csv_text import write_csv
 
 
 def divided(splits: str, seed: int, table: LabelTable) -> tuple[dict[str, LabelTable], str]:

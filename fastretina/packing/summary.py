@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastretina.errors import printable
 from fastretina.grading import Classes
 from fastretina.packing.labels.table import LabelTable
 from fastretina.packing.reencode import QUALITY, SUBSAMPLING
@@ -134,7 +135,7 @@ class PackSummary:
             *(f"  {note}: {count:,}" for note, count in self.image_notes.items()),
             *(f"  {note}" for note in self.notes),
         ]
-        return "\n".join([*lines, f"  {self.seconds:.2f} s, {self.rows / max(self.seconds, 1e-9):,.0f} images/s"])
+        return "\n".join([*map(printable, lines), f"  {self.seconds:.2f} s, {self.rows / max(self.seconds, 1e-9):,.0f} images/s"])
 
     def _skipped(self) -> str:
         if not self.skipped:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from fastretina.metrics.predictions import GradeMetrics
 from fastretina.metrics.ranking import AUROC_REFERABLE, RANKINGS
 from fastretina.metrics.table import METRICS, TITLES, headline, metrics_for
 from fastretina.report.page import shown
+from fastretina.system.json_text import read_json
 from fastretina.training.run_folder import RunFolder
 
 
@@ -39,7 +39,7 @@ class ComparedRun:
     def read(cls, run: RunFolder, arch: str, weights: str | None) -> ComparedRun:
         """Read a run folder. RunError naming it where its metrics are missing or corrupt."""
         try:
-            metrics = json.loads(run.metrics.read_text())
+            metrics = read_json(run.metrics)
             with run.results.open(newline="") as file:
                 rows = list(csv.DictReader(file))
             if not rows:

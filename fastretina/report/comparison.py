@@ -13,7 +13,8 @@ from fastretina.metrics.table import TITLES
 from fastretina.report import plots, sections
 from fastretina.report.compared import ComparedRun
 from fastretina.report.page import Link, Section, bounds, duration, image, note, number, page, pair, percent, remark, table
-from fastretina.system.files import write_bytes, write_csv, write_json
+from fastretina.system.csv_text import write_csv
+from fastretina.system.files import write_bytes, write_json
 from fastretina.training.run_folder import RunFolder
 from fastretina.training.run_info import SET_TITLES, selection_note, versions
 
@@ -49,7 +50,7 @@ def write_comparison(folder: RunFolder, runs: Sequence[ComparedRun], settings: M
         },
     )
     write_bytes(folder.file("compare.png"), plots.comparison(runs))
-    write_bytes(folder.report, comparison_html(runs, settings).encode())
+    write_bytes(folder.report, comparison_html(runs, settings).encode(errors="backslashreplace"))
 
 
 def comparison_html(runs: Sequence[ComparedRun], settings: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from fastretina.errors import printable
 from fastretina.grading import Classes
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.metrics.assessment import Calibration
@@ -126,7 +127,7 @@ def _matrix(axis: Axes, matrix: Sequence[Sequence[int]], title: str, classes: Cl
     axis.set_yticks(range(len(names)), counted, fontsize=9)
     axis.set_xlabel(f"predicted {classes.noun}")
     axis.set_ylabel(f"true {classes.noun}")
-    axis.set_title(title, fontsize=12, fontweight="bold")
+    axis.set_title(printable(title, keep="\n"), fontsize=12, fontweight="bold")
     axis.set_xticks(np.arange(-0.5, len(names)), minor=True)
     axis.set_yticks(np.arange(-0.5, len(names)), minor=True)
     axis.grid(which="minor", color="white", linewidth=1.5)

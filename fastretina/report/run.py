@@ -276,4 +276,4 @@ class RunPictures:
             )
         batch = run.batch.read_bytes() if run.batch.is_file() else None
         text = report_html(Results.of_run(self._info, self._progress, batch)) + report_ending(state_digest(run.last))
-        write_bytes(run.report, text.encode())  # last of all: its ending says that the run is finished
+        write_bytes(run.report, text.encode(errors="backslashreplace"))  # last of all: its ending says that the run is finished

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fastretina.errors import printable
 from fastretina.grading import Classes
 from fastretina.metrics.predictions import Scores
 from fastretina.metrics.sources import SourceMetrics
@@ -38,7 +39,7 @@ def header(config: TrainConfig, run: Run, folder: RunFolder) -> str:
     lines += [f"loader     {info.loader}", f"selection  {info.selection_note}", f"run folder {folder.path}"]
     if progress.step:
         lines.append(f"resuming   epoch {progress.epoch + 1}, after step {progress.step:,}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _counts(grades: Sequence[int], classes: Classes) -> str:
@@ -106,7 +107,7 @@ def last_lines(progress: Progress, info: RunInfo, folder: RunFolder, finished: b
         f"best epoch {best.epoch} ({choice}): test accuracy {metrics.accuracy:.3f} "
         f"(always the same {info.classes.noun}: {info.data['test'].majority_share:.3f}), "
         f"{title} {'undefined' if value is None else f'{value:.3f}'}, "
-        f"balanced accuracy {metrics.balanced_accuracy:.3f}\nreport: {folder.report}"
+        f"balanced accuracy {metrics.balanced_accuracy:.3f}\nreport: {printable(str(folder.report))}"
     )
 
 
@@ -115,11 +116,12 @@ def sources_table(sources: Sequence[SourceMetrics], classes: Classes) -> list[st
     if not sources:
         return []
     metrics = metrics_for(len(classes), classes.ordinal)
-    width = max(len(found.path) for found in sources)
+    paths = [printable(found.path) for found in sources]
+    width = max(map(len, paths))
     lines = ["", "  ".join([f"{'packing':<{width}}", f"{'images':>8}", *(f"{metric.title:>8}" for metric in metrics)])]
-    for found in sources:
+    for path, found in zip(paths, sources, strict=True):
         cells = [f"{shown(metric, found.values[metric.name]):>{max(8, len(metric.title))}}" for metric in metrics]
-        lines.append("  ".join([f"{found.path:<{width}}", f"{found.images:>8,}", *cells]))
+        lines.append("  ".join([f"{path:<{width}}", f"{found.images:>8,}", *cells]))
     return lines
 
 

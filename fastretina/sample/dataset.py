@@ -23,6 +23,7 @@ from fastretina.sample.distractors import NO_DISTRACTORS, DistractorSettings
 from fastretina.sample.lesions import LesionSettings
 from fastretina.system.files import write_bytes
 from fastretina.system.interrupts import HeldSignals
+from fastretina.system.json_text import read_json
 
 STAMP = "sample.json"
 # EyePACS' train labels of grade 0-4 in the copy that the lab uses.
@@ -174,7 +175,7 @@ def _check_folder(out: Path, stamp: dict[str, object]) -> None:
     if not out.exists() or not any(out.iterdir()):
         return
     try:
-        found = json.loads((out / STAMP).read_text())
+        found = read_json(out / STAMP)
     except (OSError, ValueError):
         raise UsageError(
             f"--out {out} holds other files than a sample data set; name a folder that is empty or does not exist"

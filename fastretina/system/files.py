@@ -1,15 +1,13 @@
-"""Files: written completely or not at all, locked by the kernel, read only where they are files; and CSV that runs nothing."""
+"""Files: written completely or not at all, locked by the kernel, read only where they are files."""
 
 from __future__ import annotations
 
-import csv
 import errno
 import fcntl
-import io
 import json
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -19,7 +17,6 @@ from fastretina.system.interrupts import HeldSignals
 
 _OURS = os.O_NOFOLLOW | os.O_CLOEXEC  # a link at the name of an unfinished file would lead us to somebody else's
 _ACCESS_LIST = "system.posix_acl_access"  # where there is one, the mode's bits of the group are its mask, not the group's
-FORMULA_STARTS = ("=", "+", "-", "@", "\t")
 
 
 def unfinished(path: Path) -> Path:
@@ -305,28 +302,5 @@ def write_bytes(path: Path, data: bytes, error: type[FastretinaError] = RunError
 
 def write_json(path: Path, value: Any) -> None:
     """Write strict JSON atomically; NaN and infinity are a ValueError: what is undefined is None here and null there."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
-
-
-def csv_cell(value: object) -> str:
-    """A cell's text: floats with 6 significant digits, None empty, and no text that a spreadsheet would run as a formula."""
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if not isinstance(value, str):
-        return str(value)
-    text = value.replace("\r", " ").replace("\n", " ")  # many readers take either for the end of the row
-    return "'" + text if text.lstrip(" ").startswith(FORMULA_STARTS) else text
-
-
-def csv_line(cells: Iterable[object]) -> str:
-    """One CSV line, LF at its end."""
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow([csv_cell(cell) for cell in cells])
-    return buffer.getvalue()
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a UTF-8 CSV file with a header atomically."""
-    write_bytes(path, "".join(map(csv_line, [header, *rows])).encode(errors="backslashreplace"))  # a file's name may be no text
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    write_bytes(path, text.encode(errors="backslashreplace"))  # a path may be no text; JSON reads the escape as that path again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -9,9 +10,12 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 def available_bytes() -> int:
     """Free RAM in bytes without swapping: the kernel's MemAvailable, or what the container's limit leaves if that is less."""
-    meminfo = Path("/proc/meminfo").read_text()
-    fields = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in meminfo.splitlines()}
-    return min(fields["MemAvailable"], _container_headroom())
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, IndexError, StopIteration):  # a sandbox without /proc: what is free, caches not counted
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(available, _container_headroom())
 
 
 def _container_headroom() -> int:
@@ -22,5 +26,5 @@ def _container_headroom() -> int:
         group = _CGROUP / relative.lstrip("/")
         limit = (group / "memory.max").read_text().strip()
         return unlimited if limit == "max" else int(limit) - int((group / "memory.current").read_text())
-    except (OSError, StopIteration):
+    except (OSError, ValueError, StopIteration):
         return unlimited

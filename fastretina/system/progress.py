@@ -19,7 +19,10 @@ def progress_bar(title: str, total: int | None, done: int = 0, unit: str = "batc
     terminal = sys.stderr.isatty()
     if shown and lines and not terminal:
         return Lines(title, total, unit)
-    return tqdm(total=total, initial=done, desc=title, unit=unit, leave=False, dynamic_ncols=True, disable=not (shown and terminal))
+    return tqdm(
+        file=sys.__stderr__,  # past what keeps names of strangers from moving the cursor, as a bar does
+        total=total, initial=done, desc=title, unit=unit, leave=False, dynamic_ncols=True, disable=not (shown and terminal),
+    )  # fmt: skip
 
 
 class Lines:

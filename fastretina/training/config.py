@@ -19,6 +19,7 @@ from fastretina.errors import UsageError
 from fastretina.loading.augment import Augment
 from fastretina.metrics.table import SelectionMetric
 from fastretina.models.options import AmpDtype, ArchName, ClassWeights, HeadName
+from fastretina.system.json_text import read_json
 
 REFERENCE_BATCH = 256  # what --lr is meant for with --scale-lr
 OptimizerName = Literal["adamw", "sgd"]
@@ -160,7 +161,7 @@ def differing(stored: Mapping[str, Any], now: Mapping[str, Any], keys: Iterable[
 def flags_from(kind: type[Recipe], path: Path) -> list[str]:
     """The flags of `kind` that a config.json stands for. UsageError where it cannot be read or holds something else."""
     try:
-        settings = renamed(json.loads(path.read_text()))
+        settings = renamed(read_json(path))
     except (OSError, ValueError, AttributeError) as error:
         raise UsageError(f"--config {path}: cannot be read as a run's config.json: {error}") from error
     known = as_settings(kind())

@@ -24,7 +24,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.rendezvous import rendezvous
 
-from fastretina.errors import FastretinaError, RunError, UsageError
+from fastretina.errors import FastretinaError, RunError, UsageError, printable
 from fastretina.loading.shared_memory import Peers
 from fastretina.models.precision import choose_device
 
@@ -232,7 +232,7 @@ def joined(device_name: str, compiling: bool = False) -> Iterator[World]:
             errors.record_exception(error)
             if not isinstance(error, FastretinaError):
                 traceback.print_exception(error)
-            print(f"error: rank {rank}: {error}", file=sys.stderr, flush=True)
+            print(printable(f"error: rank {rank}: {error}"), file=sys.stderr, flush=True)
         sys.exit(error.exit_code if isinstance(error, FastretinaError) else FastretinaError.exit_code)
     dist.destroy_process_group()
 

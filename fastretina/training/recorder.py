@@ -12,7 +12,8 @@ from fastretina.errors import RunError
 from fastretina.metrics.predictions import write_predictions
 from fastretina.models.checkpoint import Grader, read_tensors, save_grader
 from fastretina.models.weights import load_exactly
-from fastretina.system.files import write_csv, write_json
+from fastretina.system.csv_text import write_csv
+from fastretina.system.files import write_json
 from fastretina.training.loop import Callbacks, Training
 from fastretina.training.progress import EpochRecord, Progress
 from fastretina.training.run_folder import RunFolder

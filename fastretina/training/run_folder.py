@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastretina.errors import RunError
 from fastretina.system.files import still_names, try_lock
+from fastretina.system.json_text import read_json
 
 _BEGUN = {".lock", ".config.json.tmp"}  # what a run leaves that was killed before it had written anything
 
@@ -61,7 +61,7 @@ class RunFolder:
     def holds_comparison(self) -> bool:
         """Whether fastretina.compare writes here, whose runs have folders below this one."""
         try:
-            return "archs" in json.loads(self.config.read_text())
+            return "archs" in read_json(self.config)
         except (OSError, ValueError, TypeError):
             return False
 

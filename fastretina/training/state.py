@@ -18,6 +18,7 @@ from fastretina.errors import BetonError, CheckpointError, LoaderError, RunError
 from fastretina.models.checkpoint import read_grader, sealed_bytes
 from fastretina.models.weights import load_safely, refuse_inflating
 from fastretina.system.files import sync_folder, unfinished, write_atomically, write_bytes
+from fastretina.system.json_text import read_json
 from fastretina.training.config import FREE_SETTINGS, differing
 from fastretina.training.environment import environment, resume_note
 from fastretina.training.loop import Training
@@ -98,7 +99,7 @@ def is_reported(run: RunFolder) -> bool:
     A last.pt that was removed does not count: what is left must then agree with itself.
     """
     try:
-        metrics = json.loads(run.metrics.read_text())
+        metrics = read_json(run.metrics)
         digest, finished = metrics["state"], metrics["finished"]
         ending = report_ending(digest).encode()
         whole = run.report.read_bytes().endswith(ending)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import json
 import os
@@ -19,7 +18,7 @@ from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.metrics.predictions import Predictions, write_predictions
 from fastretina.models.checkpoint import Grader, load_grader, read_grader, save_grader, write_grader
 from fastretina.models.resnet import build_model
-from fastretina.system.files import csv_line, write_bytes, write_csv, write_json
+from fastretina.system.files import write_bytes, write_json
 from fastretina.training.run_folder import RunFolder
 from fastretina.training.state import find_best, load_state, save_state, settle
 
@@ -199,23 +198,6 @@ def test_a_folder_of_other_things_is_not_taken_for_a_run(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be used"), RunFolder(tmp_path / "file" / "run").locked():
         pass
-
-
-@pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", " =1"])
-def test_no_cell_starts_a_formula(cell, tmp_path):
-    write_csv(tmp_path / "a.csv", ["name"], [[cell]])
-    with (tmp_path / "a.csv").open(newline="") as file:
-        assert list(csv.reader(file)) == [["name"], ["'" + cell]]
-
-
-@pytest.mark.parametrize("cell", ["\r=1", "\n=1", "a\r\n=1"])
-def test_no_cell_ends_its_row(cell, tmp_path):
-    write_csv(tmp_path / "a.csv", ["name"], [[cell]])
-    assert [line[:1] for line in (tmp_path / "a.csv").read_text().splitlines()] == ["n", "a" if cell[0] == "a" else "'"]
-
-
-def test_numbers_and_undefined_cells_are_plain():
-    assert csv_line([-0.25, None, 3, 1 / 3, "10_left", 'a,"b"']) == '-0.25,,3,0.333333,10_left,"a,""b"""\n'
 
 
 def test_json_never_holds_nan(tmp_path):

@@ -35,6 +35,25 @@ def test_what_replaced_the_unfinished_file_of_a_killed_writer_is_shorter_and_who
     assert (tmp_path / "a.json").read_bytes() == b"new"
 
 
+def test_no_file_takes_the_place_of_a_device_or_a_pipe(tmp_path: Path) -> None:
+    """Such a rename root's processes can make, and /dev/null would be a file from then on."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to(os.devnull)
+    for name in ("fifo", "link"):
+        before = (tmp_path / name).lstat()
+        with pytest.raises(RunError, match=rf"{name}: is a device or a pipe"):
+            write_bytes(tmp_path / name, b"1")
+        assert (tmp_path / name).lstat() == before
+    assert {entry.name for entry in tmp_path.iterdir()} == {"fifo", "link"}
+
+
+def test_a_path_without_a_name_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("", ".", "/", ".."):
+        with pytest.raises(RunError, match="is a folder; give a file name"):
+            write_bytes(Path(name), b"1")
+
+
 def test_only_regular_files_within_the_limit_are_read(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"12345")
     os.mkfifo(tmp_path / "fifo")

@@ -16,6 +16,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from fastretina.system.kernel import kernel
+
 # The pixel code loads eight bytes where six belong to it: sources must be readable this far past their last pixel.
 SOURCE_PADDING = 8
 
@@ -122,7 +124,7 @@ def _clip_to_source(start: float, step: float, limit: int, low: float, high: flo
     return max(low, min(a, b)), min(high, max(a, b))
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"})  # type: ignore[untyped-decorator]
+@kernel(error_model="numpy", fastmath={"contract", "nsz"})
 def warp(
     source: NDArray[np.uint8],
     height: int,
