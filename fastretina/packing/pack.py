@@ -89,7 +89,7 @@ def _pack(config: PackConfig, progress: bool, signals: HeldSignals) -> PackSumma
         sets = [_files(config, named(config.out, name), part, name) for name, part in parts.items()]
     allowed, total, counted, waiting = config.allowed_bad(len(table)), Tally(), {}, []
     rows, files_open = sum(len(file.rows) for files in sets for file in files), sum(map(len, sets))
-    if (limit := allow_open_files(4 * files_open)) is not None:  # with a skipped list, and folders
+    if files_open > 1 and (limit := allow_open_files(4 * files_open)) is not None:  # with a skipped list, and folders
         raise UsageError(
             f"{files_open:,} files to write, and this system allows {limit:,} open ones (ulimit -n); ask for fewer shards"
         )

@@ -27,7 +27,8 @@ class Printed:
         self._stream, self._title = stream, title
         self.coloured = False  # whether colours come through as well: while only the command line is parsed
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # the locale may have no letters but ASCII's
+            with suppress(OSError):  # of a file whose descriptor has become a pipe's: then it is done all the same
+                stream.reconfigure(errors="backslashreplace")  # the locale may have no letters but ASCII's
 
     def write(self, text: str) -> int:
         parts = _COLOURS.split(text) if self.coloured else [text]

@@ -9,6 +9,7 @@ import pytest
 
 Tried = Callable[..., None]
 _TRIED: Counter[str] = Counter()
+_FAULT = "fault"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -22,13 +23,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-def tried() -> Tried:
+def tried(record_property: Callable[[str, object], None]) -> Tried:
     """Call it with a fault's name, and a number, once the fault has been met as promised."""
 
     def add(fault: str, count: int = 1) -> None:
-        _TRIED[fault] += count
+        record_property(_FAULT, (fault, count))  # with the test's report it reaches the process that prints the summary
 
     return add
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Count what a test has tried, on whichever process it ran."""
+    if report.when == "teardown":
+        for name, value in report.user_properties:
+            if name == _FAULT:
+                fault, count = value  # type: ignore[misc]
+                _TRIED[fault] += count
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
