@@ -34,6 +34,11 @@ K = TypeVar("K")
 Found = TypeVar("Found")
 
 
+def environment(**more: str) -> dict[str, str]:
+    """For a process that runs a script of this folder, which imports its neighbours: what a command starts may not, see cli.run."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"} | more
+
+
 @cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result may depend on; those not installed are left out."""

@@ -7,7 +7,6 @@ hand. Rank 0 then prints one line of JSON, after a mark.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measure import environment
 from torch import nn
 
 from fastretina.errors import RunError
@@ -76,18 +76,15 @@ class Measured:
 def ranks_here(data: Path, task: RankTask, ranks: int) -> Measured:
     """Start `ranks` ranks on this machine by torchrun."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    process = subprocess.Popen([*torchrun, *rank_command(data, task)], stdout=subprocess.PIPE, text=True, env=environment())
+    process = subprocess.Popen(
+        [*torchrun, *rank_command(data, task)], stdout=subprocess.PIPE, text=True, env=environment(OMP_NUM_THREADS="1")
+    )
     return answer([process])
 
 
 def rank_command(data: Path, task: RankTask) -> list[str]:
     """What one rank runs."""
     return [__file__, str(data.resolve()), json.dumps(asdict(task))]
-
-
-def environment(**more: str) -> dict[str, str]:
-    """One thread for each rank: with more than there are cores they spin."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
 
 
 def answer(processes: list[subprocess.Popen[str]]) -> Measured:
@@ -140,7 +137,7 @@ def ranks_apart(data: Path, task: RankTask, ranks: int, megabits: int) -> Measur
         processes = [
             subprocess.Popen(
                 ["ip", "netns", "exec", name, sys.executable, *rank_command(data, task)], stdout=subprocess.PIPE, text=True,
-                env=environment(**shared, RANK=str(rank), LOCAL_RANK="0"),
+                env=environment(OMP_NUM_THREADS="1", **shared, RANK=str(rank), LOCAL_RANK="0"),
             )
             for rank, name in enumerate(names)
         ]  # fmt: skip

@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 import torch
-from measure import Utilisation, cpu_seconds, private_mb
+from measure import Utilisation, cpu_seconds, environment, private_mb
 from sides import IMPORTS, SIDES, Epoch, Task
 
 UNTIMED = 4  # batches: a loader whose threads run on makes up to three of them in the pause between epochs
@@ -100,7 +100,9 @@ class SideProcess:
         self.name, self._patience = side, patience
         # A file: from a pipe that nobody reads until the end, a side that writes 64 KB would wait for ever.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # close() closes it
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=environment()
+        )
         try:
             self.ready = self._answer()
         except RuntimeError:

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
-from measure import FULL_TRAIN_SET, brief, command, hardware, interleave, save, summary
+from measure import FULL_TRAIN_SET, brief, command, environment, hardware, interleave, save, summary
 from side_process import SideProcess
 from sides import IMPORTS, Task
 
@@ -233,7 +233,7 @@ def script(name: str, *flags: object) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
         command = [sys.executable, str(Path(__file__).with_name(name)), *map(str, flags), "--json", str(out)]
-        done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment())
         if not out.exists():
             raise RunError(f"benchmarks/{name} failed: {done.stderr[-1000:]}")
         result: dict[str, Any] = json.loads(out.read_text())

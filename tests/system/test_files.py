@@ -41,7 +41,7 @@ def test_no_file_takes_the_place_of_a_device_or_a_pipe(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(os.devnull)
     for name in ("fifo", "link"):
         before = (tmp_path / name).lstat()
-        with pytest.raises(RunError, match=rf"{name}: is a device or a pipe"):
+        with pytest.raises(RunError, match=rf"{name}: is a device, a pipe"):
             write_bytes(tmp_path / name, b"1")
         assert (tmp_path / name).lstat() == before
     assert {entry.name for entry in tmp_path.iterdir()} == {"fifo", "link"}
