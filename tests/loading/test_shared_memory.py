@@ -258,10 +258,10 @@ def test_what_was_unreadable_while_filling_can_still_come_later(beton, one_devic
     parts = loaders(beton, DeviceLoader, 2, on_bad="skip")
     real = Beton.jpeg
 
-    def failing(self: Beton, i: int, verify: bool = False) -> memoryview:
+    def failing(self: Beton, i: int) -> memoryview:
         if i == 1:
             raise self.sample_error(i, "cannot be read: a fault of the moment")
-        return real(self, i, verify)
+        return real(self, i)
 
     with monkeypatch.context() as moment:
         moment.setattr(Beton, "jpeg", failing)
