@@ -124,10 +124,10 @@ def test_closing_interrupts_what_waits_for_a_server_before_it_waits_for_threads(
     waiting, closing = threading.Event(), threading.Event()
     real = Beton.jpeg
 
-    def stalled(beton, index, verify=False):
+    def stalled(beton, index):
         waiting.set()
         assert closing.wait(30)
-        return real(beton, index, verify)
+        return real(beton, index)
 
     monkeypatch.setattr(Beton, "jpeg", stalled)
     monkeypatch.setattr(Beton, "interrupt", lambda beton: closing.set())
