@@ -38,9 +38,9 @@ test: setup
 	.venv/bin/lint-imports
 	OMP_NUM_THREADS=1 $(PYTHON_IN) -m pytest -n auto --maxprocesses 4
 
-# Every fault of docs/reliability.md in full number: twelve minutes on two cores. `make test` tries a few of each.
+# Every fault of docs/reliability.md in full number: a quarter of an hour on two cores. `make test` tries a few of each.
 test-faults: setup
-	$(PYTHON_IN) -m pytest tests/faults -m "slow_faults or not tries"
+	OMP_NUM_THREADS=1 $(PYTHON_IN) -m pytest -n auto --maxprocesses 2 tests/faults -m "slow_faults or not tries"
 
 bench: data
 	@FASTRETINA_EXTRAS=$(BENCH_EXTRAS) bash tools/setup.sh
