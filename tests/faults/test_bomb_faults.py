@@ -149,7 +149,7 @@ def test_jpegs_of_every_kind_are_accepted_as_often_as_they_are_asked_about(tried
             tried("reader: kinds of JPEGs accepted", number == 0)
 
 
-@pytest.mark.tries(500, 5_000)
+@pytest.mark.tries(150, 5_000)
 def test_a_jpeg_that_is_let_through_is_of_its_entrys_size_and_decoded_in_little_time(tries: int, tried) -> None:
     """Bytes of the markers changed at random, one or two at a time; the walk has been before, and knows the good ones."""
     chosen = np.random.default_rng(0)

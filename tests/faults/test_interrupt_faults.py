@@ -33,32 +33,32 @@ def broken_into(what: str, path: Path, times: int) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), command
 
 
-@pytest.mark.tries(25, 500)
+@pytest.mark.tries(12, 500)
 @pytest.mark.parametrize("size", ["small", "large"])
 def test_ctrl_c_in_a_loop_is_a_keyboard_interrupt_and_loses_no_batch(size, tries, tried, request):
     broken_into("interrupts", request.getfixturevalue(size), tries)
     tried(f"loader: SIGINT in a loop over {size} images at a random moment", tries)
 
 
-@pytest.mark.tries(10, 100)
+@pytest.mark.tries(5, 100)
 def test_a_signal_handler_may_close_the_loader_at_any_moment(small, tries, tried):
     broken_into("closed", small, tries)
     tried("loader: close() in a signal handler at a random moment", tries)
 
 
-@pytest.mark.tries(15, 250)
+@pytest.mark.tries(8, 250)
 def test_an_exception_in_a_thread_of_the_loader_reaches_the_consumer_and_the_next_iteration_is_whole(small, tries, tried):
     broken_into("ended", small, tries)
     tried("loader: asynchronous exception in a thread at a random moment", tries)
 
 
-@pytest.mark.tries(10, 200)
+@pytest.mark.tries(6, 200)
 def test_loaders_forgotten_in_cycles_end_their_threads_and_the_collector_lives(small, tries, tried):
     broken_into("cycles", small, tries)
     tried("loader: forgotten in a reference cycle, collected in any thread", tries)
 
 
-@pytest.mark.tries(10, 100)
+@pytest.mark.tries(5, 100)
 def test_ctrl_c_while_photographs_are_prepared_leaves_no_thread(small, tries, tried):
     broken_into("predicting", small, tries)
     tried("predict: SIGINT while photographs are prepared, at a random moment", tries)

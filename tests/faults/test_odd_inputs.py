@@ -173,7 +173,7 @@ def starts(read: Callable[[bytes, Path], None]) -> list[bytes]:
     return [b'{"classes":{"names":["a","b"],"referable":[1],"ordinal":true},"preparation":{"crop":"none"},"columns":[]}']
 
 
-@pytest.mark.tries(40, 400)
+@pytest.mark.tries(15, 400)
 @pytest.mark.parametrize("read", [read_table, read_settings, read_metadata, read_tensors, read_provenance])
 def test_odd_bytes_are_an_error_of_one_line_or_are_read(
     read: Callable[[bytes, Path], None], tiny_betons, tmp_path: Path, tries: int, tried

@@ -24,7 +24,7 @@ PROGRAM = Path(__file__).parent / "interrupted_packs.py"
 PROMPT = 5  # seconds until an error must have reached the user
 
 
-@pytest.mark.tries(15, 200)
+@pytest.mark.tries(8, 200)
 @pytest.mark.parametrize(("kind", "share"), [("passed through", 0.8), ("re-encoded", 0.2)])
 def test_an_interrupted_call_leaves_nothing_and_the_next_one_works(kind: str, share: float, tmp_path, tries: int, tried) -> None:
     """Some of the moments in a call whose worker processes start, work and are ended; most in one that reads and publishes."""

@@ -114,7 +114,7 @@ CHANGES: dict[str, Callable[[bytearray, random.Random], None]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.tries(500, 5_000)
+@pytest.mark.tries(150, 5_000)
 def test_whatever_changes_in_the_tables_is_found_at_open(packed: Path, tmp_path: Path, change: str, tries: int, tried) -> None:
     data, path, chosen, missed = packed.read_bytes(), tmp_path / "struck.beton", random.Random(change), []
     path.write_bytes(data)
@@ -143,7 +143,7 @@ def older(data: bytes) -> bytearray:
     return aged
 
 
-@pytest.mark.tries(500, 5_000)
+@pytest.mark.tries(150, 5_000)
 def test_older_files_are_read_and_one_flipped_bit_in_their_tables_is_found(packed: Path, tmp_path: Path, tries: int, tried) -> None:
     aged, path, chosen = older(packed.read_bytes()), tmp_path / "older.beton", random.Random(0)
     path.write_bytes(aged)

@@ -38,7 +38,7 @@ def writer(path: Path, number: int) -> int:
     return pid
 
 
-@pytest.mark.tries(60, 400)
+@pytest.mark.tries(15, 400)
 def test_writers_that_are_killed_leave_whole_files_and_no_locks(tries: int, tried) -> None:
     chosen = random.Random(tries)
     with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
