@@ -246,11 +246,13 @@ def test_signals_end_compare_which_then_goes_on(
     last = tmp_path / "out" / "resnet18-scratch" / "last.pt"
     steps = 0
     for seconds in moments(tries):
-        word = "resuming" if steps else "device"
-        process = start(line, lambda process, word=word: word in process.said and last.exists(), seconds)
+        before = last.stat().st_mtime_ns if steps else 0
+        # This call has saved: signalled before its first step it would not have gone further.
+        process = start(line, lambda _, before=before: last.exists() and last.stat().st_mtime_ns > before, seconds)
         process.send_signal(number)
         assert process.ended() == code, process.said
         assert "Traceback" not in process.said
-        before, steps = steps, load_state(last)["progress"]["step"]
-        assert steps >= before  # it may come before the first step
+        assert ("resuming" in process.said) == (steps > 0)
+        done, steps = steps, load_state(last)["progress"]["step"]
+        assert steps > done
         tried("compare: SIGINT or SIGTERM, goes on")

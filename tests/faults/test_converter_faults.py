@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from small_disk import on_small_disk
 from test_pack import SIZE, folder, jpeg, listing, picture, plain
 
 from fastretina.beton.reader import Beton
@@ -289,19 +290,10 @@ def test_a_full_file_system_gives_the_systems_reason(tmp_path: Path, tried) -> N
     """A tmpfs of 128 KiB, in a mount name space of its own."""
     inside = tmp_path / "small"
     inside.mkdir()
-    apart = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
-    mount = f"mount -t tmpfs -o size=128k none '{inside}'"
-    try:
-        allowed = subprocess.run([*apart, mount], capture_output=True, timeout=60).returncode == 0
-    except FileNotFoundError:
-        allowed = False
-    if not allowed:
-        pytest.skip("mounting a tmpfs is not allowed here")
     root = folder(tmp_path / "in", plain(200))
     pack = command("--root", root, "--split", "train", "--out", inside / "o.beton", "--size", SIZE)
-    done = subprocess.run(
-        [*apart, f'{mount} && "$@"; code=$?; ls -A "{inside}"; exit $code', "sh", *pack], capture_output=True, text=True, timeout=60
-    )
+    packing = on_small_disk(inside, "128k", *pack, then=f'ls -A "{inside}"')
+    done = subprocess.run(packing, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "No space left on device" in done.stderr
     assert done.stdout == ""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from remote_cases import PATTERN, SHARDS
+from small_disk import on_small_disk
 
 from fastretina.beton.cache import CachedBeton, CacheFolder
 from fastretina.beton.open import open_beton
@@ -263,14 +264,8 @@ except FastretinaError as error:
 @pytest.mark.parametrize(("shards", "says"), [(3, "read"), (0.9, "No space left on device")])
 def test_on_a_disk_that_others_filled_shards_take_turns_as_long_as_one_fits(serve, tmp_path, shard_bytes, shards, says):
     (inside := tmp_path / "cache").mkdir()
-    apart = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
-    mount = f"mount -t tmpfs -o size={int(shards * shard_bytes)} none '{inside}'"
-    try:
-        allowed = subprocess.run([*apart, mount], capture_output=True, timeout=60).returncode == 0
-    except FileNotFoundError:
-        allowed = False
-    if not allowed:
-        pytest.skip("mounting a tmpfs is not allowed here")
-    reading = [sys.executable, "-c", READ_ALL, f"{serve().url}/{PATTERN}", inside]
-    done = subprocess.run([*apart, f'{mount} && "$@"', "sh", *reading], stdout=subprocess.PIPE, text=True, timeout=60, check=True)
+    reading = on_small_disk(
+        inside, str(int(shards * shard_bytes)), sys.executable, "-c", READ_ALL, f"{serve().url}/{PATTERN}", inside
+    )
+    done = subprocess.run(reading, stdout=subprocess.PIPE, text=True, timeout=60, check=True)
     assert says in done.stdout
