@@ -37,7 +37,7 @@ from fastretina.loading.augment import Augment
 from fastretina.loading.loader import Loader
 from fastretina.metrics.bootstrap import LEVEL, RESAMPLES, draws, patient_groups
 from fastretina.metrics.table import Floats, qwk
-from fastretina.models.checkpoint import load_grader, open_grader
+from fastretina.models.checkpoint import load_checkpoint, open_checkpoint
 from fastretina.models.gradcam import GradCam
 from fastretina.models.inference import run_model
 from fastretina.models.options import BACKBONES
@@ -133,7 +133,7 @@ def rotation(out: Path) -> dict[str, Any]:
 
 def rotated_answers(data: Path, folder: Path) -> Floats:
     """(patients, C, C) confusion matrices of the best checkpoint on the test set, each eye rotated by an angle of its own."""
-    model, grader, device, precision = open_grader(folder / "best.safetensors", "auto", "auto")
+    model, grader, device, precision = open_checkpoint(folder / "best.safetensors", "auto", "auto")
     with Loader(data, 32, train=False, resolution=grader.resolution, device=device, augment=ROTATED) as loader:
         answers = run_model(model, loader, precision, "rotated").answers(grader.grading, grader.decision)
         patients = loader.dataset.patients_of(answers.ids.numpy())
@@ -187,7 +187,7 @@ def heat(out: Path) -> dict[str, Any]:
     fine = trained(out, "heat-fine", replace(FINE, weights=str(coarse / "best.safetensors")))
     found = {}
     for folder in (coarse, fine):
-        model, grader = load_grader(folder / "best.safetensors")
+        model, grader = load_checkpoint(folder / "best.safetensors")
         cam = GradCam(model, BACKBONES[grader.arch].gradcam)
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (grader.mean, grader.std))
         ratios = []

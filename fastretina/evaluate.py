@@ -18,7 +18,7 @@ from fastretina.models.options import AmpChoice
 
 if TYPE_CHECKING:
     from fastretina.beton.reader import Beton
-    from fastretina.models.checkpoint import Grader
+    from fastretina.models.checkpoint import CheckpointInfo
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def main(config: EvaluateConfig) -> int:
     from fastretina.metrics.predictions import Scores, write_predictions
     from fastretina.metrics.sources import by_source
     from fastretina.models import inference
-    from fastretina.models.checkpoint import open_grader
+    from fastretina.models.checkpoint import open_checkpoint
     from fastretina.models.heads import SMALLEST_PROBABILITY
     from fastretina.models.precision import device_name
     from fastretina.report import assessment as assessed
@@ -58,28 +58,28 @@ def main(config: EvaluateConfig) -> int:
     fusion.check_weight(config.fuse_eyes)
     if config.out is not None and RunFolder(config.out).config.exists():
         raise UsageError(f"--out {config.out}: is the folder of a training run, whose metrics.json would be lost; give another")
-    model, grader, device, precision = open_grader(config.checkpoint, config.device, config.amp)
+    model, info, device, precision = open_checkpoint(config.checkpoint, config.device, config.amp)
     with Loader(
         config.data,
         batch_size=config.batch_size,
         train=False,
-        resolution=grader.resolution,
+        resolution=info.resolution,
         device=str(device),
         workers=config.workers,
         decode=config.decode,
     ) as loader:
         beton = loader.dataset
-        unlabelled = _check(config, beton, grader)
-        classes = grader.classes
+        unlabelled = _check(config, beton, info)
+        classes = info.classes
         eyes = fusion.eyes_of(beton) if config.fuse_eyes else []
         started = time.perf_counter()
         outputs = inference.run_model(model, loader, precision, "grading", views=config.tta)
-        answers = outputs.answers(grader.grading, grader.decision)
+        answers = outputs.answers(info.grading, info.decision)
         seconds = time.perf_counter() - started
         rows = beton.index_of(answers.ids.numpy()).tolist()
         names = [beton.names[row] for row in rows]
         patients = beton.patients_of(answers.ids.numpy())
-        if (said := _known_data(grader, beton.digest)) is not None:
+        if (said := _known_data(info, beton.digest)) is not None:
             print(f"{config.data}: {said}", file=sys.stderr)
     if config.fuse_eyes:
         fused = fusion.fuse_eyes([eyes[row] for row in rows], answers.log_probabilities.exp(), config.fuse_eyes)
@@ -108,9 +108,9 @@ def main(config: EvaluateConfig) -> int:
             "checkpoint": str(config.checkpoint),
             "data": str(config.data),
             "data_digest": beton.digest,
-            "arch": grader.arch,
-            "epoch": grader.epoch,
-            "resolution": grader.resolution,
+            "arch": info.arch,
+            "epoch": info.epoch,
+            "resolution": info.resolution,
             "tta": config.tta,
             "fuse_eyes": config.fuse_eyes,
             "classes": classes.as_dict(),
@@ -125,34 +125,34 @@ def main(config: EvaluateConfig) -> int:
         }
         files.write_json(config.out / "metrics.json", metrics)
         confusion = plots.confusion(
-            scores.metrics.confusion, f"{', '.join(path.name for path in beton.sources)}, {grader.arch}", classes
+            scores.metrics.confusion, f"{', '.join(path.name for path in beton.sources)}, {info.arch}", classes
         )
         files.write_bytes(config.out / "confusion.png", confusion)
         print(f"written to {config.out}: metrics.json, predictions.csv, confusion.png")
     return 0
 
 
-def _known_data(grader: Grader, digest: str) -> str | None:
+def _known_data(info: CheckpointInfo, digest: str) -> str | None:
     """What must be known of metrics on these data, where the checkpoint says that its training has seen them."""
-    known = grader.data or {}
+    known = info.data or {}
     if digest == known.get("train"):
         return "is the very set that this model was trained on: its metrics say nothing of other images"
-    if digest == known.get(grader.selected_on):
+    if digest == known.get(info.selected_on):
         return "is the very set that this model's epoch was chosen on: its metrics are optimistic"
     return None
 
 
-def _check(config: EvaluateConfig, beton: Beton, grader: Grader) -> int:
+def _check(config: EvaluateConfig, beton: Beton, info: CheckpointInfo) -> int:
     """How many images have no label. UsageError, RunError where the file and the checkpoint do not go together."""
     from fastretina.beton.reader import UNLABELLED
     from fastretina.packing.preprocessing import preparation_of
 
-    if (found := preparation_of(beton)) != grader.preparation:
+    if (found := preparation_of(beton)) != info.preparation:
         raise UsageError(
             f"{config.data} was packed with {found.flags}, {config.checkpoint} learned from images packed with "
-            f"{grader.preparation.flags}; pack {config.data.name} again with these flags"
+            f"{info.preparation.flags}; pack {config.data.name} again with these flags"
         )
-    classes, unlabelled = grader.classes, int((beton.labels == UNLABELLED).sum())
+    classes, unlabelled = info.classes, int((beton.labels == UNLABELLED).sum())
     if unlabelled < len(beton) and beton.classes != classes:  # where nothing has a label, nothing is of a class
         raise UsageError(
             f"{config.data} and {config.checkpoint} differ in their classes: {beton.classes}, and {classes}; pack "

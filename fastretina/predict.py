@@ -51,7 +51,7 @@ def main(config: PredictConfig) -> int:
     import torch
     from PIL import Image
 
-    from fastretina.models.checkpoint import open_grader
+    from fastretina.models.checkpoint import open_checkpoint
     from fastretina.models.inference import check_views, view_outputs
     from fastretina.models.photographs import Tally, normalised, photographs, prepared
     from fastretina.packing.folder import in_words
@@ -66,21 +66,21 @@ def main(config: PredictConfig) -> int:
         raise UsageError("give at least one image or folder")
     if config.batch_size < 1 or (config.workers is not None and config.workers < 1):
         raise UsageError("--batch-size and --workers must be at least 1")
-    model, grader, device, precision = open_grader(config.checkpoint, config.device, config.amp)
+    model, info, device, precision = open_checkpoint(config.checkpoint, config.device, config.amp)
     Image.MAX_IMAGE_PIXELS = None  # reencode.square has its own limit, which is an error rather than a warning
     workers = config.workers or len(os.sched_getaffinity(0))
     explainer = None
     if config.explain is not None:
-        explainer = Explainer(model, BACKBONES[grader.arch].gradcam, OverlayFolder(config.explain, config.images), workers)
+        explainer = Explainer(model, BACKBONES[info.arch].gradcam, OverlayFolder(config.explain, config.images), workers)
         model = explainer.model
     shown = config.csv is None and sys.stdout.isatty()
     tally = Tally()
     given = photographs(config.images, tally, config.follow_links)
-    columns = [f"p{number}" for number in range(grader.num_classes)]
+    columns = [f"p{number}" for number in range(info.num_classes)]
 
     def referable(grade: int) -> str:
         """Empty where no class is."""
-        return "" if not grader.classes.referable else "yes" if grade in grader.classes.referable else "no"
+        return "" if not info.classes.referable else "yes" if grade in info.classes.referable else "no"
 
     def write(file: BinaryIO) -> None:
         def row(cells: Iterable[object]) -> None:
@@ -93,7 +93,7 @@ def main(config: PredictConfig) -> int:
             file.write(codecs.BOM_UTF8)  # without it Excel shows other letters; but on standard output nobody expects it
         row(["path", "grade", "referable", *columns, "done", "error"])
         ahead = config.batch_size + 2 * workers
-        ready = prepared(given, grader.resolution, workers, ahead, tally, grader.preparation)
+        ready = prepared(given, info.resolution, workers, ahead, tally, info.preparation)
         with torch.no_grad(), closing(ready), progress_bar("grading", len(given), 0, "image") as bar:
             while batch := list(islice(ready, config.batch_size)):
                 good = [one for one in batch if one.pixels is not None]
@@ -110,17 +110,17 @@ def main(config: PredictConfig) -> int:
 
     def answered(batch: Sequence[Photograph]) -> list[tuple[int, list[float]]]:
         """Grade and probabilities of each photograph, which has pixels."""
-        images = normalised([one.pixels for one in batch if one.pixels is not None], grader)
+        images = normalised([one.pixels for one in batch if one.pixels is not None], info)
         outputs = view_outputs(model, images.to(device), precision, config.tta)
         if not bool(torch.isfinite(outputs).all()):
             raise RunError(f"{config.checkpoint}: the model's answer is not finite: its weights contain NaN or Inf")
-        probabilities = grader.grading.answer(outputs, grader.decision).exp().cpu()
+        probabilities = info.grading.answer(outputs, info.decision).exp().cpu()
         grades = probabilities.argmax(dim=1)
         if explainer is not None:
             found = zip(grades.tolist(), probabilities.amax(dim=1).tolist(), strict=True)
-            titles = [f"{grader.classes.title(best)}, {percent(probability)}" for best, probability in found]
+            titles = [f"{info.classes.title(best)}, {percent(probability)}" for best, probability in found]
             paths = [one.path for one in batch]
-            explainer.write(paths, images, titles, partial(grader.grading.target, grades=grades.to(device)))
+            explainer.write(paths, images, titles, partial(info.grading.target, grades=grades.to(device)))
         return list(zip(grades.tolist(), probabilities.tolist(), strict=True))
 
     if config.csv is not None:

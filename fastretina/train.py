@@ -46,7 +46,7 @@ def main(config: TrainConfig) -> int:
         training, info = run.training, run.info
         pictures = RunPictures(folder, info, training.progress, training.head.objective)
         after_epoch = [pictures.after_epoch, lambda record: print(terminal.epoch_line(record, config.epochs), flush=True)]
-        callbacks = recorder.Recorder(folder, info, training, run.grader, pictures.first_batch, after_epoch)
+        callbacks = recorder.Recorder(folder, info, training, run.describe, pictures.first_batch, after_epoch)
 
         def begin() -> None:
             callbacks.catch_up()

@@ -31,7 +31,7 @@ from fastretina.version import __version__
 
 
 @dataclass(frozen=True)
-class Grader:
+class CheckpointInfo:
     """Everything needed to grade an image with a trained model; the metadata of best.safetensors.
 
     Attributes:
@@ -69,20 +69,20 @@ class Grader:
         return {**{key: json.dumps(value) for key, value in asdict(self).items()}, "fastretina": __version__}
 
 
-def save_grader(path: Path, model: nn.Module, grader: Grader) -> None:
+def save_checkpoint(path: Path, model: nn.Module, info: CheckpointInfo) -> None:
     """Write weights and metadata atomically."""
     # safetensors refuses strided views; channels-last weights are such.
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    write_grader(path, tensors, grader)
+    write_checkpoint(path, tensors, info)
 
 
-def write_grader(path: Path, tensors: dict[str, Tensor], grader: Grader) -> None:
+def write_checkpoint(path: Path, tensors: dict[str, Tensor], info: CheckpointInfo) -> None:
     """Write contiguous tensors on the CPU, metadata and a checksum over all of it atomically."""
-    data = seal(safetensors.torch.save(tensors, metadata={**grader.metadata(), **UNSEALED}))
+    data = seal(safetensors.torch.save(tensors, metadata={**info.metadata(), **UNSEALED}))
     write_atomically(path, lambda file: file.write(data))
 
 
-def read_grader(path: Path) -> Grader:
+def read_info(path: Path) -> CheckpointInfo:
     """Read a checkpoint's metadata alone, without its checksum. CheckpointError: missing, corrupt or not fastretina's."""
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint")
@@ -93,7 +93,7 @@ def read_grader(path: Path) -> Grader:
         raise CheckpointError(f"{path}: not a safetensors file, or corrupt: {error}") from error
     try:
         # Checkpoints from before a field was there mean its default.
-        names = [field.name for field in fields(Grader) if field.name in stored or field.default is MISSING]
+        names = [field.name for field in fields(CheckpointInfo) if field.name in stored or field.default is MISSING]
         values = {name: parse_json(stored[name]) for name in names}
         values["preparation"] = Preparation(**values.get("preparation", {}))
         if values.get("decision") is not None:
@@ -101,23 +101,23 @@ def read_grader(path: Path) -> Grader:
         values |= {name: tuple(values[name]) for name in ("mean", "std")}
         if "classes" in values:
             values["classes"] = Classes.stored(values["classes"])
-        grader = Grader(**values)
-        numbers = (grader.num_classes, grader.resolution, grader.epoch)
-        if grader.arch not in BACKBONES or not all(isinstance(number, int) and 0 < number < 100_000 for number in numbers):
-            raise ValueError(f"arch {grader.arch!r}, {numbers}")
-        if grader.data is not None and not isinstance(grader.data, dict):
-            raise ValueError(f"data {grader.data!r}")
-        if len(grader.classes) != grader.num_classes:
-            raise ValueError(f"classes {grader.classes}, of which there are {grader.num_classes}")
-        if grader.head not in HEADS or (HEADS[grader.head].needs_order and not grader.classes.ordinal):
-            raise ValueError(f"head {grader.head!r} for classes {grader.classes}")
-        if [len(triple) for triple in (grader.mean, grader.std)] != [3, 3] or not all(float(value) > 0 for value in grader.std):
+        info = CheckpointInfo(**values)
+        numbers = (info.num_classes, info.resolution, info.epoch)
+        if info.arch not in BACKBONES or not all(isinstance(number, int) and 0 < number < 100_000 for number in numbers):
+            raise ValueError(f"arch {info.arch!r}, {numbers}")
+        if info.data is not None and not isinstance(info.data, dict):
+            raise ValueError(f"data {info.data!r}")
+        if len(info.classes) != info.num_classes:
+            raise ValueError(f"classes {info.classes}, of which there are {info.num_classes}")
+        if info.head not in HEADS or (HEADS[info.head].needs_order and not info.classes.ordinal):
+            raise ValueError(f"head {info.head!r} for classes {info.classes}")
+        if [len(triple) for triple in (info.mean, info.std)] != [3, 3] or not all(float(value) > 0 for value in info.std):
             raise ValueError("mean and std must be three numbers each")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: its metadata is not that of a fastretina checkpoint ({error}); bare weights go in by train's --weights"
         ) from error
-    return grader
+    return info
 
 
 def _decision(stored: dict[str, Any], num_classes: int) -> Decision:
@@ -127,12 +127,12 @@ def _decision(stored: dict[str, Any], num_classes: int) -> Decision:
     return Decision(thresholds, scale)
 
 
-def load_grader(path: Path) -> tuple[nn.Module, Grader]:
-    """The model (channels-last, in evaluation mode, on the CPU) and its metadata. Raises CheckpointError as `read_grader` does."""
-    grader = read_grader(path)
-    model = build_model(grader.arch, grader.grading.outputs)
+def load_checkpoint(path: Path) -> tuple[nn.Module, CheckpointInfo]:
+    """The model (channels-last, in evaluation mode, on the CPU) and its metadata. Raises CheckpointError as `read_info` does."""
+    info = read_info(path)
+    model = build_model(info.arch, info.grading.outputs)
     load_exactly(model, read_tensors(path), path)
-    return model.eval(), grader
+    return model.eval(), info
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -157,13 +157,13 @@ def sealed_bytes(path: Path) -> bytes:
     return data
 
 
-def open_grader(path: Path, device_name: str, amp: AmpChoice) -> tuple[nn.Module, Grader, torch.device, Precision]:
+def open_checkpoint(path: Path, device_name: str, amp: AmpChoice) -> tuple[nn.Module, CheckpointInfo, torch.device, Precision]:
     """A checkpoint's model on the device, its metadata, the device, and the number format to grade in."""
     device = choose_device(device_name)
-    model, grader = load_grader(path)
-    if (grader.mean, grader.std) != (IMAGENET_MEAN, IMAGENET_STD):
+    model, info = load_checkpoint(path)
+    if (info.mean, info.std) != (IMAGENET_MEAN, IMAGENET_STD):
         raise CheckpointError(
-            f"{path}: trained on images normalised by {grader.mean} and {grader.std}, which this version does not make"
+            f"{path}: trained on images normalised by {info.mean} and {info.std}, which this version does not make"
         )
-    precision = choose_precision(amp == "on" or (amp == "auto" and grader.amp_dtype != "float32"), device)
-    return model.to(device), grader, device, precision
+    precision = choose_precision(amp == "on" or (amp == "auto" and info.amp_dtype != "float32"), device)
+    return model.to(device), info, device, precision

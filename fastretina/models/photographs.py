@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastretina.errors import JpegError, printable
 from fastretina.loading.pipeline import Pipeline
-from fastretina.models.checkpoint import Grader
+from fastretina.models.checkpoint import CheckpointInfo
 from fastretina.packing.folder import walk
 from fastretina.packing.inspect import read_file
 from fastretina.packing.preprocessing import UNPREPARED, Preparation
@@ -108,7 +108,7 @@ def prepare(path: Path, size: int, preparation: Preparation = UNPREPARED) -> tup
     return np.asarray(made.image), made.done + made.notes
 
 
-def normalised(pixels: Sequence[Pixels], grader: Grader) -> Tensor:
+def normalised(pixels: Sequence[Pixels], info: CheckpointInfo) -> Tensor:
     """(B, 3, R, R) float32 images of a batch."""
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (grader.mean, grader.std))
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (info.mean, info.std))
     return (torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255.0 - mean) / std

@@ -18,7 +18,7 @@ from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.loading.loader import Loader
 from fastretina.loading.sampler import rank_positions
 from fastretina.metrics.table import headline, metrics_for
-from fastretina.models.checkpoint import Grader
+from fastretina.models.checkpoint import CheckpointInfo
 from fastretina.models.heads import Loss, head_for
 from fastretina.models.precision import Precision, bf16_speedup, choose_precision, device_name
 from fastretina.models.resnet import build_model, load_initial
@@ -44,14 +44,14 @@ class Run(NamedTuple):
     """A run that may begin, or go on.
 
     Attributes:
-        info: what is known of it before it begins. compiling: whether it will be compiled. grader: makes the metadata of the best
+        info: what is known of it before it begins. compiling: whether it will be compiled. describe: makes the metadata of the best
             checkpoint from where the run stands.
     """
 
     training: Training
     info: RunInfo
     compiling: CompileChoice
-    grader: Callable[[Progress], Grader]
+    describe: Callable[[Progress], CheckpointInfo]
 
 
 def build_run(
@@ -142,13 +142,15 @@ def build_run(
     if state is not None:
         restore(training, state, folder.last)
 
-    def grader(progress: Progress) -> Grader:
+    def describe(progress: Progress) -> CheckpointInfo:
         shape = (config.arch, len(classes), config.resolution, IMAGENET_MEAN, IMAGENET_STD)
         choice = (precision.name, config.select_by, info.selected_on)
         seen = {name: info.digests[name] for name in ("train", info.selected_on)}  # not a test set that had no part in it
-        return Grader(*shape, progress.history[-1].epoch, *choice, config.head, progress.decision, preparation, classes, seen)
+        return CheckpointInfo(
+            *shape, progress.history[-1].epoch, *choice, config.head, progress.decision, preparation, classes, seen
+        )
 
-    return Run(training, info, compiling, grader)
+    return Run(training, info, compiling, describe)
 
 
 def selection_metric(asked: str, classes: Classes) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastretina.errors import RunError
 from fastretina.metrics.predictions import write_predictions
-from fastretina.models.checkpoint import Grader, read_tensors, save_grader
+from fastretina.models.checkpoint import CheckpointInfo, read_tensors, save_checkpoint
 from fastretina.models.weights import load_exactly
 from fastretina.system.csv_text import write_csv
 from fastretina.system.files import write_json
@@ -31,13 +31,13 @@ class Recorder(Callbacks):
         run: RunFolder,
         info: RunInfo,
         training: Training,
-        grader: Callable[[Progress], Grader],
+        describe: Callable[[Progress], CheckpointInfo],
         first_batch: Callable[[Tensor, Tensor], None],
         after_epoch: Sequence[Callable[[EpochRecord], None]],
     ) -> None:
         """first_batch: gets (B, 3, R, R) images and (B,) grades of the run's first step. after_epoch: get each epoch's record when
         it is on disk."""
-        self.run, self.info, self.training, self.grader = run, info, training, grader
+        self.run, self.info, self.training, self.describe = run, info, training, describe
         self._first_batch, self._after_epoch = first_batch, after_epoch
 
     def save(self) -> None:
@@ -86,7 +86,7 @@ class Recorder(Callbacks):
         """Save the state, and a new best checkpoint with it; then the files that are made from the state."""
         record = self.training.progress.history[-1]
         if improved:
-            save_grader(self.run.staged_best, self.training.graded, self.grader(self.training.progress))
+            save_checkpoint(self.run.staged_best, self.training.graded, self.describe(self.training.progress))
             self._save()
             promote_best(self.run)
         else:

@@ -15,7 +15,7 @@ import torch
 
 from fastretina.beton.reader import Beton
 from fastretina.errors import BetonError, CheckpointError, LoaderError, RunError
-from fastretina.models.checkpoint import read_grader, sealed_bytes
+from fastretina.models.checkpoint import read_info, sealed_bytes
 from fastretina.models.weights import load_safely, refuse_inflating
 from fastretina.system.files import sync_folder, unfinished, write_atomically, write_bytes
 from fastretina.system.json_text import read_json
@@ -119,7 +119,7 @@ def find_best(run: RunFolder, best_epoch: int | None) -> Path | None:
         return None
     for path in (run.best, run.staged_best, run.previous_best):
         try:
-            if read_grader(path).epoch == best_epoch:
+            if read_info(path).epoch == best_epoch:
                 sealed_bytes(path)
                 return path
         except CheckpointError:
@@ -172,7 +172,7 @@ def keep_best_twice(run: RunFolder, best_epoch: int | None) -> None:
     CheckpointError where it is corrupt by now.
     """
     try:
-        if read_grader(run.previous_best).epoch == best_epoch:
+        if read_info(run.previous_best).epoch == best_epoch:
             return
     except CheckpointError:
         pass

@@ -19,7 +19,7 @@ from fastretina.evaluate import EvaluateConfig
 from fastretina.grading import Classes
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.models import photographs
-from fastretina.models.checkpoint import Grader, save_grader
+from fastretina.models.checkpoint import CheckpointInfo, save_checkpoint
 from fastretina.models.heads import Softmax
 from fastretina.models.inference import view_outputs
 from fastretina.models.precision import Precision
@@ -155,8 +155,8 @@ def test_spoilt_weights_are_an_error_not_a_grade(tiny_betons, tmp_path):
     model = build_model("resnet18")
     with torch.no_grad():
         model.fc.bias[2] = float("nan")
-    about = Grader("resnet18", 5, 32, IMAGENET_MEAN, IMAGENET_STD, 1, "float32", "qwk", "test")
-    save_grader(tmp_path / "nan.safetensors", model, about)
+    about = CheckpointInfo("resnet18", 5, 32, IMAGENET_MEAN, IMAGENET_STD, 1, "float32", "qwk", "test")
+    save_checkpoint(tmp_path / "nan.safetensors", model, about)
     with pytest.raises(RunError, match="not finite"):
         evaluate.main(EvaluateConfig(tmp_path / "nan.safetensors", tiny_betons.test))
     with pytest.raises(RunError, match="not finite"):
@@ -244,9 +244,9 @@ def test_without_csv_the_table_goes_to_standard_output(run, tiny_betons, capfd):
 @pytest.mark.parametrize(("referable", "answers"), [((), {""}), ((0,), {"yes", "no"})], ids=["none", "the first"])
 def test_what_is_referable_is_what_the_checkpoint_says(tiny_betons, tmp_path, referable, answers):
     classes = Classes(("normal", "AMD"), referable)
-    about = Grader("resnet18", 2, 64, IMAGENET_MEAN, IMAGENET_STD, 1, "float32", "auto", "test", classes=classes)
+    about = CheckpointInfo("resnet18", 2, 64, IMAGENET_MEAN, IMAGENET_STD, 1, "float32", "auto", "test", classes=classes)
     torch.manual_seed(0)
-    save_grader(tmp_path / "best.safetensors", build_model("resnet18", 2), about)
+    save_checkpoint(tmp_path / "best.safetensors", build_model("resnet18", 2), about)
     predict.main(PredictConfig(tmp_path / "best.safetensors", (tiny_betons.test_images,), csv=tmp_path / "out.csv"))
     rows = [row for row in read_csv(tmp_path / "out.csv") if row["grade"]]
     assert len(rows) == 20

@@ -14,7 +14,7 @@ from test_pack import jpeg, picture
 
 from fastretina import cli
 from fastretina.beton.writer import BetonWriter
-from fastretina.models.checkpoint import save_grader
+from fastretina.models.checkpoint import save_checkpoint
 from fastretina.models.resnet import build_model
 
 FORGED = "a\x1b[2J\x9b2J\r\nOK: all is well\u202e"
@@ -66,7 +66,7 @@ def test_a_table_is_data_in_a_pipe_and_printable_on_a_terminal(
     name = FORGED.replace("\r\n", "")
     (tmp_path / f"{name}.jpeg").write_bytes(jpeg(picture(64, 64)))
     (tmp_path / f"b{FORGED}.jpeg").write_bytes(b"no photograph")
-    save_grader(tmp_path / "best.safetensors", build_model("resnet18", 5), grader(1))
+    save_checkpoint(tmp_path / "best.safetensors", build_model("resnet18", 5), grader(1))
     words = ["predict", "--checkpoint", tmp_path / "best.safetensors", tmp_path]
     assert ended(words) == 1
     said = capsys.readouterr()

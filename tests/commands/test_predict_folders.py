@@ -18,7 +18,7 @@ from test_pack import jpeg, picture, save
 from fastretina import predict
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.models import photographs
-from fastretina.models.checkpoint import Grader, save_grader
+from fastretina.models.checkpoint import CheckpointInfo, save_checkpoint
 from fastretina.models.resnet import build_model
 from fastretina.packing.preprocessing import Preparation
 from fastretina.packing.reencode import reencode
@@ -29,8 +29,8 @@ PHOTO = picture(96, 64)
 
 def checkpoint(path: Path, preparation: Preparation) -> Path:
     torch.manual_seed(0)
-    about = Grader("resnet18", 5, 32, IMAGENET_MEAN, IMAGENET_STD, 1, "float32", "qwk", "test", preparation=preparation)
-    save_grader(path, build_model("resnet18"), about)
+    about = CheckpointInfo("resnet18", 5, 32, IMAGENET_MEAN, IMAGENET_STD, 1, "float32", "qwk", "test", preparation=preparation)
+    save_checkpoint(path, build_model("resnet18"), about)
     return path
 
 

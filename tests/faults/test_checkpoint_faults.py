@@ -22,7 +22,7 @@ import torch
 from test_checkpoint import grader
 
 from fastretina.errors import CheckpointError
-from fastretina.models.checkpoint import load_grader, read_tensors, write_grader
+from fastretina.models.checkpoint import load_checkpoint, read_tensors, write_checkpoint
 from fastretina.models.weights import is_intact, read_weights
 from fastretina.training.run_folder import RunFolder
 from fastretina.training.state import keep_best_twice, load_state, promote_best, resume_state, save_state
@@ -33,7 +33,7 @@ SETTINGS = {"lr": 0.1}
 def save(run: RunFolder, epoch: int, best: int | None, improved: bool) -> None:
     """What a run does at the end of an epoch, with small tensors."""
     if improved:
-        write_grader(run.staged_best, {"w": torch.full((50,), float(epoch))}, grader(epoch))
+        write_checkpoint(run.staged_best, {"w": torch.full((50,), float(epoch))}, grader(epoch))
     progress = {"epoch": epoch, "batch": 0, "step": 5 * epoch, "best_epoch": best}
     save_state(
         run.last, {"progress": progress, "settings": SETTINGS, "data": {}, "w": torch.full((500,), epoch)}, older=run.previous
@@ -115,7 +115,7 @@ def test_a_damaged_best_checkpoint_is_never_graded_with(run: RunFolder, tmp_path
         with pytest.raises(CheckpointError, match=r"best\.safetensors"):
             read_tensors(struck.best)
         with pytest.raises(CheckpointError, match=r"best\.safetensors"):
-            load_grader(struck.best)
+            load_checkpoint(struck.best)
         try:  # as another run's --weights; where the damage took the seal away, the file is another one, or none
             assert read_weights(struck.best).tensors.keys() == {"w"}
             assert is_intact(struck.best.read_bytes()) is None
@@ -230,7 +230,7 @@ HOSTILE: dict[str, Callable[[Path], bytes]] = {
 def test_a_hostile_checkpoint_is_refused_and_runs_nothing(kind: str, suffix: str, tmp_path: Path, tried) -> None:
     path = tmp_path / suffix
     path.write_bytes(HOSTILE[kind](tmp_path))
-    read = {"last.pt": load_state, "best.safetensors": load_grader}.get(suffix, read_weights)
+    read = {"last.pt": load_state, "best.safetensors": load_checkpoint}.get(suffix, read_weights)
     before = psutil.Process().memory_info().rss
     # A bomb must be known for one before it is unpacked: afterwards it would be refused for other reasons.
     is_bomb = kind.startswith("zip") and not suffix.endswith("safetensors")

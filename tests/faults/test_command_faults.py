@@ -21,7 +21,7 @@ from test_checkpoint import grader
 from test_pack import jpeg, listing, picture
 
 from fastretina.beton.writer import BetonWriter
-from fastretina.models.checkpoint import save_grader
+from fastretina.models.checkpoint import save_checkpoint
 from fastretina.models.resnet import build_model
 from fastretina.training.run_folder import RunFolder
 from fastretina.training.state import load_state
@@ -196,7 +196,7 @@ def test_signals_end_predict_without_half_a_table(
     for i in range(400):
         (tmp_path / "photos" / f"{i}.jpeg").write_bytes(data)
     checkpoint, out = tmp_path / "best.safetensors", tmp_path / "out"
-    save_grader(checkpoint, build_model("resnet18", 5), grader(1))
+    save_checkpoint(checkpoint, build_model("resnet18", 5), grader(1))
     out.mkdir()
     for seconds in moments(tries):
         line = ["-m", "fastretina.predict", "--checkpoint", checkpoint, tmp_path / "photos", "--csv", out / "grades.csv"]

@@ -19,7 +19,7 @@ from test_pack import jpeg, picture
 from fastretina import cli, open_beton
 from fastretina.beton.writer import BetonWriter
 from fastretina.errors import FastretinaError
-from fastretina.models.checkpoint import read_grader, save_grader
+from fastretina.models.checkpoint import read_info, save_checkpoint
 from fastretina.models.resnet import build_model
 from fastretina.models.weights import read_weights
 from fastretina.packing.config import PackConfig
@@ -58,7 +58,7 @@ CASES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow_fa
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "best.safetensors"
-    save_grader(path, build_model("resnet18", 5), grader(1))
+    save_checkpoint(path, build_model("resnet18", 5), grader(1))
     return path
 
 
@@ -136,7 +136,7 @@ def read_metadata(data: bytes, place: Path) -> None:
     metadata = {**grader(1).metadata(), field.decode(errors="replace"): value.decode(errors="replace")}
     path = place / "best.safetensors"
     path.write_bytes(safetensors.torch.save({"a": torch.zeros(1)}, metadata=metadata))
-    found = read_grader(path)
+    found = read_info(path)
     assert found.grading
     assert found.preparation.flags
 
@@ -203,4 +203,4 @@ def test_json_of_any_depth_is_an_error_of_its_file(read: Callable[[bytes, Path],
 def test_a_header_of_any_depth_is_no_safetensors_file(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(DEEP)) + DEEP)
     with pytest.raises(FastretinaError, match="not a safetensors file"):
-        read_grader(tmp_path / "a.safetensors")
+        read_info(tmp_path / "a.safetensors")

@@ -19,7 +19,7 @@ from test_checkpoint import grader
 
 from fastretina import cli, open_beton
 from fastretina.models import checkpoint
-from fastretina.models.checkpoint import save_grader
+from fastretina.models.checkpoint import save_checkpoint
 from fastretina.models.resnet import build_model
 from fastretina.training import build
 
@@ -32,7 +32,7 @@ MODULES = (sys.stdlib_module_names | INSTALLED) - {"fastretina"}
 def place(tiny_betons, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`best.safetensors`, `train.beton`, `test.beton`, and the `photos` that it was packed from."""
     folder = tmp_path_factory.mktemp("place")
-    save_grader(folder / "best.safetensors", build_model("resnet18", 5), grader(1))
+    save_checkpoint(folder / "best.safetensors", build_model("resnet18", 5), grader(1))
     (folder / "photos").symlink_to(tiny_betons.test_images)
     (folder / "test.beton").symlink_to(tiny_betons.test)
     (folder / "train.beton").symlink_to(tiny_betons.train)

@@ -16,33 +16,33 @@ from fastretina.errors import CheckpointError, RunError
 from fastretina.grading import RETINOPATHY, Classes
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.metrics.predictions import Predictions, write_predictions
-from fastretina.models.checkpoint import Grader, load_grader, read_grader, save_grader, write_grader
+from fastretina.models.checkpoint import CheckpointInfo, load_checkpoint, read_info, save_checkpoint, write_checkpoint
 from fastretina.models.resnet import build_model
 from fastretina.system.files import write_bytes, write_json
 from fastretina.training.run_folder import RunFolder
 from fastretina.training.state import find_best, load_state, save_state, settle
 
 
-def grader(epoch: int = 3) -> Grader:
-    return Grader("resnet18", 5, 64, IMAGENET_MEAN, IMAGENET_STD, epoch, "bfloat16", "qwk", "test")
+def grader(epoch: int = 3) -> CheckpointInfo:
+    return CheckpointInfo("resnet18", 5, 64, IMAGENET_MEAN, IMAGENET_STD, epoch, "bfloat16", "qwk", "test")
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     path = tmp_path_factory.mktemp("saved") / "best.safetensors"
     model = build_model("resnet18")
-    save_grader(path, model, grader())
+    save_checkpoint(path, model, grader())
     return path, model
 
 
 def light(path, epoch: int) -> None:
     """A checkpoint with hardly any weights."""
-    write_grader(path, {"x": torch.zeros(1)}, grader(epoch))
+    write_checkpoint(path, {"x": torch.zeros(1)}, grader(epoch))
 
 
 def test_a_checkpoint_comes_back_with_its_metadata(saved):
     path, model = saved
-    loaded, about = load_grader(path)
+    loaded, about = load_checkpoint(path)
     assert about == grader()
     assert not loaded.training
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items())
@@ -50,30 +50,30 @@ def test_a_checkpoint_comes_back_with_its_metadata(saved):
 
 def test_a_checkpoint_with_another_head_than_its_metadata_name_is_refused(tmp_path):
     path = tmp_path / "best.safetensors"
-    save_grader(path, build_model("resnet18", 4), grader())
+    save_checkpoint(path, build_model("resnet18", 4), grader())
     with pytest.raises(CheckpointError, match=r"best\.safetensors: fc\.bias has shape \(4,\), the network .* needs \(5,\)"):
-        load_grader(path)
+        load_checkpoint(path)
     tensors = {name: value.contiguous() for name, value in build_model("resnet18").state_dict().items()}
-    write_grader(path, {name: value for name, value in tensors.items() if name != "fc.bias"}, grader())
+    write_checkpoint(path, {name: value for name, value in tensors.items() if name != "fc.bias"}, grader())
     with pytest.raises(CheckpointError, match=r"best\.safetensors: lacks fc\.bias"):
-        load_grader(path)
+        load_checkpoint(path)
 
 
 def test_a_checkpoint_from_before_classes_were_noted_has_the_grades_of_retinopathy(tmp_path):
     assert Classes.stored(json.loads(grader().metadata()["classes"])) == RETINOPATHY
     metadata = {key: value for key, value in grader().metadata().items() if key != "classes"}
     safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "old.safetensors", metadata=metadata)
-    assert read_grader(tmp_path / "old.safetensors") == grader()
+    assert read_info(tmp_path / "old.safetensors") == grader()
 
 
 def test_classes_come_back_and_a_bare_list_of_names_is_that_of_an_older_checkpoint(tmp_path):
     seven = replace(grader(), num_classes=7, classes=Classes(tuple("abcdefg"), (2, 5)))
-    write_grader(tmp_path / "seven.safetensors", {"x": torch.zeros(1)}, seven)
-    assert read_grader(tmp_path / "seven.safetensors") == seven
+    write_checkpoint(tmp_path / "seven.safetensors", {"x": torch.zeros(1)}, seven)
+    assert read_info(tmp_path / "seven.safetensors") == seven
     for names, expected in ((RETINOPATHY.names, RETINOPATHY), (tuple("abcde"), Classes(tuple("abcde")))):
         metadata = {**grader().metadata(), "classes": json.dumps(names)}
         safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "old.safetensors", metadata=metadata)
-        assert read_grader(tmp_path / "old.safetensors").classes == expected
+        assert read_info(tmp_path / "old.safetensors").classes == expected
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_checkpoints_with_other_metadata_are_refused(tmp_path, change):
     metadata = {key: value for key, value in {**grader().metadata(), **change}.items() if value is not None}
     safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "odd.safetensors", metadata=metadata)
     with pytest.raises(CheckpointError, match=r"odd\.safetensors: its metadata"):
-        read_grader(tmp_path / "odd.safetensors")
+        read_info(tmp_path / "odd.safetensors")
 
 
 def test_cut_and_foreign_checkpoints_are_named(saved, tmp_path):
@@ -102,9 +102,9 @@ def test_cut_and_foreign_checkpoints_are_named(saved, tmp_path):
     for size in (0, 7, 500, len(data) // 2, len(data) - 1):
         (tmp_path / "truncated.safetensors").write_bytes(data[:size])
         with pytest.raises(CheckpointError, match=r"truncated\.safetensors"):
-            load_grader(tmp_path / "truncated.safetensors")
+            load_checkpoint(tmp_path / "truncated.safetensors")
     with pytest.raises(CheckpointError, match="no such checkpoint"):
-        load_grader(tmp_path / "absent.safetensors")
+        load_checkpoint(tmp_path / "absent.safetensors")
 
 
 def test_a_training_state_comes_back_equal(tmp_path):
@@ -171,7 +171,7 @@ def test_the_best_checkpoint_is_settled_by_what_last_pt_says(tmp_path, staged):
     if staged is not None:
         light(run.staged_best, staged)
     settle(run, find_best(run, 4), fell_back=False)
-    assert read_grader(run.best).epoch == 4
+    assert read_info(run.best).epoch == 4
     assert not run.staged_best.exists()
 
 

@@ -21,7 +21,7 @@ from fastretina.beton.writer import BetonWriter
 from fastretina.errors import BetonError, CheckpointError, ConvertError, JpegError, UsageError
 from fastretina.evaluate import EvaluateConfig
 from fastretina.models import photographs
-from fastretina.models.checkpoint import Grader, read_grader, save_grader
+from fastretina.models.checkpoint import CheckpointInfo, read_info, save_checkpoint
 from fastretina.models.resnet import build_model
 from fastretina.packing.fundus import find_disc
 from fastretina.packing.preprocessing import UNPREPARED, Preparation, common_preparation, preparation_of
@@ -219,7 +219,7 @@ def test_a_checkpoint_carries_the_preparation_of_its_training_set(cropped, tiny_
     out = tmp_path / "run"
     settings = {"epochs": 1, "batch_size": 20, "resolution": 32, "workers": 1}
     train.main(TrainConfig(train=cropped[0], test=cropped[1], out=out, **settings))
-    assert read_grader(out / "best.safetensors").preparation == FUNDUS
+    assert read_info(out / "best.safetensors").preparation == FUNDUS
 
     assert evaluate.main(EvaluateConfig(out / "best.safetensors", cropped[1])) == 0
     with pytest.raises(UsageError) as refused:
@@ -256,20 +256,20 @@ def test_sets_that_were_prepared_differently_are_refused_by_name(other: str, cro
         assert common_preparation({"train": one, "test": two}) == UNPREPARED
 
 
-def grader(preparation: Preparation) -> Grader:
+def grader(preparation: Preparation) -> CheckpointInfo:
     ones = (1.0, 1.0, 1.0)
-    return Grader("resnet18", 5, 32, ones, ones, 1, "float32", "qwk", "test", preparation=preparation)
+    return CheckpointInfo("resnet18", 5, 32, ones, ones, 1, "float32", "qwk", "test", preparation=preparation)
 
 
 def test_a_checkpoint_from_before_preparations_means_none(tmp_path: Path) -> None:
     path, model = tmp_path / "best.safetensors", build_model("resnet18")
-    save_grader(path, model, grader(LOCAL))
-    assert read_grader(path) == grader(LOCAL)
+    save_checkpoint(path, model, grader(LOCAL))
+    assert read_info(path) == grader(LOCAL)
     stored = grader(LOCAL).metadata()
     stored.pop("preparation")
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     path.write_bytes(safetensors.torch.save(tensors, metadata=stored))
-    assert read_grader(path) == grader(UNPREPARED)
+    assert read_info(path) == grader(UNPREPARED)
 
 
 def test_preparations_unknown_to_this_version_are_errors(tmp_path: Path) -> None:
@@ -285,4 +285,4 @@ def test_preparations_unknown_to_this_version_are_errors(tmp_path: Path) -> None
         stored = grader(LOCAL).metadata() | {"preparation": json.dumps(unknown)}
         path.write_bytes(safetensors.torch.save({}, metadata=stored))
         with pytest.raises(CheckpointError, match="not that of a fastretina checkpoint"):
-            read_grader(path)
+            read_info(path)

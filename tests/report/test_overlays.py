@@ -21,7 +21,7 @@ from fastretina import predict
 from fastretina.errors import RunError, UsageError
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.models import photographs
-from fastretina.models.checkpoint import Grader, save_grader
+from fastretina.models.checkpoint import CheckpointInfo, save_checkpoint
 from fastretina.models.gradcam import GradCam, Target
 from fastretina.models.heads import HEADS, HeadName
 from fastretina.models.inference import view_outputs
@@ -259,8 +259,8 @@ def test_a_folder_given_by_dots_is_mirrored_too(tmp_path, monkeypatch, given, im
 def checkpoint(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model") / "best.safetensors"
-    save_grader(
-        path, build_model("resnet18"), Grader("resnet18", 5, SIDE, IMAGENET_MEAN, IMAGENET_STD, 1, "float32", "qwk", "test")
+    save_checkpoint(
+        path, build_model("resnet18"), CheckpointInfo("resnet18", 5, SIDE, IMAGENET_MEAN, IMAGENET_STD, 1, "float32", "qwk", "test")
     )
     return path
 
@@ -368,8 +368,8 @@ def test_twenty_thousand_images_are_graded_as_they_are_found(tmp_path, monkeypat
                 counts["graded"] += len(images)
             return images.new_zeros(len(images), 5)
 
-    grader = Grader("resnet18", 5, 2, IMAGENET_MEAN, IMAGENET_STD, 1, "float32", "qwk", "test")
-    monkeypatch.setattr("fastretina.models.checkpoint.open_grader", lambda *_: (Same(), grader, torch.device("cpu"), FLOAT32))
+    grader = CheckpointInfo("resnet18", 5, 2, IMAGENET_MEAN, IMAGENET_STD, 1, "float32", "qwk", "test")
+    monkeypatch.setattr("fastretina.models.checkpoint.open_checkpoint", lambda *_: (Same(), grader, torch.device("cpu"), FLOAT32))
     monkeypatch.setattr(photographs, "prepare", prepare)
     assert predict.main(PredictConfig(tmp_path, (photos,), csv=tmp_path / "g.csv", batch_size=32, workers=2)) == 0
     assert counts == {"prepared": 20_000, "graded": 20_000}

@@ -15,7 +15,7 @@ from fastretina.beton.reader import Beton
 from fastretina.errors import UsageError
 from fastretina.evaluate import EvaluateConfig
 from fastretina.grading import all_known, patients_in_both
-from fastretina.models.checkpoint import load_grader, read_grader
+from fastretina.models.checkpoint import load_checkpoint, read_info
 from fastretina.models.precision import Precision
 from fastretina.report.run import RunPictures
 from fastretina.train import main
@@ -120,7 +120,7 @@ def test_poisoned_test_labels_change_neither_the_model_nor_the_choice_nor_the_th
     main(clean)
     other = replace(clean, test=poisoned, out=tmp_path / "other")
     main(other)
-    assert read_grader(clean.out / "best.safetensors") == read_grader(other.out / "best.safetensors")
+    assert read_info(clean.out / "best.safetensors") == read_info(other.out / "best.safetensors")
     first, second = (load_state(run.out / "last.pt") for run in (clean, other))
     assert all(torch.equal(value, second["model"][key]) for key, value in first["model"].items())
     assert metrics(clean)["best_epoch"] == metrics(other)["best_epoch"]
@@ -130,10 +130,10 @@ def test_poisoned_test_labels_change_neither_the_model_nor_the_choice_nor_the_th
 def test_thresholds_are_fitted_only_where_there_is_validation_data(tiny_betons, tmp_path):
     plain = config(tiny_betons, tmp_path / "plain", head="regression", epochs=1)
     main(plain)
-    assert read_grader(plain.out / "best.safetensors").decision is None
+    assert read_info(plain.out / "best.safetensors").decision is None
     fitted = config(tiny_betons, tmp_path / "fitted", head="regression", epochs=1, val_fraction=0.3)
     main(fitted)
-    decision = read_grader(fitted.out / "best.safetensors").decision
+    decision = read_info(fitted.out / "best.safetensors").decision
     assert decision is not None
     assert list(decision.thresholds) == sorted(decision.thresholds)
 
@@ -351,6 +351,6 @@ def test_a_head_of_another_kind_takes_over_the_backbone_of_a_checkpoint(tiny_bet
         tiny_betons, tmp_path / "second", epochs=1, lr=1e-9, head="ordinal", weights=str(first.out / "best.safetensors")
     )
     main(second)
-    before, after = (load_grader(run.out / "best.safetensors")[0] for run in (first, second))
+    before, after = (load_checkpoint(run.out / "best.safetensors")[0] for run in (first, second))
     assert torch.allclose(before.conv1.weight, after.conv1.weight, atol=1e-6)
     assert after.fc.out_features == 4

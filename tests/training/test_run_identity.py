@@ -16,7 +16,7 @@ from test_train import config, rows
 
 from fastretina import open_beton, write_beton
 from fastretina.errors import CheckpointError, RunError
-from fastretina.models.checkpoint import read_grader
+from fastretina.models.checkpoint import read_info
 from fastretina.report.run import RunPictures
 from fastretina.train import main
 from fastretina.training import build
@@ -154,7 +154,7 @@ def test_state_metrics_checkpoint_and_report_say_of_what_data_they_are(tiny_beto
     with open_beton(tiny_betons.train) as train, open_beton(tiny_betons.test) as test:
         digests = {"train": train.digest, "test": test.digest}
     assert load_state(run.last)["data"] == digests
-    assert read_grader(run.best).data == digests
+    assert read_info(run.best).data == digests
     assert {name: json.loads(run.metrics.read_text())["data"][name]["digest"] for name in digests} == digests
     assert all(digest[:12] in run.report.read_text() for digest in digests.values())
 

@@ -18,7 +18,7 @@ from fastretina import evaluate, open_beton
 from fastretina.errors import UsageError
 from fastretina.evaluate import EvaluateConfig
 from fastretina.grading import RETINOPATHY, Classes, all_known, patients_in_both
-from fastretina.models.checkpoint import read_grader
+from fastretina.models.checkpoint import read_info
 from fastretina.train import main
 from fastretina.training import build
 from fastretina.training.config import TrainConfig, as_settings, check
@@ -68,7 +68,7 @@ def test_a_run_of_other_classes_reports_them_and_evaluation_finds_the_same(packe
     main(settings)
     assert "bal" in capsys.readouterr().out
     found = metrics(settings.out)
-    assert Classes.stored(found["classes"]) == classes == read_grader(settings.out / "best.safetensors").classes
+    assert Classes.stored(found["classes"]) == classes == read_info(settings.out / "best.safetensors").classes
     assert (found["selection_metric"], found["selected_on"]) == ("balanced_accuracy", "val")
     with (settings.out / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -23,7 +23,7 @@ from fastretina.errors import RunError, Terminated, UsageError
 from fastretina.grading import RETINOPATHY
 from fastretina.metrics.predictions import Predictions, Scores
 from fastretina.models import heads
-from fastretina.models.checkpoint import load_grader, read_grader
+from fastretina.models.checkpoint import load_checkpoint, read_info
 from fastretina.models.resnet import build_model
 from fastretina.train import main
 from fastretina.training import build, loop
@@ -70,7 +70,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert all(torch.equal(value, second["optimizer"]["state"][number][name]) for name, value in moments.items())
     assert rows(one) == rows(other)
     assert (one / "predictions.csv").read_bytes() == (other / "predictions.csv").read_bytes()
-    best = [load_grader(run / "best.safetensors")[0].state_dict() for run in (one, other)]
+    best = [load_checkpoint(run / "best.safetensors")[0].state_dict() for run in (one, other)]
     assert all(torch.equal(value, best[1][key]) for key, value in best[0].items())
 
 
@@ -108,7 +108,7 @@ def test_the_best_epoch_is_that_of_the_highest_kappa(whole):
     found = json.loads((whole.out / "metrics.json").read_text())
     kappas = [float(row["test_qwk"]) for row in rows(whole.out)]
     assert kappas[found["best_epoch"] - 1] == max(kappas)
-    assert found["best"]["epoch"] == found["best_epoch"] == read_grader(whole.out / "best.safetensors").epoch
+    assert found["best"]["epoch"] == found["best_epoch"] == read_info(whole.out / "best.safetensors").epoch
     assert (found["selected_on"], found["selection_metric"]) == ("test", "qwk")
 
 
@@ -262,7 +262,7 @@ def test_the_second_phase_starts_from_the_best_weights_with_fresh_moments(tiny_b
 
     def noted(recorder):
         load(recorder)
-        best = load_grader(recorder.run.best)[0].state_dict()
+        best = load_checkpoint(recorder.run.best)[0].state_dict()
         equal = all(torch.equal(value, best[key]) for key, value in recorder.training.model.state_dict().items())
         seen.append((recorder.training.progress.epoch, equal))
 
