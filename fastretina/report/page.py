@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from importlib import resources
 from typing import NamedTuple
 
@@ -19,6 +19,25 @@ class Link(NamedTuple):
 
     text: str
     target: str
+
+
+class Ranged(NamedTuple):
+    """A table's cell of a value and, smaller below it, its interval; `percent`: shares of 0-1."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    percent: bool = False
+
+    def __str__(self) -> str:
+        return percent(self.value) if self.percent else number(self.value)
+
+    @property
+    def bounds(self) -> str:
+        """The interval: `0.780–0.840`, `78.0–84.0`; "" where undefined."""
+        if self.low is None or self.high is None:
+            return ""
+        return f"{100 * self.low:.1f}–{100 * self.high:.1f}" if self.percent else f"{self.low:.3f}–{self.high:.3f}"
 
 
 class Section(NamedTuple):
@@ -113,22 +132,26 @@ def pair(parts: Iterable[str]) -> str:
     return '<div class="pair">' + "".join(f"<div>{part}</div>" for part in parts) + "</div>"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]], title: str, kind: str = "") -> str:
-    """A table of plain values and Links under its title. The first cell of each row names the row.
+def table(header: Sequence[str], rows: Iterable[Sequence[object]], title: str, kind: str = "", small: Collection[int] = ()) -> str:
+    """A table of plain values, Links and Ranged under its title. The first cell of each row names the row.
 
-    kind: its CSS class; `words` for text, left-aligned and broken into lines.
+    kind: its CSS class; `words` for text, left-aligned and broken into lines. small: numbers, from 0, of the rows whose metrics say
+    little; they are grey, and their names end in "(small)".
     """
 
     def cell(value: object) -> str:
         if isinstance(value, Link):
             return f'<a href="{html.escape(value.target)}">{_text(value.text)}</a>'
+        if isinstance(value, Ranged) and value.bounds:
+            return f"{_text(str(value))}<small>{value.bounds}</small>"
         return _text(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
 
     head = "".join(f'<th scope="col">{_text(name)}</th>' for name in header)
     body = ""
-    for first, *others in rows:
+    for at, (first, *others) in enumerate(rows):
         cells = "".join(f"<td>{cell(value)}</td>" for value in others)
-        body += f'<tr><th scope="row">{cell(first)}</th>{cells}</tr>'
+        opened, mark = ('<tr class="few">', " (small)") if at in small else ("<tr>", "")
+        body += f'{opened}<th scope="row">{cell(first)}{mark}</th>{cells}</tr>'
     label = html.escape(title)
     return titled(f'<table class="{kind}" aria-label="{label}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>', title)
 
