@@ -135,7 +135,7 @@ class _Drawing:
         lefts = [1 + number * (width + 10) for number in range(len(columns))]
         for row, boxes in enumerate(zip(*columns, strict=True)):
             top = self._y + GAP + (LINE if row else 0)
-            for x, texts in zip(lefts, boxes, strict=True):
+            for x in lefts:
                 middle = x + width / 2
                 self._arrow(middle, self._bottoms[x] if row else self._y, middle, top - 2)
             if row:
