@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fastretina.metrics.assessment import Calibration
+from fastretina.metrics.calibration import Calibration
 from fastretina.report.plots import RUN_COLOURS, RUN_MARKERS, png
 
 SIZE = 4.8  # inches, of a square picture
