@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from importlib import resources
 from typing import NamedTuple
 
+from fastretina.metrics.bootstrap import Interval
 from fastretina.metrics.table import Metric
 
 # Said to the browser as well: nothing from outside is ever fetched and no script runs, whatever stands in names and paths.
@@ -28,6 +29,11 @@ class Ranged(NamedTuple):
     low: float | None
     high: float | None
     percent: bool = False
+
+    @classmethod
+    def of(cls, found: Interval, percent: bool = False) -> Ranged:
+        """Of what the bootstrap found."""
+        return cls(found.value, found.low, found.high, percent)
 
     def __str__(self) -> str:
         return percent(self.value) if self.percent else number(self.value)

@@ -84,8 +84,8 @@ def reliability(found: Calibration, uncalibrated: Calibration | None = None) -> 
     upper, lower = np.asarray(figure.subplots(2, 1, sharex=True, height_ratios=[3, 1]))
     upper.plot([0, 100], [0, 100], color="0.45", linestyle=":", linewidth=1.4, label="perfectly calibrated")
     drawn = [] if uncalibrated is None else [(uncalibrated, f"before the temperature: ECE {100 * uncalibrated.ece:.1f} %")]
-    label = f"{'after the temperature' if drawn else 'the model'}: ECE {100 * found.ece:.1f} %"
-    for number, (curve, label) in enumerate([(found, label), *drawn]):
+    told = f"{'after the temperature' if drawn else 'the model'}: ECE {100 * found.ece:.1f} %"
+    for number, (curve, label) in enumerate([(found, told), *drawn]):
         means = zip(curve.confidence, curve.accuracy, curve.samples, strict=True)
         sure, right, counts = zip(*((100 * c, 100 * a, n) for c, a, n in means if c is not None and a is not None), strict=True)
         colour, line = RUN_COLOURS[number], ("-", "--")[number]
@@ -107,14 +107,15 @@ def reliability(found: Calibration, uncalibrated: Calibration | None = None) -> 
     return _with_legend(figure)
 
 
-def decision_curve(thresholds: Sequence[float], model: Sequence[float], everybody: Sequence[float], marks: Sequence[Mark]) -> bytes:
+def decision_curve(thresholds: Sequence[float], model: Sequence[float], everybody: Sequence[float]) -> bytes:
     """PNG of the net benefit (0-1) of three ways to refer, by threshold probability (0-1)."""
-    figure, axis = _axes("Decision curve", "referral is worth it from this probability on (%)", "net benefit, in ill people per 100")
+    figure, axis = _axes(
+        "Decision curve", "referral is worth it from this probability on (%)", "net benefit, in ill people per 100"
+    )
     at = 100 * np.asarray(thresholds)
     axis.plot(at, 100 * np.asarray(model), color=RUN_COLOURS[0], linewidth=1.8, label="refer by the model")
     axis.plot(at, 100 * np.asarray(everybody), color=RUN_COLOURS[1], linewidth=1.6, linestyle="--", label="refer all")
     axis.axhline(0, color="0.25", linewidth=1.4, linestyle=":", label="refer nobody")
-    _marked(axis, marks)
     # To refer all costs without end: what lies far below zero is of no use to anybody.
     highest = 100 * max(0.01, max(model), everybody[0])
     axis.set_ylim(-0.35 * highest, 1.1 * highest)
