@@ -11,7 +11,7 @@ from fastretina.metrics.bootstrap import LEVEL, RESAMPLES, Interval
 from fastretina.metrics.calibration import BINS, Calibration
 from fastretina.metrics.ranking import AUROC_REFERABLE, RANKINGS, titles
 from fastretina.metrics.screening import RATES
-from fastretina.metrics.table import TITLES, metrics_for
+from fastretina.metrics.table import METRICS, TITLES, metrics_for
 from fastretina.metrics.uncertainty import Deferral
 from fastretina.report import plots_screening as plots
 from fastretina.report.page import Ranged, Section, bounds, image, note, number, pair, paragraph, percent, remark, shown, table
@@ -59,7 +59,7 @@ def headline(
     found = []
     for metric in sorted(metrics_for(len(classes), classes.ordinal), key=lambda metric: metric.name != first):
         interval = assessment.intervals[metric.name] if assessment else None
-        found.append((shown(metric, values[metric.name]), f"{metric.title}, test{_told(interval)}"))
+        found.append((shown(metric, values[metric.name]), f"{metric.title}, test{_told(interval, metric.percent)}"))
     if assessment is None:
         return found
     area = AUROC_REFERABLE if classes.ordinal and AUROC_REFERABLE in assessment.told else RANKINGS[0].name
@@ -67,20 +67,24 @@ def headline(
     point = main_point(assessment)
     if point is not None and (assessment.operating or not assessment.one_disease):
         both = f"{percent(point.sensitivity.value)} / {percent(point.specificity.value)}"
-        limits = [Ranged.of(rate, percent=True).bounds or "undefined" for rate in (point.sensitivity, point.specificity)]
-        told = f"; 95 % intervals {' / '.join(limits)}"
-        found.append((both, f"sensitivity / specificity for referable disease, by {decided_by(point)}, test{told}"))
+        limits = [bounds(rate.low, rate.high, True) for rate in (point.sensitivity, point.specificity)]
+        named = f"sensitivity / specificity for referable disease, by {decided_by(point)}, test"
+        found.append((both, f"{named}; 95 % intervals {' / '.join(limits)}"))
     return found
 
 
-def _told(found: Interval | None) -> str:
-    return f"; 95 % interval {bounds(found.low, found.high)}" if found is not None and found.low is not None else ""
+def _told(found: Interval | None, percent: bool = False) -> str:
+    return f"; 95 % interval {bounds(found.low, found.high, percent)}" if found is not None and found.low is not None else ""
 
 
 def intervals(assessment: Assessment) -> Section:
     """How sure the metrics are."""
     named, column = titles(assessment.classes), f"{100 * LEVEL:.0f} % interval"
-    rows = [[named[name], number(found.value), bounds(found.low, found.high)] for name, found in assessment.told.items()]
+    shares = {metric.name for metric in METRICS if metric.percent}
+    rows = []
+    for name, each in assessment.told.items():
+        value = Ranged.of(each, percent=name in shares)
+        rows.append([named[name], str(value), bounds(each.low, each.high, value.percent)])
     ranked = [ranking for ranking in RANKINGS if ranking.name in assessment.by_class]
     by_class = []
     for at in range(len(assessment.classes)):
@@ -188,4 +192,4 @@ def _deferral_table(found: Deferral, nouns: str) -> str:
     for at in _steps(found):
         others = [*([number(found.qwk[at])] if found.qwk else []), *([percent(found.sensitivity[at])] if found.sensitivity else [])]
         rows.append([percent(found.share[at]), percent(found.accuracy[at]), *others])
-    return table(columns, rows, f"The {nouns} of the rest, most uncertain first by {found.by}")
+    return table(columns, rows, f"The {nouns} of the rest, most uncertain first by {found.by}", "many")

@@ -123,9 +123,11 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
 
 
-def bounds(low: float | None, high: float | None) -> str:
-    """An interval; a dash for what is undefined."""
-    return "–" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+def bounds(low: float | None, high: float | None, percent: bool = False) -> str:
+    """An interval, of shares of 0-1 as per cent; a dash for what is undefined."""
+    if low is None or high is None:
+        return "–"
+    return f"{100 * low:.1f} to {100 * high:.1f} %" if percent else f"{low:.3f} to {high:.3f}"
 
 
 def image(data: bytes, text: str, kind: str = "png") -> str:

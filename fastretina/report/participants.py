@@ -10,6 +10,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fastretina.report.page import Section, remark
+
 WIDTH = 328  # a phone's 360 px less the page's margins
 LINE = 16  # from one line of text to the next, of 12 units each
 PADDING = 8
@@ -150,3 +152,12 @@ class _Drawing:
             '<defs><marker id="flow-arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
             f'<path class="tip" d="M0 0 L8 4 L0 8 z"/></marker></defs>{"".join(self._parts)}</svg>'
         )
+
+
+def participants_section(flow: Participants) -> Section:
+    """The diagram and how to read it."""
+    text = (
+        "Which photographs the numbers of this report are of: from top to bottom, dashed what was left out and why. The index "
+        "test is the model, the reference standard what the photographs were labelled."
+    )
+    return Section("Flow of participants", [remark(text), participants_svg(flow)])

@@ -1,6 +1,6 @@
 """The pictures of an evaluation, as PNG bytes: curves over thresholds, calibration, the use of a decision, deferral.
 
-Small figures with large letters: on a phone each is 332 px wide. Lines differ in their dashes and marks in their shapes too.
+Small figures with large letters, for phones. Lines differ in their dashes too, and marks in their shapes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from fastretina.metrics.calibration import Calibration
 from fastretina.report.plots import RUN_COLOURS, RUN_MARKERS, png
 
-SIZE = 4.8  # inches, of a square picture
+SIZE = 4.2  # inches, of a square picture: on a phone letters of 9 points are then 10 px high
 SMALL = 9.0  # points, of a legend
 
 
@@ -39,12 +39,12 @@ def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def _marked(axis: Axes, marks: Sequence[Mark]) -> None:
-    """Points of one shape and colour each; of equals, those below are larger, so that all can be seen."""
+    """Points of one shape and colour each; hollow, so that several in one place can be seen."""
     for number, mark in enumerate(marks):
         axis.plot(
             [100 * mark.x], [100 * mark.y], linestyle="none", marker=RUN_MARKERS[number % len(RUN_MARKERS)],
-            markersize=13 - 1.5 * number, color=RUN_COLOURS[(number + 1) % len(RUN_COLOURS)], markeredgecolor="white",
-            label=mark.label, clip_on=False, zorder=3 + number,
+            markersize=11, markerfacecolor="none", markeredgecolor=RUN_COLOURS[(number + 1) % len(RUN_COLOURS)],
+            markeredgewidth=2, label=mark.label, clip_on=False, zorder=3 + number,
         )  # fmt: skip
 
 
@@ -53,9 +53,9 @@ def _with_legend(figure: Figure) -> bytes:
     return png(figure)
 
 
-def roc(false_positive: Sequence[float], true_positive: Sequence[float], area: str, marks: Sequence[Mark]) -> bytes:
-    """PNG of a ROC curve, rates 0-1; area: its AUROC in words."""
-    figure, axis = _axes("ROC curve", "not ill, yet referred: 1 − specificity (%)", "ill and referred: sensitivity (%)")
+def roc(false_positive: Sequence[float], true_positive: Sequence[float], unit: str, area: str, marks: Sequence[Mark]) -> bytes:
+    """PNG of a ROC curve, rates 0-1; unit: what is counted; area: its AUROC in words."""
+    figure, axis = _axes(f"ROC curve by {unit}", "not ill, yet referred: 1 − specificity (%)", "ill and referred: sensitivity (%)")
     axis.plot([0, 100], [0, 100], color="0.45", linestyle=":", linewidth=1.4, label="chance")
     axis.plot(100 * np.asarray(false_positive), 100 * np.asarray(true_positive), color=RUN_COLOURS[0], linewidth=1.8, label=area)
     _marked(axis, marks)
@@ -65,10 +65,12 @@ def roc(false_positive: Sequence[float], true_positive: Sequence[float], area: s
 
 
 def precision_recall(
-    recall: Sequence[float], precision: Sequence[float], prevalence: float, area: str, marks: Sequence[Mark]
+    recall: Sequence[float], precision: Sequence[float], prevalence: float, unit: str, area: str, marks: Sequence[Mark]
 ) -> bytes:
-    """PNG of a precision-recall curve, all 0-1; area: its AUPRC in words."""
-    figure, axis = _axes("Precision-recall curve", "ill and referred: sensitivity (%)", "of those referred, ill: PPV (%)")
+    """PNG of a precision-recall curve, all 0-1; unit: what is counted; area: its AUPRC in words."""
+    figure, axis = _axes(
+        f"Precision-recall curve by {unit}", "ill and referred: sensitivity (%)", "of those referred, ill: PPV (%)"
+    )
     axis.axhline(100 * prevalence, color="0.45", linestyle=":", linewidth=1.4, label="all referred: the share that is ill")
     axis.plot(100 * np.asarray(recall), 100 * np.asarray(precision), color=RUN_COLOURS[0], linewidth=1.8, label=area)
     _marked(axis, marks)
@@ -109,9 +111,7 @@ def reliability(found: Calibration, uncalibrated: Calibration | None = None) -> 
 
 def decision_curve(thresholds: Sequence[float], model: Sequence[float], everybody: Sequence[float]) -> bytes:
     """PNG of the net benefit (0-1) of three ways to refer, by threshold probability (0-1)."""
-    figure, axis = _axes(
-        "Decision curve", "referral is worth it from this probability on (%)", "net benefit, in ill people per 100"
-    )
+    figure, axis = _axes("Decision curve", "refer from this probability on (%)", "net benefit (found per 100)")
     at = 100 * np.asarray(thresholds)
     axis.plot(at, 100 * np.asarray(model), color=RUN_COLOURS[0], linewidth=1.8, label="refer by the model")
     axis.plot(at, 100 * np.asarray(everybody), color=RUN_COLOURS[1], linewidth=1.6, linestyle="--", label="refer all")

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fastretina.grading import Classes
 from fastretina.metrics.assessment import Assessment
 from fastretina.metrics.bootstrap import LEVEL
 from fastretina.metrics.operating import HIGH_SENSITIVITY, Operating
-from fastretina.metrics.screening import RATES, OperatingPoint, Screening
+from fastretina.metrics.screening import HALF, RATES, OperatingPoint, Screening
 from fastretina.metrics.table import TITLES
 from fastretina.report import plots_screening as plots
 from fastretina.report.page import Ranged, Section, image, note, number, pair, paragraph, percent, remark, table
 
 PEOPLE = 1000
 NO_THRESHOLDS = (
-    "No thresholds were frozen: this model was trained without validation data, or with validation data in which all photographs, "
-    "or none, are referable. What can be judged without choosing a threshold on these very data is its own answer, and a "
+    "No thresholds were frozen: this model was trained without validation data, with such in which all photographs or none are "
+    "referable, or by an older version. What can be judged without choosing a threshold on these very data is its own answer, and a "
     "probability of one half."
 )
+SAME = "Every person here has one photograph of each eye, so that by eye pair all numbers are those by person."
 PLURALS = {"image": "images", "eye pair": "eye pairs", "person": "people"}
 
 
@@ -65,7 +68,7 @@ def frozen_text(operating: Operating | None) -> str:
     )
     return (
         f"The thresholds were frozen on {operating.images:,} validation photographs, {operating.referable:,} of them referable "
-        f"({known}). These data had no part in them."
+        f"({known})."
     )
 
 
@@ -82,11 +85,15 @@ def screening_section(assessment: Assessment) -> Section | None:
             "those referred, the share that has it; NPV: of those not referred, the share that has not. Both depend on how "
             "frequent the disease is."
         ),
-        note(frozen_text(assessment.operating), good=assessment.operating is not None),
+        paragraph(frozen_text(assessment.operating)),
     ]
     if assessment.operating is not None:
         parts.append(_thresholds(assessment.operating))
-    parts += [_unit_table(assessment), *(part for found in assessment.screening.values() for part in _rates(found))]
+    parts.append(_unit_table(assessment))
+    pairs, people = (assessment.screening.get(unit) for unit in ("eye pair", "person"))
+    same = pairs is not None and people is not None and replace(pairs, unit="person") == people
+    for found in assessment.screening.values():
+        parts += [remark(SAME)] if same and found is pairs else _rates(found)
     parts += [remark(f"Not counted by {unit}: {why}.") for unit, why in assessment.unknown.items()]
     if not assessment.operating_points or assessment.prevalence is None:
         return Section(TITLE, [*parts, note(_one_kind(assessment))])
@@ -132,7 +139,7 @@ def _unit_table(assessment: Assessment) -> str:
         cells = [Ranged.of(found.intervals[name], percent=name == "accuracy") for name in shown]
         rows.append([f"by {unit}", found.number, found.referable, *cells])
     title = "What is counted: a person or an eye pair is ill where one image is, and has the highest score and the worst grade"
-    return table(["counted", "number", "referable", *(names[name] for name in shown)], rows, title)
+    return table(["counted", "number", "referable", *(names[name] for name in shown)], rows, title, "many")
 
 
 def _rates(found: Screening) -> list[str]:
@@ -143,7 +150,7 @@ def _rates(found: Screening) -> list[str]:
     columns = ["refer where", *(TITLES[rate] for rate in RATES)]
     listed = table(["refer where", "ill, referred", "ill, missed", "well, referred", "well, not"], counts, f"Counts {named}")
     return [
-        table(columns, rows, f"Sensitivity, specificity and predictive values {named}"),
+        table(columns, rows, f"Sensitivity, specificity and predictive values {named}", "many"),
         f"<details><summary>The counts behind them, by {found.unit}</summary>{listed}</details>",
     ]
 
@@ -164,25 +171,33 @@ def curves_section(assessment: Assessment) -> Section | None:
         if found is None or found.roc is None or found.precision_recall is None:
             continue
         auroc, auprc = (number(found.intervals[name].value) for name in ("auroc", "auprc"))
-        rates = [(point.rule, *(getattr(point, rate).value for rate in RATES)) for point in found.points]
+        rates = [(_mark(point), *(getattr(point, rate).value for rate in RATES)) for point in found.points]
         told = "; ".join(
             f"{rule}: sensitivity {percent(a)}, specificity {percent(b)}, PPV {percent(c)}" for rule, a, b, c, _ in rates
         )
         marks = [plots.Mark(rule, 1 - specificity, sensitivity) for rule, sensitivity, specificity, _, _ in rates]
-        drawn = plots.roc(found.roc.x, found.roc.y, f"by {unit}, AUROC {auroc}", marks)
+        drawn = plots.roc(found.roc.x, found.roc.y, unit, f"AUROC {auroc}", marks)
         pictures.append(image(drawn, f"ROC curve by {unit}, AUROC {auroc}. {told}"))
         marks = [plots.Mark(rule, sensitivity, ppv) for rule, sensitivity, _, ppv, _ in rates if ppv is not None]
         curve, share = found.precision_recall, found.referable / found.number
-        drawn = plots.precision_recall(curve.x, curve.y, share, f"by {unit}, AUPRC {auprc}", marks)
+        drawn = plots.precision_recall(curve.x, curve.y, share, unit, f"AUPRC {auprc}", marks)
         pictures.append(image(drawn, f"Precision-recall curve by {unit}, AUPRC {auprc}. {told}"))
     if not pictures:
         return None
     text = (
-        "Each point of a curve is a threshold on the probability of referable disease: from left to right more people are referred. "
-        "Left, a curve that goes up steeply finds the ill before it refers the well. Right, the higher it stays, the more of those "
-        "referred are ill. The marks are the rules of the tables above."
+        "Each point of a curve is a threshold on the probability of referable disease: from left to right more are referred. "
+        "A ROC curve that goes up steeply finds the ill before it refers the well. The higher a precision-recall curve stays, the "
+        "more of those referred are ill. The marks are the rules of the tables above."
     )
     return Section("All thresholds", [remark(text), pair(pictures)])
+
+
+def _mark(point: OperatingPoint) -> str:
+    """A rule in a legend, where there is little room."""
+    if point.threshold is None:
+        return point.rule
+    value = f"≥ {point.threshold:.3g}"
+    return value if point.name == HALF else f"{point.name} ({value})"
 
 
 def decision_section(assessment: Assessment) -> Section | None:
@@ -190,33 +205,22 @@ def decision_section(assessment: Assessment) -> Section | None:
     curve = assessment.decision
     if curve is None or not assessment.operating_points:
         return None
-    better = [
-        at
-        for at, model, every in zip(curve.thresholds, curve.model, curve.everyone, strict=True)
-        if model > max(0.0, every) + 1e-12
-    ]
+    rows = zip(curve.thresholds, curve.model, curve.everyone, strict=True)
+    better = [at for at, model, every in rows if model > max(0.0, every) + 1e-12]
     told = "at none of the thresholds"
     if better:
-        told = f"at {len(better)} of the {len(curve.thresholds)} thresholds, which lie between {better[0]:.0%} and {better[-1]:.0%}"
+        told = f"at {len(better)} of {len(curve.thresholds)} thresholds, the lowest {better[0]:.0%}, the highest {better[-1]:.0%}"
     told = f"The model is of more use than to refer all, or nobody, {told.replace('%', ' %')}."
     chosen = [0.05, 0.1, 0.2, 0.3, 0.5]
     at = [min(range(len(curve.thresholds)), key=lambda n: abs(curve.thresholds[n] - value)) for value in chosen]
-    rows = [[percent(curve.thresholds[n]), number(curve.model[n]), number(curve.everyone[n]), number(0.0)] for n in at]
-    return Section(
-        "Decision curve: is the model of use?",
-        [
-            pair(
-                [
-                    image(plots.decision_curve(curve.thresholds, curve.model, curve.everyone), f"Decision curve. {told}"),
-                    paragraph(
-                        "How many needless referrals is one person found worth? Who accepts nine of them for one would refer from a "
-                        "probability of 10 % on. For each such threshold the curve shows the net benefit (Vickers and Elkin 2006): "
-                        "people found, less needless referrals at that rate of exchange, by photograph. The model is of use where "
-                        "its curve lies above both others."
-                    )
-                    + paragraph(told)
-                    + table(["refer from", "model", "refer all", "refer nobody"], rows, "Net benefit"),
-                ]
-            )
-        ],
+    cells = [[percent(curve.thresholds[n]), *(f"{100 * way[n]:.1f}" for way in (curve.model, curve.everyone)), "0.0"] for n in at]
+    explained = (
+        "How many needless referrals is one person found worth? Who accepts nine of them for one would refer from a probability of "
+        "10 % on. For each such threshold the curve shows the net benefit (Vickers and Elkin 2006): people found, less needless "
+        "referrals at that rate of exchange, by photograph. The model is of use where its curve lies above both others."
     )
+    columns = ["refer from", "model", "refer all", "refer nobody"]
+    listed = table(columns, cells, "Net benefit, in people found per 100 photographs")
+    drawn = plots.decision_curve(curve.thresholds, curve.model, curve.everyone)
+    picture = image(drawn, f"Decision curve. {told}")
+    return Section("Decision curve: is the model of use?", [pair([picture, paragraph(explained) + paragraph(told) + listed])])

@@ -30,7 +30,7 @@ def subgroup_table(parts: Sequence[Subgroup], column: str, title: str) -> str:
         for part in parts
     ]
     header = [column, "images", "people", "referable", *(TITLES_HERE[name] for name in named)]
-    return table(header, rows, title, small=[at for at, part in enumerate(parts) if part.small])
+    return table(header, rows, title, "many", small=[at for at, part in enumerate(parts) if part.small])
 
 
 def small_remark(classes: Classes) -> str:
