@@ -84,7 +84,8 @@ def retinopathy(images: int = 1000, name: str = "clinic", **changes: Any) -> Eva
     plain = {
         "title": f"{name}: an ensemble of 3", "members": [(path, checkpoint(RETINOPATHY, operating=operating)) for path in paths],
         "data": f"data/{name}.beton", "digest": TESTED, "scores": Scores.of(found, RETINOPATHY), "answers": found,
-        "assessment": assessment, "device": "a CPU, 2 threads", "amp_dtype": "float32", "flow": flow, "settings": {"tta": 8, "fuse_eyes": 0.0},
+        "assessment": assessment, "device": "a CPU, 2 threads", "amp_dtype": "float32", "flow": flow,
+        "settings": {"tta": 8, "fuse_eyes": 0.0},
     }  # fmt: skip
     return Evaluation(**{**plain, **changes})
 

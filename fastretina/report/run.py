@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fastretina.metrics.assessment import Assessment
 from fastretina.metrics.predictions import Predictions, Scores
-from fastretina.metrics.subgroups import Subgroup
+from fastretina.metrics.screening import rules
+from fastretina.metrics.subgroups import Subgroup, subgroup_rule
 from fastretina.models.heads import HEADS, Decision
 from fastretina.report import plots, sections
 from fastretina.report.assessment import calibration, deferral, headline, intervals
@@ -67,7 +68,7 @@ class Results:
             scores={name: scores for name, scores in sets.items() if scores is not None},
             answers=progress.best_test,
             by_packing=info.sources(progress.best_answers),
-            assessment=info.assess(progress.best_test),
+            assessment=info.assess(progress.best_test, progress.best_val, progress.decision),
             history=history,
             best_epoch=best.epoch,
             decision=progress.decision,
@@ -136,8 +137,8 @@ def _by_class(results: Results) -> Section:
 
 def _sources(results: Results) -> Section | None:
     named = [(results.set_title(name), parts) for name, parts in results.by_packing.items()]
-    rule = None if results.assessment is None else results.assessment.subgroup_rule
-    return sources_section(named, results.info.classes, rule)
+    classes = results.info.classes
+    return sources_section(named, classes, subgroup_rule(rules(classes, None)))  # `by_source` knew no thresholds either
 
 
 def _mistakes(results: Results) -> Section | None:

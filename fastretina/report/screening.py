@@ -16,8 +16,8 @@ from fastretina.report.page import Ranged, Section, image, note, number, pair, p
 PEOPLE = 1000
 NO_THRESHOLDS = (
     "No thresholds were frozen: this model was trained without validation data, with such in which all photographs or none are "
-    "referable, or by an older version. What can be judged without choosing a threshold on these very data is its own answer, and a "
-    "probability of one half."
+    "referable, or by an older version. What can be judged without choosing a threshold on these very data is its own answer, "
+    "and a probability of one half."
 )
 SAME = "Every person here has one photograph of each eye, so that by eye pair all numbers are those by person."
 PLURALS = {"image": "images", "eye pair": "eye pairs", "person": "people"}
