@@ -11,11 +11,11 @@ import torch
 
 from fastretina.grading import RETINOPATHY, Classes, Side
 from fastretina.metrics.assessment import Assessment
+from fastretina.metrics.flow import Flow
 from fastretina.metrics.operating import fit_operating
 from fastretina.metrics.predictions import Predictions, Scores
 from fastretina.models.checkpoint import CheckpointInfo
 from fastretina.report.evaluation import Evaluation
-from fastretina.report.participants import Outcome, Participants
 
 TWO = Classes(("no glaucoma", "glaucoma"), (1,))
 NASTY = '<script>alert("x")</script>&'
@@ -77,10 +77,8 @@ def retinopathy(images: int = 1000, name: str = "clinic", **changes: Any) -> Eva
         uncalibrated=mean(before), members=members,
     )  # fmt: skip
     paths = [Path(f"runs/fold{n}/best.safetensors") for n in range(3)]
-    point = assessment.screening["image"].point("high-sensitivity")
-    outcomes = [Outcome("Referred", point.tp, point.fp), Outcome("Not referred", point.fn, point.tn)]
     left_out = {"ungradable": 143, "no valid grade": 31, "bad image": 6}
-    flow = Participants(images + 180, left_out, images, images, f"referred at the frozen threshold, {point.rule}", outcomes)
+    flow = Flow(images + 180, left_out, images, images, {})
     plain = {
         "title": f"{name}: an ensemble of 3", "members": [(path, checkpoint(RETINOPATHY, operating=operating)) for path in paths],
         "data": f"data/{name}.beton", "digest": TESTED, "scores": Scores.of(found, RETINOPATHY), "answers": found,
@@ -99,7 +97,7 @@ def glaucoma(images: int = 300, **changes: Any) -> Evaluation:
     plain = {
         "title": f"{NASTY}.beton", "members": [(Path(f"{NASTY}.safetensors"), checkpoint(TWO, data=None, selected_on="test"))],
         "data": f"{NASTY}.beton", "digest": TESTED, "scores": Scores.of(found, TWO), "answers": found,
-        "assessment": assessment, "device": "a CPU", "amp_dtype": "float32", "flow": Participants(None, None, images + 9, images),
+        "assessment": assessment, "device": "a CPU", "amp_dtype": "float32", "flow": Flow(None, None, images + 9, images, {}),
         "warnings": [f"{NASTY} is odd"], "settings": {"data": NASTY},
     }  # fmt: skip
     return Evaluation(**{**plain, **changes})

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastretina.beton.reader import Beton
 from fastretina.metrics.assessment import Assessment
+from fastretina.metrics.flow import Flow
 from fastretina.metrics.predictions import Predictions, Scores
 from fastretina.metrics.table import TITLES
 from fastretina.metrics.table import headline as headline_metric
@@ -17,7 +18,7 @@ from fastretina.report import sections
 from fastretina.report.assessment import calibration, deferral, headline, intervals
 from fastretina.report.mistakes import confident_mistakes, mistakes_section
 from fastretina.report.page import Section, cards, note, page, percent, remark, table
-from fastretina.report.participants import Participants, participants_section
+from fastretina.report.participants import participants_section
 from fastretina.report.screening import curves_section, decision_section, frozen_text, screening_section
 from fastretina.report.subgroups import sources_section, subgroups_section
 
@@ -49,7 +50,7 @@ class Evaluation:
     device: str
     amp_dtype: str
     beton: Beton | None = None
-    flow: Participants | None = None
+    flow: Flow | None = None
     warnings: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -72,7 +73,7 @@ def evaluation_html(found: Evaluation) -> str:
     built = [
         sections.purpose(classes),
         _evaluated(found),
-        None if found.flow is None else participants_section(found.flow),
+        None if found.flow is None else participants_section(found.flow, assessment),
         Section("Confusion matrix", matrix),
         Section(f"By {classes.noun}", [sections.class_table(confusion, SET_TITLE, classes)]),
         intervals(assessment),
@@ -94,12 +95,13 @@ def _evaluated(found: Evaluation) -> Section:
     """Which models on which data, and whether these are new to them."""
     assessment = found.assessment
     counts = [sum(row) for row in found.scores.metrics.confusion]
-    data: list[list[object]] = [
+    prevalence = [] if assessment.prevalence is None else [("referable", percent(assessment.prevalence))]
+    data: list[Sequence[object]] = [
         ["data set", found.data],
         ["digest", found.digest],
         ["photographs", assessment.images],
         ["people", "unknown" if assessment.patients is None else assessment.patients],
-        *([] if assessment.prevalence is None else [["referable", percent(assessment.prevalence)]]),
+        *prevalence,
         [f"share of the most frequent {assessment.classes.noun}", percent(max(counts) / assessment.images)],
     ]
     models: list[list[object]] = []

@@ -8,9 +8,12 @@ from __future__ import annotations
 import html
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from fastretina.report.page import Section, remark
+from fastretina.metrics.assessment import Assessment
+from fastretina.metrics.flow import Flow
+from fastretina.report.page import Section, remark, table
+from fastretina.report.screening import decided_by, main_point
 
 WIDTH = 328  # a phone's 360 px less the page's margins
 LINE = 16  # from one line of text to the next, of 12 units each
@@ -32,25 +35,9 @@ class Outcome:
     well: int
 
 
-@dataclass(frozen=True)
-class Participants:
-    """Numbers of photographs, from the label table to the reference standard; None is unknown.
-
-    Attributes:
-        rows: of the label table. left_out: of them, by reason. packed: in the data set. evaluated: that the model answered for.
-        rule: who is referred, in words; outcomes: those referred, and those not; empty where no class is referable.
-    """
-
-    rows: int | None
-    left_out: Mapping[str, int] | None
-    packed: int
-    evaluated: int
-    rule: str = ""
-    outcomes: Sequence[Outcome] = field(default=())
-
-
-def participants_svg(flow: Participants) -> str:
-    """The diagram, with a title and a description for those who cannot see it."""
+def participants_svg(flow: Flow, rule: str = "", outcomes: Sequence[Outcome] = ()) -> str:
+    """The diagram, with a title and a description for those who cannot see it. rule: who is referred, in words; outcomes: those
+    referred, and those not; none where no class is referable."""
     drawing, said = _Drawing(), []
 
     def step(text: str, count: int | None) -> None:
@@ -72,11 +59,11 @@ def participants_svg(flow: Participants) -> str:
     if others := flow.packed - flow.evaluated:
         aside("Not evaluated", others, {})
     step("Graded by the model", flow.evaluated)
-    if flow.outcomes:
-        drawing.step([f"Index test: {flow.rule}"])
-        said.append(f"Index test: {flow.rule}")
+    if outcomes:
+        drawing.step([f"Index test: {rule}"])
+        said.append(f"Index test: {rule}")
         columns = []
-        for outcome in flow.outcomes:
+        for outcome in outcomes:
             head, total = outcome.text, outcome.ill + outcome.well
             columns.append([[_counted(head, total)], [_counted("referable", outcome.ill), _counted("not referable", outcome.well)]])
             said.append(f"{_counted(head, total)}: {_counted('referable', outcome.ill)}, {_counted('not', outcome.well)}")
@@ -154,10 +141,19 @@ class _Drawing:
         )
 
 
-def participants_section(flow: Participants) -> Section:
-    """The diagram and how to read it."""
+def participants_section(flow: Flow, assessment: Assessment) -> Section:
+    """The diagram, how to read it, and the numbers of each of several packings."""
+    point, outcomes = main_point(assessment), []
+    rule = "" if point is None else f"referred by {decided_by(point)}: {point.rule}"
+    if point is not None:
+        outcomes = [Outcome("Referred", point.tp, point.fp), Outcome("Not referred", point.fn, point.tn)]
     text = (
         "Which photographs the numbers of this report are of: from top to bottom, dashed what was left out and why. The index "
         "test is the model, the reference standard what the photographs were labelled."
     )
-    return Section("Flow of participants", [remark(text), participants_svg(flow)])
+    rows = []
+    for path, part in flow.by_source.items():
+        left_out = "unknown" if part.left_out is None else sum(part.left_out.values())
+        rows.append([path, "unknown" if part.rows is None else part.rows, left_out, part.packed, part.evaluated])
+    listed = table(["packing", "rows", "left out", "packed", "evaluated"], rows, "Each packing") if rows else ""
+    return Section("Flow of participants", [remark(text), participants_svg(flow, rule, outcomes), listed])
