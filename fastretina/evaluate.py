@@ -43,7 +43,6 @@ def main(config: EvaluateConfig) -> int:
     from fastretina.metrics import fusion
     from fastretina.metrics.assessment import Assessment
     from fastretina.metrics.predictions import Scores, write_predictions
-    from fastretina.metrics.sources import by_source
     from fastretina.models import inference
     from fastretina.models.checkpoint import open_checkpoint
     from fastretina.models.heads import SMALLEST_PROBABILITY
@@ -98,10 +97,9 @@ def main(config: EvaluateConfig) -> int:
         )
         return 0
     scores = Scores.of(answers, classes)
-    assessment = Assessment.of(answers, classes, patients)
-    sources = by_source(answers, beton.sources, classes)
+    assessment = Assessment.of(answers, classes, patients, sources=beton.sources)
     lines = terminal.scores_table(scores, len(answers.labels), throughput, classes)
-    lines += terminal.sources_table(sources, classes)
+    lines += terminal.sources_table(assessment.sources, classes)
     print("\n".join([*lines, "", *assessed.lines(assessment)]))
     if config.out is not None:
         metrics = {
@@ -116,7 +114,6 @@ def main(config: EvaluateConfig) -> int:
             "classes": classes.as_dict(),
             "images": len(answers.labels),
             **scores.as_dict(),
-            "sources": [found.as_dict() for found in sources],
             **assessment.as_dict(),
             "images_per_second": throughput,
             "device": device_name(device),

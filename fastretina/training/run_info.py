@@ -17,7 +17,7 @@ from fastretina.grading import Classes, all_known, patients_in_both
 from fastretina.metrics.assessment import Assessment
 from fastretina.metrics.predictions import Predictions
 from fastretina.metrics.sources import by_source
-from fastretina.metrics.subgroups import Subgroup
+from fastretina.metrics.subgroups import Subgroup, group_columns
 from fastretina.metrics.table import TITLES
 from fastretina.version import __version__
 
@@ -160,16 +160,23 @@ class RunInfo:
         """Of answers on the test set; None where these, or the images' file, are not at hand."""
         if answers is None or self.test_set is None:
             return None
-        return Assessment.of(answers, self.classes, self.test_set.patients_of(answers.ids.numpy()))
+        rows = self.test_set.index_of(answers.ids.numpy()).tolist()
+        patients, known = self.test_set.patients_of(answers.ids.numpy()), self.test_set.eyes
+        eyes = None if known is None else [known[row] for row in rows]
+        return Assessment.of(answers, self.classes, patients, eyes=eyes, groups=group_columns(self.test_set, rows))
 
     def sources(self, answers: Mapping[str, Predictions | None]) -> dict[str, list[Subgroup]]:
-        """Of answers on data sets by their names: the metrics of each packing of those that are made of several."""
+        """Of answers on data sets by their names: the metrics of each packing of those that are made of several; whose the images
+        are is at hand for the test set alone, so that the intervals of others are by image."""
         found = {
-            name: by_source(given, self.data[name].sources, self.classes)
+            name: by_source(given, self.data[name].sources, self.classes, self._patients(name, given))
             for name, given in answers.items()
             if given is not None and name in self.data
         }
         return {name: metrics for name, metrics in found.items() if metrics}
+
+    def _patients(self, name: str, answers: Predictions) -> list[str] | None:
+        return self.test_set.patients_of(answers.ids.numpy()) if name == "test" and self.test_set is not None else None
 
     def data_dict(self) -> dict[str, Any]:
         """The data sets, and what each two of them share, for metrics.json; None stands for what is unknown."""
