@@ -67,7 +67,7 @@ class Results:
             scores={name: scores for name, scores in sets.items() if scores is not None},
             answers=progress.best_test,
             by_packing=info.sources(progress.best_answers),
-            assessment=info.assess(progress.best_test),
+            assessment=info.assess(progress.best_test, progress.best_val, progress.decision),
             history=history,
             best_epoch=best.epoch,
             decision=progress.decision,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy
@@ -15,10 +15,13 @@ import torchvision
 from fastretina.beton.reader import Beton
 from fastretina.grading import Classes, all_known, patients_in_both
 from fastretina.metrics.assessment import Assessment
+from fastretina.metrics.data import assess
+from fastretina.metrics.operating import Operating, fit_operating
 from fastretina.metrics.predictions import Predictions
 from fastretina.metrics.sources import by_source
-from fastretina.metrics.subgroups import Subgroup, group_columns
+from fastretina.metrics.subgroups import Subgroup
 from fastretina.metrics.table import TITLES
+from fastretina.models.heads import HEADS, Decision
 from fastretina.version import __version__
 
 SET_TITLES = {"train": "train", "val": "validation", "test": "test"}
@@ -156,27 +159,38 @@ class RunInfo:
 
         return self._shared(count)
 
-    def assess(self, answers: Predictions | None) -> Assessment | None:
-        """Of answers on the test set; None where these, or the images' file, are not at hand."""
+    def freeze(self, val: Predictions | None) -> Operating | None:
+        """The thresholds for referring that answers on the validation set give; None without one, or without referable disease."""
+        if val is None:
+            return None
+        probabilities = val.log_probabilities.double().exp().numpy()
+        sensitivity, specificity = self.settings["target_sensitivity"], self.settings["target_specificity"]
+        return fit_operating(val.labels.numpy(), probabilities, self.classes, sensitivity, specificity, self.digests.get("val"))
+
+    def assess(
+        self, answers: Predictions | None, val: Predictions | None = None, decision: Decision | None = None
+    ) -> Assessment | None:
+        """Of answers on the test set, at the thresholds that those on the validation set give; None where answers, or the images'
+        file, are not at hand. decision: what made probabilities of the network's outputs, which a temperature may be a part of."""
         if answers is None or self.test_set is None:
             return None
-        rows = self.test_set.index_of(answers.ids.numpy()).tolist()
-        patients, known = self.test_set.patients_of(answers.ids.numpy()), self.test_set.eyes
-        eyes = None if known is None else [known[row] for row in rows]
-        return Assessment.of(answers, self.classes, patients, eyes=eyes, groups=group_columns(self.test_set, rows))
+        before = None
+        if decision is not None:
+            head = HEADS[self.settings["head"]](len(self.classes))
+            before = replace(answers, log_probabilities=head.rescaled(answers.log_probabilities, decision))
+        return assess(answers, self.test_set, self.classes, operating=self.freeze(val), uncalibrated=before)
 
     def sources(self, answers: Mapping[str, Predictions | None]) -> dict[str, list[Subgroup]]:
-        """Of answers on data sets by their names: the metrics of each packing of those that are made of several; whose the images
-        are is at hand for the test set alone, so that the intervals of others are by image."""
-        found = {
-            name: by_source(given, self.data[name].sources, self.classes, self._patients(name, given))
-            for name, given in answers.items()
-            if given is not None and name in self.data
-        }
+        """Of answers on data sets by their names: the metrics of each packing of those that are made of several. Whose the images
+        are, and thresholds from other data, are at hand for the test set alone: the intervals of others are by image."""
+        found = {}
+        for name, given in answers.items():
+            if given is not None and name in self.data:
+                patients, frozen = None, None
+                if name == "test" and self.test_set is not None:
+                    patients, frozen = self.test_set.patients_of(given.ids.numpy()), self.freeze(answers.get("val"))
+                found[name] = by_source(given, self.data[name].sources, self.classes, patients, frozen)
         return {name: metrics for name, metrics in found.items() if metrics}
-
-    def _patients(self, name: str, answers: Predictions) -> list[str] | None:
-        return self.test_set.patients_of(answers.ids.numpy()) if name == "test" and self.test_set is not None else None
 
     def data_dict(self) -> dict[str, Any]:
         """The data sets, and what each two of them share, for metrics.json; None stands for what is unknown."""
