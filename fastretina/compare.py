@@ -56,7 +56,9 @@ def main(config: CompareConfig) -> int:
     from fastretina.system.files import write_json
     from fastretina.training.data import open_data
 
-    several.refuse_ranks("fastretina.compare is not for torchrun: train each run by torchrun -m fastretina.train, with one --out each")
+    several.refuse_ranks(
+        "fastretina.compare is not for torchrun: train each run by torchrun -m fastretina.train, with one --out each"
+    )
     runs = plan(config)
     several.check_all(runs)
     folder = RunFolder(config.out)

@@ -132,9 +132,9 @@ class TrainConfig(Recipe):
     out: Annotated[Path | None, arg(aliases=["--output"])] = None
     resume: str = "auto"  # auto: go on with the run in --out, if any; never; or a run's last.pt
     stop_after_steps: int | None = None  # save and exit after so many steps of this call
-    # divide --train into so many parts, stratified; each is the validation set of a run that trains on the others; 2-20, 0: no folds
+    # cross-validation in 2-20 parts of --train, each the validation set of a run that trains on the others; 0: none
     folds: int = 0
-    fold: int | None = None  # train this one of --folds alone, from 1, --out being its own run folder; none: all, one after the other
+    fold: int | None = None  # of --folds, from 1: train this one alone, in a run folder of its own; none: all, one after the other
 
     @property
     def all_folds(self) -> bool:

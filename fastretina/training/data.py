@@ -128,9 +128,7 @@ def split(
     return rest, taken
 
 
-def fold_of(
-    groups: Sequence[str], labels: NDArray[np.int64], folds: int, fold: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def fold_of(groups: Sequence[str], labels: NDArray[np.int64], folds: int, fold: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions, ascending, of the images that fold `fold` of `folds`, from 1, trains on, and of those that it is validated on.
 
     The same for every seed, as `split`. groups: N names of what must not be parted. labels: (N,).
