@@ -13,7 +13,7 @@ from torch import Tensor
 from fastretina.metrics.assessment import Assessment
 from fastretina.metrics.predictions import Predictions, Scores
 from fastretina.metrics.ranking import titles
-from fastretina.metrics.sources import SourceMetrics
+from fastretina.metrics.subgroups import Subgroup
 from fastretina.metrics.table import metrics_for
 from fastretina.models.heads import HEADS, Decision
 from fastretina.report import plots, sections
@@ -52,7 +52,7 @@ class Results:
     best_epoch: int | None = None
     decision: Decision | None = None
     batch: bytes | None = None
-    by_packing: Mapping[str, Sequence[SourceMetrics]] = field(default_factory=dict)
+    by_packing: Mapping[str, Sequence[Subgroup]] = field(default_factory=dict)
 
     @classmethod
     def of_run(cls, info: RunInfo, progress: Progress, batch: bytes | None = None) -> Self:

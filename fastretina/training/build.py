@@ -17,6 +17,8 @@ from fastretina.grading import Classes
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.loading.loader import Loader
 from fastretina.loading.sampler import rank_positions
+from fastretina.metrics.operating import Operating, fit_operating
+from fastretina.metrics.predictions import Predictions
 from fastretina.metrics.table import headline, metrics_for
 from fastretina.models.checkpoint import CheckpointInfo
 from fastretina.models.heads import Loss, head_for
@@ -143,14 +145,34 @@ def build_run(
         restore(training, state, folder.last)
 
     def describe(progress: Progress) -> CheckpointInfo:
-        shape = (config.arch, len(classes), config.resolution, IMAGENET_MEAN, IMAGENET_STD)
-        choice = (precision.name, config.select_by, info.selected_on)
-        seen = {name: info.digests[name] for name in ("train", info.selected_on)}  # not a test set that had no part in it
         return CheckpointInfo(
-            *shape, progress.history[-1].epoch, *choice, config.head, progress.decision, preparation, classes, seen
+            arch=config.arch,
+            num_classes=len(classes),
+            resolution=config.resolution,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            epoch=progress.history[-1].epoch,
+            amp_dtype=precision.name,
+            metric=config.select_by,
+            selected_on=info.selected_on,
+            head=config.head,
+            decision=progress.decision,
+            preparation=preparation,
+            classes=classes,
+            data={name: info.digests[name] for name in ("train", info.selected_on)},  # not a test set that had no part in it
+            operating=freeze(config, classes, progress.best_val, info.digests.get("val")),
+            size=data["train"].side,
         )
 
     return Run(training, info, compiling, describe)
+
+
+def freeze(config: TrainConfig, classes: Classes, val: Predictions | None, digest: str | None) -> Operating | None:
+    """The thresholds for referring that answers on the validation set (of this digest) give; None without one."""
+    if val is None:
+        return None
+    probabilities = val.log_probabilities.double().exp().numpy()
+    return fit_operating(val.labels.numpy(), probabilities, classes, config.target_sensitivity, config.target_specificity, digest)
 
 
 def selection_metric(asked: str, classes: Classes) -> str:

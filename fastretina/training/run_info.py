@@ -16,7 +16,8 @@ from fastretina.beton.reader import Beton
 from fastretina.grading import Classes, all_known, patients_in_both
 from fastretina.metrics.assessment import Assessment
 from fastretina.metrics.predictions import Predictions
-from fastretina.metrics.sources import SourceMetrics, by_source
+from fastretina.metrics.sources import by_source
+from fastretina.metrics.subgroups import Subgroup
 from fastretina.metrics.table import TITLES
 from fastretina.version import __version__
 
@@ -161,7 +162,7 @@ class RunInfo:
             return None
         return Assessment.of(answers, self.classes, self.test_set.patients_of(answers.ids.numpy()))
 
-    def sources(self, answers: Mapping[str, Predictions | None]) -> dict[str, list[SourceMetrics]]:
+    def sources(self, answers: Mapping[str, Predictions | None]) -> dict[str, list[Subgroup]]:
         """Of answers on data sets by their names: the metrics of each packing of those that are made of several."""
         found = {
             name: by_source(given, self.data[name].sources, self.classes)
