@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 def train_folds(config: TrainConfig) -> int:
     """Train all folds that are not finished, and write folds.csv, folds.json and report.html. Errors are those of a run, and
     RunError where one failed. Returns the exit code."""
+    from fastretina.models.grader import Grader
     from fastretina.report.compared import ComparedRun
     from fastretina.report.folded import Folded, Graded, terminal_table, write_folds, write_out_of_fold
     from fastretina.system.files import write_json
@@ -55,10 +56,12 @@ def train_folds(config: TrainConfig) -> int:
 
         done, failed = several.train_all(runs, read, lambda done: write_folds(folder, Folded(done, config.folds), settings))
         several.raise_failed(failed, runs)
-        whole = open_data(config, stack)["train"]
-        held_out = Graded.of(out_of_fold([run.folder for run in runs], whole), whole)
-        write_out_of_fold(folder, held_out, whole)
-        found = Folded(done, config.folds, held_out)
+        data = open_data(config, stack)
+        held_out = Graded.of(out_of_fold([run.folder for run in runs], data["train"]), data["train"])
+        write_out_of_fold(folder, held_out, data["train"])
+        grader = Grader.load([run.folder.best for run in runs], device=config.device)
+        answers = grader.answers(data["test"], batch_size=config.batch_size, workers=config.workers, decode=config.decode)
+        found = Folded(done, config.folds, held_out, Graded.of(answers.predictions, data["test"]))
         write_folds(folder, found, settings)
         print("\n" + "\n".join(terminal_table(found)))
         print(f"report: {folder.report}", flush=True)

@@ -25,7 +25,7 @@ from fastretina.training.run_info import SET_TITLES, selection_note, versions
 MEAN, SD = "mean", "sd"
 SPREAD_NOTE = (
     "Each fold trains on the images that it is not validated on, and chooses its epoch on those that it is; all are measured on "
-    "the same test set, which has no part in it. ±: standard deviation of the folds (n − 1), which is how much a model depends on the "
+    "the same test set, which has no part in it. ±: standard deviation of the folds (n − 1): how much a model depends on the "
     "images that it happened to learn from. It is no interval of the mean: the folds learn from much the same images (Bengio and "
     "Grandvalet, J Mach Learn Res 5:1089, 2004)."
 )
