@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import ExitStack, closing
 
+from fastretina.system.json_text import read_json
 from fastretina.training.config import TrainConfig, as_settings, check
 from fastretina.training.run_folder import RunFolder
 
@@ -54,6 +56,19 @@ def main(config: TrainConfig) -> int:
             return 0
         if training.profiler.table:
             print(f"{training.profiler.table}\ntimeline: {folder.path / 'profile.json.gz'}", flush=True)
+        _write_card(folder)
         pictures.finish()
         print(terminal.last_lines(training.progress, info, folder, finished), flush=True)
     return 0
+
+
+def _write_card(folder: RunFolder) -> None:
+    """The model card of the best checkpoint; before any epoch there is none."""
+    from fastretina.models.card import card
+    from fastretina.models.checkpoint import read_info
+    from fastretina.system.files import write_bytes
+
+    if folder.best.is_file():
+        digest = hashlib.sha256(folder.best.read_bytes()).hexdigest()
+        text = card(read_info(folder.best), read_json(folder.metrics), digest)
+        write_bytes(folder.card, text.encode(errors="backslashreplace"))

@@ -35,6 +35,7 @@ class RunFolder:
     confusion_test = _File("confusion_test.png")
     batch = _File("batch.png")
     report = _File("report.html")
+    card = _File("card.md")
     best = _File("best.safetensors")
     staged_best = _File(".next.best.safetensors")  # a new one, until the last.pt that speaks of it is on disk
     last = _File("last.pt")
