@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -18,16 +18,19 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
 from fastretina.beton.reader import Beton
 from fastretina.errors import CheckpointError, RunError, UsageError
 from fastretina.loading.loader import Loader
+from fastretina.metrics.fusion import Eye, fuse_eyes
 from fastretina.metrics.operating import Operating, referable_scores
 from fastretina.metrics.predictions import Predictions
 from fastretina.metrics.uncertainty import disagreement
 from fastretina.models.checkpoint import CheckpointInfo, open_checkpoint
+from fastretina.models.heads import SMALLEST_PROBABILITY
 from fastretina.models.inference import Outputs, check_views, run_model, view_outputs
 from fastretina.models.options import AmpChoice
 from fastretina.models.photographs import Photograph, Picture, photographs, prepared
@@ -57,6 +60,22 @@ class Answers:
     predictions: Predictions
     uncalibrated: Predictions
     by_member: tuple[Predictions, ...]
+
+    @property
+    def uncertainty(self) -> NDArray[np.float64] | None:
+        """(N,) nats by which the members disagree, see `metrics.uncertainty.disagreement`; None of one member."""
+        if len(self.by_member) < 2:
+            return None
+        return disagreement(torch.stack([one.log_probabilities for one in self.by_member]).double().exp().numpy())
+
+    def fused(self, eyes: Sequence[Eye], weight: float) -> Answers:
+        """With the other eye of the same person in each; see `metrics.fusion.fuse_eyes`, which says what is refused."""
+
+        def fuse(answers: Predictions) -> Predictions:
+            mixed = fuse_eyes(eyes, answers.log_probabilities.exp(), weight)
+            return replace(answers, log_probabilities=mixed.clamp_min(SMALLEST_PROBABILITY).log())
+
+        return Answers(fuse(self.predictions), fuse(self.uncalibrated), tuple(map(fuse, self.by_member)))
 
 
 class Batch(NamedTuple):
@@ -155,7 +174,7 @@ class Grader:
             if self.operating is None:
                 without = ", ".join(str(member.path) for member in self.members if member.info.operating is None)
                 reason = (
-                    f"{without}: has no frozen thresholds, since it was trained without validation data that show referable disease; "
+                    f"{without}: has no frozen thresholds: it was trained without validation data that show referable disease; "
                     "give a number in 0-1, or train with --val or --val-fraction"
                 )
             else:

@@ -88,6 +88,10 @@ class Head(ABC):
         """The same decision with the scale of one that was not fitted."""
         return None if decision is None else replace(decision, scale=self.scale)
 
+    def rescaled(self, log_probabilities: Tensor, decision: Decision) -> Tensor:
+        """(N, C) log-probabilities that this decision gave of one view, as its `uncalibrated` would have given them."""
+        return (log_probabilities * (decision.scale / self.scale)).log_softmax(dim=-1)
+
     def answer(self, outputs: Tensor, decision: Decision | None = None) -> Tensor:
         """(N, C) float32 log-probabilities from (V, N, outputs): the mean of the probabilities of V views of each image."""
         found = self.log_probabilities(outputs, decision)

@@ -17,8 +17,6 @@ from fastretina.grading import Classes
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.loading.loader import Loader
 from fastretina.loading.sampler import rank_positions
-from fastretina.metrics.operating import Operating, fit_operating
-from fastretina.metrics.predictions import Predictions
 from fastretina.metrics.table import headline, metrics_for
 from fastretina.models.checkpoint import CheckpointInfo
 from fastretina.models.heads import Loss, head_for
@@ -160,19 +158,11 @@ def build_run(
             preparation=preparation,
             classes=classes,
             data={name: info.digests[name] for name in ("train", info.selected_on)},  # not a test set that had no part in it
-            operating=freeze(config, classes, progress.best_val, info.digests.get("val")),
+            operating=info.freeze(progress.best_val),
             size=data["train"].side,
         )
 
     return Run(training, info, compiling, describe)
-
-
-def freeze(config: TrainConfig, classes: Classes, val: Predictions | None, digest: str | None) -> Operating | None:
-    """The thresholds for referring that answers on the validation set (of this digest) give; None without one."""
-    if val is None:
-        return None
-    probabilities = val.log_probabilities.double().exp().numpy()
-    return fit_operating(val.labels.numpy(), probabilities, classes, config.target_sensitivity, config.target_specificity, digest)
 
 
 def selection_metric(asked: str, classes: Classes) -> str:
