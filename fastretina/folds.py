@@ -7,29 +7,29 @@ for all of them then finds it finished.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fastretina import several
+from fastretina import evaluate, several
 from fastretina.errors import UsageError
 from fastretina.several import PlannedRun
+from fastretina.system.json_text import read_json
 from fastretina.training.config import TrainConfig, as_settings, check, fold_name
 from fastretina.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from fastretina.report.compared import ComparedRun
+    from fastretina.beton.reader import Beton
 
 
 def train_folds(config: TrainConfig) -> int:
     """Train all folds that are not finished, and write folds.csv, folds.json and report.html. Errors are those of a run, and
     RunError where one failed. Returns the exit code."""
-    from fastretina.models.grader import Grader
     from fastretina.report.compared import ComparedRun
-    from fastretina.report.folded import Folded, Graded, terminal_table, write_folds, write_out_of_fold
+    from fastretina.report.folded import Folded, terminal_table, write_folds
     from fastretina.system.files import write_json
     from fastretina.training.data import open_data
-    from fastretina.training.folds import out_of_fold
 
     several.refuse_ranks(
         f"--folds {config.folds} is not for torchrun: train each fold by torchrun ... --folds {config.folds} --fold 1 and so on, "
@@ -57,15 +57,42 @@ def train_folds(config: TrainConfig) -> int:
         done, failed = several.train_all(runs, read, lambda done: write_folds(folder, Folded(done, config.folds), settings))
         several.raise_failed(failed, runs)
         data = open_data(config, stack)
-        held_out = Graded.of(out_of_fold([run.folder for run in runs], data["train"]), data["train"])
-        write_out_of_fold(folder, held_out, data["train"])
-        grader = Grader.load([run.folder.best for run in runs], device=config.device)
-        answers = grader.answers(data["test"], batch_size=config.batch_size, workers=config.workers, decode=config.decode)
-        found = Folded(done, config.folds, held_out, Graded.of(answers.predictions, data["test"]))
+        found = Folded(done, config.folds, _out_of_fold(folder, runs, data["train"]), _ensemble(config, folder, runs, data["test"]))
         write_folds(folder, found, settings)
         print("\n" + "\n".join(terminal_table(found)))
         print(f"report: {folder.report}", flush=True)
     return 0
+
+
+def _out_of_fold(folder: RunFolder, runs: Sequence[PlannedRun], whole: Beton) -> dict[str, Any]:
+    """Metrics of the answers for each image of the training set by the model that did not learn from it, and out_of_fold.csv."""
+    from fastretina.metrics.data import assess
+    from fastretina.metrics.predictions import Scores, write_predictions
+    from fastretina.training.folds import out_of_fold
+
+    answers = out_of_fold([run.folder for run in runs], whole)
+    write_predictions(folder.file("out_of_fold.csv"), answers, whole.names_of(answers.ids.numpy()))
+    scores, assessment = Scores.of(answers, whole.classes), assess(answers, whole, whole.classes)
+    return {"images": len(whole), **scores.as_dict(), **assessment.as_dict()}
+
+
+def _ensemble(config: TrainConfig, folder: RunFolder, runs: Sequence[PlannedRun], test: Beton) -> dict[str, Any]:
+    """What `fastretina evaluate` says of all folds' models together, in the folder `ensemble`: its metrics.json."""
+    from fastretina.models.grader import Grader
+
+    out = folder.file("ensemble")
+    print(f"\nthe mean of the probabilities of {len(runs)} models, on the test set", flush=True)
+    asked = evaluate.EvaluateConfig(
+        checkpoint=folder.path,
+        data=config.test_file or config.train,
+        out=out,
+        batch_size=config.batch_size,
+        device=config.device,
+        decode=config.decode,
+        workers=config.workers,
+    )
+    evaluate.main(asked, Grader.load([run.folder.best for run in runs], device=config.device), test)
+    return dict(read_json(out / "metrics.json"))
 
 
 def plan(config: TrainConfig) -> list[PlannedRun]:

@@ -35,8 +35,8 @@ def card(info: CheckpointInfo, metrics: Mapping[str, Any] | None, digest: str | 
     """The text of card.md, with the header that model hubs read.
 
     Args:
-        info: the checkpoint's metadata. metrics: its run's metrics.json; None where there is none. digest: SHA-256 of the checkpoint
-            file, hexadecimal; None where unknown.
+        info: the checkpoint's metadata. metrics: its run's metrics.json; None where there is none. digest: SHA-256 of the
+            checkpoint file, hexadecimal; None where unknown.
     """
     metrics = metrics or {}
     best: Mapping[str, Any] = metrics.get("best") or {}
@@ -165,8 +165,8 @@ def _metrics(info: CheckpointInfo, metrics: Mapping[str, Any], best: Mapping[str
         choice = f"The epoch was chosen by {metric} on the validation set; the test set had no part in it."
     else:
         choice = (
-            f"**The epoch was chosen by {metric} on the TEST set, since there was no validation set: the metrics on the test set are "
-            "optimistic.**"
+            f"**The epoch was chosen by {metric} on the TEST set, since there was no validation set: the metrics on the test set "
+            "are optimistic.**"
         )
     if not best:
         return [f"{UNKNOWN.capitalize()}: there is no metrics.json with this checkpoint. {choice}"]
@@ -218,8 +218,8 @@ def _thresholds(info: CheckpointInfo) -> list[str]:
         for found in frozen.thresholds
     ]
     return [
-        f"Refer where the probability of referable disease, {info.classes.referable_score}, is at or above the threshold. They were "
-        f"fitted on validation data and frozen: {frozen.images:,} images, {frozen.referable:,} of them referable, digest "
+        f"Refer where the probability of referable disease, {info.classes.referable_score}, is at or above the threshold. They "
+        f"were fitted on validation data and frozen: {frozen.images:,} images, {frozen.referable:,} of them referable, digest "
         f"`{frozen.data or UNKNOWN}`. Elsewhere they reach other values.",
         "",
         *_table(("threshold", "value", "asked for", "sensitivity reached there", "specificity reached there"), rows),
@@ -234,8 +234,8 @@ def _calibration(info: CheckpointInfo, best: Mapping[str, Any]) -> list[str]:
         if info.decision.thresholds:
             between = ", ".join(f"{threshold:.3f}" for threshold in info.decision.thresholds)
             how = (
-                f"The network's number is divided into {info.classes.nouns} at {between}, and a scale of {info.decision.scale:.3f} makes "
-                "probabilities of it; both were fitted on the validation set."
+                f"The network's number is divided into {info.classes.nouns} at {between}, and a scale of {info.decision.scale:.3f} "
+                "makes probabilities of it; both were fitted on the validation set."
             )
     found: Mapping[str, Any] = best.get("calibration") or {}
     brier = "" if found.get("brier") is None else f" Brier score of referable disease: {found['brier']:.4f}."
@@ -252,19 +252,19 @@ def _factors(best: Mapping[str, Any]) -> list[str]:
             f"{escaped(table['column'])} {escaped(part['name'])}" for table in tables for part in table["parts"] if part["small"]
         ]
         lines += [f"Too few images to tell anything from chance: {', '.join(small)}."] if small else []
-    rest = "any other" if columns else "any"
+    but = ", but for what stands above" if columns else ""
     return [
         *lines,
-        f"It is {UNKNOWN} how well it does by {rest} camera, clinic, age, sex, ethnicity, kind of diabetes, pupil dilation or image "
-        "quality than those of its test set: nothing was evaluated by them" + (" but what stands above." if columns else "."),
+        f"How well it does for people of one age, sex, ethnicity or kind of diabetes, or for photographs of one camera, clinic or "
+        f"quality, is {UNKNOWN}{but}: it was not evaluated by them.",
     ]
 
 
 def _ethics() -> list[str]:
     return [
-        "A model may hold traces of the photographs that it learned from. No name of a file or a person is in the checkpoint; whether its "
-        "training data may be used so is for whoever passes it on to know. Where it is wrong more often for some people than for "
-        "others, whoever relies on it passes that on to them.",
+        "A model may hold traces of the photographs that it learned from. No name of a file or a person is in the checkpoint; "
+        "whether its training data may be used so is for whoever passes it on to know. Where it is wrong more often for some "
+        "people than for others, whoever relies on it passes that on to them.",
     ]
 
 
@@ -289,8 +289,8 @@ def _preparation(info: CheckpointInfo) -> list[str]:
     side = f"{info.size} px" if info.size else f"{UNKNOWN} number of px"
     means, deviations = (", ".join(f"{value:g}" for value in triple) for triple in (info.mean, info.std))
     return [
-        f"Packed with `{info.preparation.flags}` to squares with a side of {side}, then {info.resolution} px for the network; pixels of 0-1 are "
-        f"normalised by means {means} and standard deviations {deviations}. `Grader` does all of it.",
+        f"Packed with `{info.preparation.flags}` to squares with a side of {side}, then {info.resolution} px for the network; "
+        f"pixels of 0-1 are normalised by means {means} and standard deviations {deviations}. `Grader` does all of it.",
     ]
 
 

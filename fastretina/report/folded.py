@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Any, Self
+from typing import Any
 
-from fastretina.beton.reader import Beton
 from fastretina.grading import Classes
-from fastretina.metrics.assessment import Assessment
 from fastretina.metrics.bootstrap import LEVEL
-from fastretina.metrics.predictions import GradeMetrics, Predictions, Scores, write_predictions
+from fastretina.metrics.predictions import GradeMetrics
 from fastretina.metrics.ranking import AUROC_REFERABLE, RANKINGS, titles
 from fastretina.metrics.table import METRICS, TITLES, Metric, metrics_for
 from fastretina.report import sections
@@ -36,38 +34,19 @@ OUT_OF_FOLD_NOTE = (
 
 
 @dataclass(frozen=True)
-class Graded:
-    """Answers for a data set, and all that is said of them."""
-
-    answers: Predictions
-    scores: Scores
-    assessment: Assessment
-
-    @classmethod
-    def of(cls, answers: Predictions, beton: Beton) -> Self:
-        """Of answers for all images of a data set, or some of them."""
-        classes = beton.classes
-        return cls(answers, Scores.of(answers, classes), Assessment.of(answers, classes, beton.patients_of(answers.ids.numpy())))
-
-    def as_dict(self) -> dict[str, Any]:
-        """For folds.json."""
-        return {"images": len(self.answers.labels), **self.scores.as_dict(), **self.assessment.as_dict()}
-
-
-@dataclass(frozen=True)
 class Folded:
     """What is known of a cross-validation.
 
     Attributes:
         runs: of the folds that are finished, at least one. folds: how many there are to be.
-        out_of_fold: the training set as graded by those that did not learn from it. ensemble: the test set as graded by the mean of
-            all. None until all are finished.
+        out_of_fold: metrics of the training set as graded by those that did not learn from it. ensemble: of the test set as graded
+            by the mean of all; both as in a metrics.json. None until all are finished.
     """
 
     runs: Sequence[ComparedRun]
     folds: int
-    out_of_fold: Graded | None = None
-    ensemble: Graded | None = None
+    out_of_fold: Mapping[str, Any] | None = None
+    ensemble: Mapping[str, Any] | None = None
 
     @property
     def classes(self) -> Classes:
@@ -123,7 +102,7 @@ def _row(run: ComparedRun) -> dict[str, Any]:
 
 
 def write_folds(folder: RunFolder, found: Folded, settings: Mapping[str, Any]) -> None:
-    """Write folds.csv, folds.json and report.html, each atomically, and the answers out of fold, out_of_fold.csv, by `names`."""
+    """Write folds.csv, folds.json and report.html, each atomically."""
     rows, names = found.rows, found.metric_names
     ends = [{"fold": MEAN} | {name: found.mean(name) for name in names}, {"fold": SD} | {name: found.sd(name) for name in names}]
     write_csv(folder.file("folds.csv"), list(rows[0]), [[row.get(column) for column in rows[0]] for row in [*rows, *ends]])
@@ -138,18 +117,13 @@ def write_folds(folder: RunFolder, found: Folded, settings: Mapping[str, Any]) -
             "folds": rows,
             MEAN: {name: found.mean(name) for name in names},
             SD: {name: found.sd(name) for name in names},
-            "out_of_fold": found.out_of_fold and found.out_of_fold.as_dict(),
-            "ensemble": found.ensemble and found.ensemble.as_dict(),
+            "out_of_fold": found.out_of_fold,
+            "ensemble": found.ensemble,
             "data": {run.name: run.metrics["data"] for run in found.runs},
             "versions": versions(),
         },
     )
     write_bytes(folder.report, folds_html(found, settings).encode(errors="backslashreplace"))
-
-
-def write_out_of_fold(folder: RunFolder, found: Graded, whole: Beton) -> None:
-    """Write out_of_fold.csv: the answer for each image of the training set by the model that did not learn from it."""
-    write_predictions(folder.file("out_of_fold.csv"), found.answers, whole.names_of(found.answers.ids.numpy()))
 
 
 def folds_html(found: Folded, settings: Mapping[str, Any]) -> str:
@@ -199,20 +173,20 @@ def _results(found: Folded) -> Section:
 def _together(found: Folded) -> Section | None:
     """The ensemble, and the answers out of fold; none before all folds are finished."""
     named, interval, classes = titles(found.classes), f"{100 * LEVEL:.0f} % interval", found.classes
-    known = {"ensemble, test": found.ensemble, "out of fold, train": found.out_of_fold}
+    known: dict[str, Mapping[str, Any] | None] = {"ensemble, test": found.ensemble, "out of fold, train": found.out_of_fold}
     graded = {title: one for title, one in known.items() if one is not None}
     if not graded:
         return None
-    rows = []
-    for name in next(iter(graded.values())).assessment.told:
+    rows: list[list[object]] = []
+    for name in (name for name in named if all(name in one["intervals"] for one in graded.values())):
         metric = next((metric for metric in METRICS if metric.name == name), name)
         cells = []
         for one in graded.values():
-            value = one.assessment.intervals[name]
-            cells += [number(value.value) if isinstance(metric, str) else shown(metric, value.value), bounds(value.low, value.high)]
+            value, limits = one[name], one["intervals"][name]
+            cells += [number(value) if isinstance(metric, str) else shown(metric, value), bounds(limits["low"], limits["high"])]
         rows.append([named[name], found.spread(metric, "test"), *cells])
     columns = ["metric", "folds, test: mean ± sd", *(text for title in graded for text in (title, interval))]
-    matrices = [(title, one.scores.metrics.confusion) for title, one in graded.items()]
+    matrices = [(title, one["confusion"]) for title, one in graded.items()]
     ensemble = "Ensemble: the mean of the probabilities of all folds' models, each with its own temperature. "
     return Section(
         "All folds together",
@@ -265,9 +239,8 @@ def terminal_table(found: Folded) -> list[str]:
     rows.append(["mean ± sd", "", "", found.spread(headline, "val"), *(found.spread(metric, "test") for metric in metrics)])
     for name, one in (("ensemble", found.ensemble), ("out of fold", found.out_of_fold)):
         if one is not None:
-            images = f"{len(one.answers.labels):,}"
-            values = [shown(metric, one.scores.values[metric.name]) for metric in metrics]
-            rows.append([name, "", images if name != "ensemble" else "", "", *values])
+            images = "" if one is found.ensemble else f"{one['images']:,}"
+            rows.append([name, "", images, "", *(shown(metric, one[metric.name]) for metric in metrics)])
     table_rows = [["fold", "best", "val images", *titled], *rows]
     widths = [max(len(row[at]) for row in table_rows) for at in range(len(table_rows[0]))]
     return [
