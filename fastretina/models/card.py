@@ -16,15 +16,15 @@ from typing import Any
 from fastretina.beton.paths import as_path, parts_of
 from fastretina.errors import printable
 from fastretina.grading import RETINOPATHY
-from fastretina.metrics.ranking import titles
-from fastretina.metrics.table import TITLES
+from fastretina.metrics.ranking import RANKINGS, titles
+from fastretina.metrics.table import TITLES, metrics_for
 from fastretina.models.checkpoint import CheckpointInfo
 from fastretina.models.purpose import purpose
 from fastretina.version import __version__
 
 UNKNOWN = "unknown"
 SETS = {"train": "training", "val": "validation", "test": "test"}
-_MARKUP = re.compile(r"[\\`*_{}\[\]<>#|~&!$:@^]|(?<=www)\.", re.IGNORECASE)
+_MARKUP = re.compile(r"[\\`*_{}\[\]<>#|~&!$@^]|:(?=//)|(?<=www)\.", re.IGNORECASE)  # of GitHub's and the hubs' Markdown
 _CITED = (
     "Sections after Mitchell et al., Model Cards for Model Reporting, FAT* 2019; what must be said of data and thresholds after "
     "TRIPOD+AI (Collins et al., BMJ 385:e078378, 2024)."
@@ -71,7 +71,7 @@ def _header(info: CheckpointInfo) -> str:
         "library_name": "fastretina",
         "pipeline_tag": "image-classification",
         "tags": ["fundus", "ophthalmology", *retinopathy, info.arch],
-        "metrics": [name for name in TITLES if name not in ("loss",)],
+        "metrics": [found.name for found in (*metrics_for(len(info.classes), info.classes.ordinal), *RANKINGS)],
     }
     return "\n".join(["---", *(f"{name}: {json.dumps(value)}" for name, value in fields.items()), "---"])
 
@@ -172,7 +172,7 @@ def _metrics(info: CheckpointInfo, metrics: Mapping[str, Any], best: Mapping[str
         return [f"{UNKNOWN.capitalize()}: there is no metrics.json with this checkpoint. {choice}"]
     intervals: Mapping[str, Any] = best.get("intervals") or {}
     rows = [
-        (title, _share(best[name]), _bounds(intervals.get(name)))
+        (title, _share(best[name]), _bounds(intervals.get(name)) if name != "loss" else "none")
         for name, title in titles(info.classes).items()
         if name in best and not (best[name] is None and name not in intervals)
     ]
@@ -212,7 +212,7 @@ def _thresholds(info: CheckpointInfo) -> list[str]:
         (
             found.name,
             f"{found.value:.4f}",
-            UNKNOWN if found.target is None else f"{found.target:.3f}",
+            "–" if found.target is None else f"{found.target:.3f}",
             *map(_share, (found.sensitivity, found.specificity)),
         )
         for found in frozen.thresholds

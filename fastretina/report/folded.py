@@ -77,11 +77,11 @@ class Folded:
         return [name for name in self.rows[0] if name.startswith(("val_", "test_")) and not name.endswith("_images")]
 
     def spread(self, metric: Metric | str, data: str) -> str:
-        """`81.2 % ± 1.4`, `0.812 ± 0.014`: the metric's mean and standard deviation over the folds, on `val` or `test`."""
+        """`81.2 ± 1.4 %`, `0.812 ± 0.014`: the metric's mean and standard deviation over the folds, on `val` or `test`."""
         name = metric if isinstance(metric, str) else metric.name
         mean, sd = self.mean(f"{data}_{name}"), self.sd(f"{data}_{name}")
         write = number if isinstance(metric, str) else lambda value: shown(metric, value)
-        return write(mean) if mean is None or sd is None else f"{write(mean)} ± {write(sd).removesuffix(' %')}"
+        return write(mean) if mean is None or sd is None else f"{write(mean).removesuffix(' %')} ± {write(sd)}"
 
 
 def _row(run: ComparedRun) -> dict[str, Any]:
@@ -164,6 +164,10 @@ def _results(found: Folded) -> Section:
             rows.append([_link(run), epoch, row[f"{data}_images"], *cells, *(number(row[f"{data}_{name}"]) for name in ranked)])
         asked: list[Metric | str] = [*metrics, *ranked]
         rows.append(["mean ± sd", "", "", *(found.spread(metric, data) for metric in asked)])
+        if data == "test" and found.ensemble is not None:
+            cells = [shown(metric, found.ensemble[metric.name]) for metric in metrics]
+            ensemble = Link("ensemble of all", "ensemble/report.html")
+            rows.append([ensemble, "", found.ensemble["images"], *cells, *(number(found.ensemble[name]) for name in ranked)])
         columns = ["fold", "best epoch", "images", *sections.metric_columns(classes), *(titles(classes)[name] for name in ranked)]
         title = "The same test set for all" if data == "test" else "Each fold's own validation set"
         tables.append(table(columns, rows, f"{title}, best epochs"))
