@@ -95,7 +95,7 @@ def _details(info: CheckpointInfo, digest: str | None) -> list[str]:
         ("referable", escaped(info.classes.referable_title or "none")),
         ("epoch", info.epoch),
         ("number format of the training", info.amp_dtype),
-        ("written by", f"fastretina {__version__}"),
+        ("card written by", f"fastretina {__version__}"),
         ("SHA-256 of the checkpoint file", f"`{digest}`" if digest else UNKNOWN),
         ("licence", f"{UNKNOWN}: whoever passes it on must state it"),
     ]
