@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,7 @@ class EvaluateConfig:
     workers: int | None = None  # decoding threads; none: as many as suit this machine
 
 
-def main(config: EvaluateConfig) -> int:
+def main(config: EvaluateConfig, loaded: Grader | None = None, opened: Beton | None = None) -> int:
     # What imports torch, scipy and matplotlib comes now: --help is there before them.
     from fastretina.beton.open import open_beton
     from fastretina.metrics import fusion
@@ -56,8 +57,8 @@ def main(config: EvaluateConfig) -> int:
     fusion.check_weight(config.fuse_eyes)
     if config.out is not None and RunFolder(config.out).config.exists():
         raise UsageError(f"--out {config.out}: is the folder of a training run, whose metrics.json would be lost; give another")
-    grader = Grader.load(parts_of(config.checkpoint), device=config.device, amp=config.amp, tta=config.tta)
-    with open_beton(config.data) as beton:
+    grader = loaded or Grader.load(parts_of(config.checkpoint), device=config.device, amp=config.amp, tta=config.tta)
+    with nullcontext(opened) if opened is not None else open_beton(config.data) as beton:
         unlabelled = _check(config, beton, grader)
         classes = grader.classes
         eyes = fusion.eyes_of(beton) if config.fuse_eyes else []
