@@ -102,7 +102,7 @@ def intervals(assessment: Assessment) -> Section:
     return Section(
         "How sure these metrics are",
         [
-            table(["metric", "value", column], rows, "Test set"),
+            table(["metric", "value", column], rows, "All metrics, test set"),
             table([assessment.classes.noun, *columns], by_class, f"Each {assessment.classes.noun} against the rest, test set"),
             note(f"The intervals may be too narrow: {UNKNOWN_OWNERS}.") if assessment.patients is None else "",
             remark(

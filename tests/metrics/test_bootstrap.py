@@ -16,7 +16,8 @@ from fastretina.metrics.bootstrap import Interval, bootstrap, draws, patient_gro
 from fastretina.metrics.predictions import Predictions
 from fastretina.report import plots
 from fastretina.report.assessment import calibration as calibration_section
-from fastretina.report.assessment import intervals, lines, screening
+from fastretina.report.assessment import intervals, lines
+from fastretina.report.screening import screening_section
 
 NAMES = ("accuracy", "balanced_accuracy", "qwk", "macro_f1", "auroc", "auprc", "auroc_referable")
 
@@ -175,7 +176,9 @@ def test_an_assessment_goes_into_json_html_and_the_terminal(labels):
     assert set(NAMES) < written["intervals"].keys()
     assert (written["auroc_referable"] is None) == (labels[1] == 0)
     assert "95&nbsp;% interval" in "\n".join(intervals(found).parts)
-    assert (screening(found) is None) == (labels[1] == 0)
+    section = screening_section(found)
+    assert section is not None
+    assert ("No photograph here is referable" in "".join(section.parts)) == (labels[1] == 0)
     assert "ECE" in "\n".join(calibration_section(found).parts)
     assert any(line.startswith("QWK") for line in lines(found))
     assert plots.reliability(found.calibration).startswith(b"\x89PNG")
