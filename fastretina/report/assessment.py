@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastretina.grading import Classes
-from fastretina.metrics.assessment import BINS, Assessment
+from fastretina.metrics.assessment import Assessment
 from fastretina.metrics.bootstrap import LEVEL, RESAMPLES
+from fastretina.metrics.calibration import BINS
 from fastretina.metrics.ranking import RANKINGS, titles
 from fastretina.metrics.screening import OperatingPoint
 from fastretina.report import plots
@@ -19,7 +20,7 @@ def screened(point: OperatingPoint, prevalence: float) -> tuple[int, int, int, i
     """What becomes of 1,000 people, of whom a share `prevalence` (0-1) has referable disease: those with it referred and missed,
     those without it referred and not."""
     ill = round(PEOPLE * prevalence)
-    found, cleared = round(ill * point.sensitivity), round((PEOPLE - ill) * point.specificity)
+    found, cleared = round(ill * (point.sensitivity.value or 0)), round((PEOPLE - ill) * (point.specificity.value or 0))
     return found, ill - found, PEOPLE - ill - cleared, cleared
 
 
@@ -40,7 +41,10 @@ def screened_text(found: int, missed: int, needless: int, cleared: int) -> str:
 
 
 def _rules(points: Sequence[OperatingPoint]) -> list[list[str]]:
-    return [[point.rule, number(point.threshold), percent(point.sensitivity), percent(point.specificity)] for point in points]
+    return [
+        [point.rule, number(point.threshold), percent(point.sensitivity.value), percent(point.specificity.value)]
+        for point in points
+    ]
 
 
 def lines(assessment: Assessment) -> list[str]:
@@ -119,10 +123,7 @@ def screening(assessment: Assessment) -> Section | None:
                 counts,
                 f"Of {PEOPLE:,} people, {percent(assessment.prevalence)} of them ill as in this test set",
             ),
-            remark(
-                f"Thresholds are on {_referable(classes)}. Those “set here” are read off these very images; on "
-                "others they will reach a little more or less."
-            ),
+            remark(f"Thresholds are on {_referable(classes)}. None of them was chosen on these images."),
         ],
     )
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from fastretina.errors import printable
 from fastretina.grading import Classes
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
-from fastretina.metrics.assessment import Calibration
+from fastretina.metrics.calibration import Calibration
 from fastretina.metrics.table import METRICS
 from fastretina.report.compared import ComparedRun
 from fastretina.training.progress import EpochRecord

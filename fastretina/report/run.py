@@ -13,7 +13,7 @@ from torch import Tensor
 from fastretina.metrics.assessment import Assessment
 from fastretina.metrics.predictions import Predictions, Scores
 from fastretina.metrics.ranking import titles
-from fastretina.metrics.sources import SourceMetrics
+from fastretina.metrics.subgroups import Subgroup
 from fastretina.metrics.table import metrics_for
 from fastretina.models.heads import HEADS, Decision
 from fastretina.report import plots, sections
@@ -52,7 +52,7 @@ class Results:
     best_epoch: int | None = None
     decision: Decision | None = None
     batch: bytes | None = None
-    by_packing: Mapping[str, Sequence[SourceMetrics]] = field(default_factory=dict)
+    by_packing: Mapping[str, Sequence[Subgroup]] = field(default_factory=dict)
 
     @classmethod
     def of_run(cls, info: RunInfo, progress: Progress, batch: bytes | None = None) -> Self:
@@ -67,7 +67,7 @@ class Results:
             scores={name: scores for name, scores in sets.items() if scores is not None},
             answers=progress.best_test,
             by_packing=info.sources(progress.best_answers),
-            assessment=info.assess(progress.best_test),
+            assessment=info.assess(progress.best_test, progress.best_val, progress.decision),
             history=history,
             best_epoch=best.epoch,
             decision=progress.decision,
@@ -106,7 +106,7 @@ def _cards(results: Results) -> list[tuple[str, str]]:
         found.append((number(area.value), f"{titles(classes)['auroc']}, test{told}"))
     if assessment and assessment.operating_points and not assessment.one_disease:
         point = assessment.operating_points[0]
-        both = f"{percent(point.sensitivity)} / {percent(point.specificity)}"
+        both = f"{percent(point.sensitivity.value)} / {percent(point.specificity.value)}"
         found.append((both, "sensitivity / specificity for referable disease, by the model's own answer, test"))
     if history:
         last = history[-1]
@@ -151,8 +151,9 @@ def _by_class(results: Results) -> Section:
 def _sources(results: Results) -> Section | None:
     classes, found = results.info.classes, []
     for name, metrics in results.by_packing.items():
-        rows = [[each.path, each.images, *sections.metric_cells(each.values, classes)] for each in metrics]
-        found.append(table(["packing", "images", *sections.metric_columns(classes)], rows, results.set_title(name)))
+        known = [metric for metric in metrics_for(len(classes), classes.ordinal) if metric.name in metrics[0].values]
+        rows = [[each.name, each.images, *(shown(metric, each.values[metric.name]) for metric in known)] for each in metrics]
+        found.append(table(["packing", "images", *(metric.title for metric in known)], rows, results.set_title(name)))
     text = "What a model learned where most of its images come from need not hold elsewhere."
     return Section("By packing", [*found, remark(text)]) if found else None
 

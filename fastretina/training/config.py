@@ -62,6 +62,9 @@ class Recipe:
     split_by: SplitBy = "patient"  # patient: all images of a patient stay on one side of --val-fraction and --test-fraction
     # the metric that the best epoch is chosen by; auto: qwk where the classes have an order, else balanced_accuracy
     select_by: SelectionMetric = "auto"
+    # what the thresholds for referring that the checkpoint keeps must reach on the validation set, 0-1
+    target_sensitivity: float = 0.9
+    target_specificity: float = 0.98
     epochs: int = 10  # passes over the training set
     patience: int | None = None  # stop after so many epochs without a better one; none: never
     batch_size: int = 32  # images a step, over all ranks
@@ -198,6 +201,9 @@ def check(config: TrainConfig) -> None:
     for name, high in ranges.items():
         if not 0 <= getattr(config, name) <= high:
             raise UsageError(f"--{name.replace('_', '-')} must lie in 0-{high:g}, got {getattr(config, name)}")
+    for name in ("target_sensitivity", "target_specificity"):
+        if not 0 < getattr(config, name) <= 1:
+            raise UsageError(f"--{name.replace('_', '-')} must lie above 0 and be 1 at most, got {getattr(config, name)}")
     if config.clip_norm is not None and not config.clip_norm > 0:
         raise UsageError(f"--clip-norm must be above 0, got {config.clip_norm}")
     if config.grow_from is not None and config.grow_from > config.resolution:
