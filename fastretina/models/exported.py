@@ -1,16 +1,17 @@
 """A trained network as one file that runs without fastretina: ONNX, or torch.export's .pt2, with what must be known of it inside.
 
-Pixels go in and probabilities come out: normalisation, network, head and its decision are in the graph. What is done to a photograph
-before it is a square of pixels is not; the metadata say it, under the key "fastretina", as JSON (the table in docs/export.md).
+Pixels go in and probabilities come out: normalisation, network, head and its decision are in the graph. What is done to a
+photograph before it is a square of pixels is not; the metadata say it, under the key "fastretina", as JSON (docs/export.md).
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from fastretina.errors import RunError, UsageError
+from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.loading.augment.cpu import kernel_norm
-from fastretina.models.checkpoint import CheckpointInfo
+from fastretina.models.grader import Grader
 from fastretina.packing.preprocessing import Preparation
 from fastretina.packing.reencode import QUALITY, SUBSAMPLING
 from fastretina.version import __version__
@@ -32,9 +34,10 @@ KEY, PIXELS, PROBABILITIES = "fastretina", "pixels", "probabilities"
 MOST_BYTES = 2**31 - 2**24  # of weights: a file of protocol buffers ends at 2 GiB, and the graph needs some of it
 _ONLY_ERRORS = 3  # as onnxruntime numbers what it says
 _IN_WORDS = {
-    "none": "letterboxed: scaled until the longer side fits, centred on black",
-    "fundus": "cropped to the square around the retina's disc; letterboxed on black where the disc's rim is out of sight",
-    "local": "the local average colour subtracted (fastretina.packing.fundus.local_contrast), after the crop",
+    "none": "scaled with Lanczos until the longer side is {size} px, centred on a black square of {size} x {size} px",
+    "fundus": "cropped to the square around the retina's disc and scaled with Lanczos to {size} x {size} px; where the disc's rim "
+    "is out of sight, scaled until the longer side is {size} px and centred on black",
+    "local": "the local average colour subtracted, within the disc (local_contrast in fastretina/packing/fundus.py)",
 }
 
 Pixels = npt.NDArray[np.uint8]
@@ -48,18 +51,23 @@ class Exported(nn.Module):
     The arithmetic is that of the loader's evaluation path: value * scale + bias in float32.
     """
 
-    def __init__(self, members: Sequence[tuple[nn.Module, CheckpointInfo]]) -> None:
-        """members: networks in evaluation mode and their metadata. UsageError where they cannot share an input."""
+    scale: Tensor
+    bias: Tensor
+
+    def __init__(self, grader: Grader) -> None:
+        """grader: on the CPU. UsageError where its members do not see images of one resolution."""
         super().__init__()
-        infos = [info for _, info in members]
-        first = self.info = infos[0]
-        for name in ("resolution", "classes", "preparation", "mean", "std"):
-            if len(found := {getattr(info, name) for info in infos}) > 1:
-                differing = " and ".join(sorted(map(str, found)))
-                raise UsageError(f"--checkpoint: the members differ in their {name}, {differing}; a graph has one: export them one by one")
-        self.networks = nn.ModuleList(model for model, _ in members)
+        infos = [member.info for member in grader.members]
+        resolutions = sorted({info.resolution for info in infos})
+        if len(resolutions) > 1:
+            several = " and ".join(f"{resolution} px" for resolution in resolutions)
+            raise UsageError(
+                f"--checkpoint: the members see images of {several}, and a graph has one input; export them one by one"
+            )
+        self.resolution = resolutions[0]
+        self.networks = nn.ModuleList(member.model for member in grader.members)
         self._heads = [(info.grading, info.decision) for info in infos]
-        scale, bias = torch.from_numpy(kernel_norm(first.mean, first.std)[:, :3].copy())
+        scale, bias = torch.from_numpy(kernel_norm(IMAGENET_MEAN, IMAGENET_STD)[:, :3].copy())
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
 
@@ -71,7 +79,7 @@ class Exported(nn.Module):
 
     def trace(self) -> ExportedProgram:
         """The graph, for any number of images from 1 on."""
-        side = self.info.resolution
+        side = self.resolution
         example = torch.zeros(2, side, side, 3, dtype=torch.uint8)  # torch takes a size of 1 for one that never changes
         program = torch.export.export(self.eval(), (example,), dynamic_shapes={PIXELS: _shapes()})
         # Where the code lies on this machine, line by line, is nobody's business where the file is going.
@@ -92,53 +100,68 @@ def _shapes() -> dict[int, Any]:
     return {0: torch.export.Dim("batch", min=1)}
 
 
-def about(infos: Sequence[CheckpointInfo], digests: Sequence[str]) -> dict[str, Any]:
-    """What must be known to use the graph of these members, fit for JSON. digests: SHA-256 of their files."""
-    first = infos[0]
+def about(grader: Grader) -> dict[str, Any]:
+    """What must be known to use the graph of these members, fit for JSON; docs/export.md explains each key."""
+    side, operating = grader.members[0].info.resolution, grader.operating
     return {
         "fastretina": __version__,
         "torch": str(torch.__version__),
         "input": {
             "name": PIXELS,
-            "shape": ["batch", first.resolution, first.resolution, 3],
+            "shape": ["batch", side, side, 3],
             "dtype": "uint8",
             "colours": "RGB",
             "normalisation": "inside the graph: give 0-255",
         },
-        "output": {"name": PROBABILITIES, "shape": ["batch", first.num_classes], "dtype": "float32"},
-        "classes": first.classes.as_dict(),
-        "resolution": first.resolution,
-        "preparation": {**asdict(first.preparation), "rules": rules(first.preparation, first.resolution)},
+        "output": {"name": PROBABILITIES, "shape": ["batch", len(grader.classes)], "dtype": "float32"},
+        "classes": grader.classes.as_dict(),
+        "resolution": side,
+        "size": grader.size,
+        "preparation": {**asdict(grader.preparation), "rules": rules(grader.preparation, grader.size, side)},
+        "operating": None if operating is None else operating.as_dict(),
         "members": [
             {
                 "arch": info.arch,
                 "head": info.head,
                 "decision": None if info.decision is None else asdict(info.decision),
                 "epoch": info.epoch,
-                "sha256": digest,
+                "sha256": _sha256(path),
                 "data": info.data,
             }
-            for info, digest in zip(infos, digests, strict=True)
+            for _, info, path, _ in grader.members
         ],
         "quantised": None,
     }
 
 
-def rules(preparation: Preparation, resolution: int) -> list[str]:
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def rules(preparation: Preparation, size: int, resolution: int) -> list[str]:
     """How a photograph becomes the graph's pixels, in words and in order."""
-    return [
+    found = [
         "upright by its EXIF orientation, in sRGB by its colour profile, 16 bits scaled to 8, transparency on black",
-        _IN_WORDS[preparation.crop],
-        f"scaled to {resolution} x {resolution} px with Lanczos",
-        *([_IN_WORDS["local"]] if preparation.contrast == "local" else []),
-        f"where it was encoded again, a JPEG of quality {QUALITY}, {SUBSAMPLING}",
+        _IN_WORDS[preparation.crop].format(size=size),
     ]
+    if preparation.contrast != "none":
+        found.append(_IN_WORDS[preparation.contrast])
+    found.append(
+        f"encoded as a JPEG of quality {QUALITY}, {SUBSAMPLING}, and decoded; a JPEG that was {size} x {size} px is left as it is"
+    )
+    if size != resolution:
+        found.append(
+            f"scaled from {size} to {resolution} px: decoded at 1/2, 1/4 or 1/8 where that leaves {resolution} px or more, then "
+            "bilinear between the centres of pixels, without a filter"
+        )
+    return found
 
 
 def require_onnx() -> None:
     """UsageError where the packages of the extra `export` are not installed."""
     try:
-        import onnx
+        import onnx  # noqa: F401
         import onnxruntime
         import onnxscript  # noqa: F401
     except ImportError as error:
@@ -148,7 +171,6 @@ def require_onnx() -> None:
         ) from None
     onnxruntime.set_default_logger_severity(_ONLY_ERRORS)
     onnxruntime.disable_telemetry_events()
-    del onnx
 
 
 def as_onnx(program: ExportedProgram, metadata: Mapping[str, Any]) -> bytes:
@@ -160,11 +182,11 @@ def as_onnx(program: ExportedProgram, metadata: Mapping[str, Any]) -> bytes:
         program, dynamo=True, input_names=[PIXELS], output_names=[PROBABILITIES], dynamic_shapes=(_shapes(),), verbose=False
     )
     assert made is not None
-    return _with_metadata(made.model_proto, metadata)
+    return with_metadata(made.model_proto, metadata)
 
 
-def quantised(model: bytes, metadata: Mapping[str, Any]) -> bytes:
-    """An ONNX file with weights in 8 bits, and activations that are brought to 8 bits as they come (nothing is fitted)."""
+def quantised(model: bytes) -> Any:
+    """The graph of an ONNX file with weights in int8; activations are brought to 8 bits as they come: nothing is fitted."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
@@ -175,10 +197,11 @@ def quantised(model: bytes, metadata: Mapping[str, Any]) -> bytes:
         path = Path(folder) / "int8.onnx"
         # Unsigned: onnxruntime's CPU convolutions of integers take no signed weights.
         quantize_dynamic(graph, path, weight_type=QuantType.QUInt8)
-        return _with_metadata(onnx.load(path), metadata)
+        return onnx.load(path)
 
 
-def _with_metadata(graph: Any, metadata: Mapping[str, Any]) -> bytes:
+def with_metadata(graph: Any, metadata: Mapping[str, Any]) -> bytes:
+    """An ONNX graph as a file, with these metadata and no others."""
     del graph.metadata_props[:]
     graph.metadata_props.add(key=KEY, value=json.dumps(metadata))
     data: bytes = graph.SerializeToString()
