@@ -71,7 +71,10 @@ def _header(info: CheckpointInfo) -> str:
         "library_name": "fastretina",
         "pipeline_tag": "image-classification",
         "tags": ["fundus", "ophthalmology", *retinopathy, info.arch],
-        "metrics": [found.name for found in (*metrics_for(len(info.classes), info.classes.ordinal), *RANKINGS)],
+        "metrics": [
+            *(metric.name for metric in metrics_for(len(info.classes), info.classes.ordinal)),
+            *(ranking.name for ranking in RANKINGS),
+        ],
     }
     return "\n".join(["---", *(f"{name}: {json.dumps(value)}" for name, value in fields.items()), "---"])
 
