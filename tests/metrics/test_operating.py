@@ -42,13 +42,17 @@ def test_thresholds_are_those_that_a_search_of_all_finds(seed):
     assert (found.images, found.referable, found.data) == (len(labels), int(ill.sum()), "digest")
 
 
-def test_a_target_that_is_a_share_of_the_images_asks_for_no_image_more():
-    """9 of 10 is 0.9, whatever the rounding of either."""
-    labels, score = np.repeat([1, 0], [10, 50]), np.r_[np.linspace(0.5, 0.95, 10), np.linspace(0.1, 0.59, 50)]
-    found = fit_operating(labels, np.stack([1 - score, score], axis=1), Classes(("no", "yes"), (1,)))
-    assert found.named("high-sensitivity").value == score[1]
-    assert found.named("high-sensitivity").sensitivity == pytest.approx(0.9)
-    assert found.named("high-specificity").specificity == pytest.approx(0.98)
+@pytest.mark.parametrize("percent", range(50, 100))
+def test_a_target_that_is_a_share_of_the_images_asks_for_no_image_more(percent):
+    """80 of 100 is 0.8, whatever the rounding of either."""
+    score = np.linspace(0.1, 0.9, 100)
+    labels, probabilities = np.repeat([0, 1], 100), np.stack([1 - np.tile(score, 2), np.tile(score, 2)], axis=1)
+    found = fit_operating(labels, probabilities, Classes(("no", "yes"), (1,)), percent / 100, percent / 100)
+    assert found.named("high-sensitivity").value == score[100 - percent]
+    assert found.named("high-sensitivity").sensitivity == percent / 100
+    assert found.named("high-specificity").value == score[percent]
+    assert found.named("high-specificity").specificity == percent / 100
+    assert found.named("youden").value == score[0]  # of equals the lowest
 
 
 def test_there_are_none_without_referable_images_or_without_others():

@@ -56,15 +56,17 @@ def test_intervals_of_a_subgroup_are_of_resamples_of_all_people_some_of_which_la
     owner, rare = patient_groups(patients(30)), ["yes" if number in (3, 8) else "no" for number in range(30)]
     asked = subgroup_rule(rules(RETINOPATHY, FROZEN))
     division = Division.by_value(rare, Cases.images(labels, probabilities, owner, RETINOPATHY))
-    found = resample(15, {"rare": division.statistics(RETINOPATHY, asked)}, resamples=80, seed=1)["rare"]
-    right, slow, lacking = probabilities.argmax(axis=1) == labels, [], 0
+    right, slow = probabilities.argmax(axis=1) == labels, []
     for drawn in draws(15, 80, seed=1):
         rows = [row for person in drawn for row in (3, 8) if owner[row] == person]
-        lacking += not rows
-        slow += [right[rows].mean()] if rows else []
-    assert lacking > 0
-    (_, _), interval = found, found[1]["accuracy"]
-    assert (interval.low, interval.high) == pytest.approx(tuple(np.percentile(slow, [2.5, 97.5])))
+        slow.append(right[rows].mean() if rows else np.nan)
+    assert np.isnan(slow).any()
+    weights = np.stack([np.bincount(drawn, minlength=15) for drawn in draws(15, 80, seed=1)], axis=1).astype(np.float64)
+    measured = division.statistics(RETINOPATHY, asked)[1](weights)
+    np.testing.assert_allclose(measured["accuracy"], slow)
+    assert np.isnan(measured["qwk"][np.isnan(slow)]).all()
+    interval = resample(15, {"rare": division.statistics(RETINOPATHY, asked)}, resamples=80, seed=1)["rare"][1]["accuracy"]
+    assert (interval.low, interval.high) == pytest.approx(tuple(np.nanpercentile(slow, [2.5, 97.5])))
 
 
 @pytest.mark.parametrize(
