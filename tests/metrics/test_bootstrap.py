@@ -14,7 +14,7 @@ from fastretina.grading import RETINOPATHY, Classes
 from fastretina.metrics.assessment import Assessment
 from fastretina.metrics.bootstrap import Interval, bootstrap, draws, patient_groups
 from fastretina.metrics.predictions import Predictions
-from fastretina.report import plots
+from fastretina.report import plots_screening as plots
 from fastretina.report.assessment import calibration as calibration_section
 from fastretina.report.assessment import intervals, lines
 from fastretina.report.screening import screening_section
