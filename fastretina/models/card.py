@@ -65,14 +65,16 @@ def escaped(text: object) -> str:
 
 def _header(info: CheckpointInfo) -> str:
     """YAML between dashes: JSON's strings and lists are YAML's, too."""
-    table = metrics_for(len(info.classes), info.classes.ordinal)
     retinopathy = ["diabetic-retinopathy"] if info.classes == RETINOPATHY else []
     fields = {
         "license": UNKNOWN,
         "library_name": "fastretina",
         "pipeline_tag": "image-classification",
         "tags": ["fundus", "ophthalmology", *retinopathy, info.arch],
-        "metrics": [*(metric.name for metric in table), *(ranking.name for ranking in RANKINGS)],
+        "metrics": [
+            *(metric.name for metric in metrics_for(len(info.classes), info.classes.ordinal)),
+            *(ranking.name for ranking in RANKINGS),
+        ],
     }
     return "\n".join(["---", *(f"{name}: {json.dumps(value)}" for name, value in fields.items()), "---"])
 
