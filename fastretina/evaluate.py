@@ -1,13 +1,15 @@
 """Grade a .beton file with a trained model and compare with its grades, where it has any.
 
 python -m fastretina.evaluate --checkpoint runs/x/best.safetensors --data data/test.beton --tta 8 --out runs/x-test
+python -m fastretina.evaluate --checkpoint runs/a,runs/b,runs/c --data clinic.beton --out runs/clinic
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -38,16 +40,18 @@ class EvaluateConfig:
     workers: int | None = None  # decoding threads; none: as many as suit this machine
 
 
-def main(config: EvaluateConfig) -> int:
+def main(config: EvaluateConfig, loaded: Grader | None = None, opened: Beton | None = None) -> int:
     # What imports torch, scipy and matplotlib comes now: --help is there before them.
     from fastretina.beton.open import open_beton
     from fastretina.metrics import fusion
     from fastretina.metrics.data import assess
+    from fastretina.metrics.flow import Flow
     from fastretina.metrics.predictions import Scores, write_predictions
     from fastretina.models.grader import Grader
     from fastretina.models.inference import check_views
     from fastretina.report import assessment as assessed
     from fastretina.report import plots, terminal
+    from fastretina.report.evaluation import Evaluation, evaluation_html
     from fastretina.system import files
     from fastretina.training.run_folder import RunFolder
     from fastretina.training.run_info import versions
@@ -56,8 +60,8 @@ def main(config: EvaluateConfig) -> int:
     fusion.check_weight(config.fuse_eyes)
     if config.out is not None and RunFolder(config.out).config.exists():
         raise UsageError(f"--out {config.out}: is the folder of a training run, whose metrics.json would be lost; give another")
-    grader = Grader.load(parts_of(config.checkpoint), device=config.device, amp=config.amp, tta=config.tta)
-    with open_beton(config.data) as beton:
+    grader = loaded or Grader.load(parts_of(config.checkpoint), device=config.device, amp=config.amp, tta=config.tta)
+    with nullcontext(opened) if opened is not None else open_beton(config.data) as beton:
         unlabelled = _check(config, beton, grader)
         classes = grader.classes
         eyes = fusion.eyes_of(beton) if config.fuse_eyes else []
@@ -89,19 +93,37 @@ def main(config: EvaluateConfig) -> int:
         lines += terminal.sources_table(assessment.sources, classes)
         print("\n".join([*lines, "", *assessed.lines(assessment)]))
         if config.out is not None:
+            described, flow = _described(config, grader, beton), Flow.of(beton)
             metrics = {
-                **_described(config, grader, beton),
+                **described,
                 "images": len(answers.labels),
                 **scores.as_dict(),
                 **assessment.as_dict(),
+                "flow": flow.as_dict(),
                 "warnings": warnings,
                 "images_per_second": throughput,
                 "versions": versions(),
             }
-            files.write_json(config.out / "metrics.json", metrics)
             title = f"{', '.join(path.name for path in beton.sources)}, {_arch(grader)}"
+            report = Evaluation(
+                title=title,
+                members=[(member.path, member.info) for member in grader.members],
+                data=str(config.data),
+                digest=beton.digest,
+                scores=scores,
+                answers=answers,
+                assessment=assessment,
+                device=str(described["device"]),
+                amp_dtype=str(described["amp_dtype"]),
+                beton=beton,
+                flow=flow,
+                warnings=warnings,
+                settings=asdict(config),
+            )
             files.write_bytes(config.out / "confusion.png", plots.confusion(scores.metrics.confusion, title, classes))
-            print(f"written to {config.out}: metrics.json, predictions.csv, confusion.png")
+            files.write_bytes(config.out / "report.html", evaluation_html(report).encode(errors="backslashreplace"))
+            files.write_json(config.out / "metrics.json", metrics)
+            print(f"written to {config.out}: report.html, metrics.json, predictions.csv, confusion.png")
     return 0
 
 

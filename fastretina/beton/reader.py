@@ -44,6 +44,7 @@ class Beton:
         names: N strings, the image's file name without extension ("10_left"); "sample 17" for files of other makers.
         widths, heights: uint16 (N,), pixels, 1 to 16,384.
         modes: uint8 (N,), 0 JPEG, 1 raw pixels.
+        stored: samples in the file, of which these may be a selection.
         packing: hexadecimal digits that all shards of one packing share; "" where unknown, as of a file that is no shard.
 
     Raises:
@@ -65,6 +66,7 @@ class Beton:
         self.widths, self.heights, self.modes = tables.widths, tables.heights, tables.modes
         self._pointers, self._sizes, self._json = tables.pointers, tables.sizes, tables.provenance
         self.packing = tables.packing
+        self.stored = len(self)
         self._walked = bytearray(len(self))  # whether a sample's claims were checked
 
     def _opened(self) -> OpenFile:

@@ -26,19 +26,12 @@ from fastretina.errors import RunError, UsageError
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.loading.augment.cpu import kernel_norm
 from fastretina.models.grader import Grader
-from fastretina.packing.preprocessing import Preparation
-from fastretina.packing.reencode import QUALITY, SUBSAMPLING
+from fastretina.models.photographs import rules
 from fastretina.version import __version__
 
 KEY, PIXELS, PROBABILITIES = "fastretina", "pixels", "probabilities"
 MOST_BYTES = 2**31 - 2**24  # of weights: a file of protocol buffers ends at 2 GiB, and the graph needs some of it
 _ONLY_ERRORS = 3  # as onnxruntime numbers what it says
-_IN_WORDS = {
-    "none": "scaled with Lanczos until the longer side is {size} px, centred on a black square of {size} x {size} px",
-    "fundus": "cropped to the square around the retina's disc and scaled with Lanczos to {size} x {size} px; where the disc's rim "
-    "is out of sight, scaled until the longer side is {size} px and centred on black",
-    "local": "the local average colour subtracted, within the disc (local_contrast in fastretina/packing/fundus.py)",
-}
 
 Pixels = npt.NDArray[np.uint8]
 Probabilities = npt.NDArray[np.float32]
@@ -137,25 +130,6 @@ def about(grader: Grader) -> dict[str, Any]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def rules(preparation: Preparation, size: int, resolution: int) -> list[str]:
-    """How a photograph becomes the graph's pixels, in words and in order."""
-    found = [
-        "upright by its EXIF orientation, in sRGB by its colour profile, 16 bits scaled to 8, transparency on black",
-        _IN_WORDS[preparation.crop].format(size=size),
-    ]
-    if preparation.contrast != "none":
-        found.append(_IN_WORDS[preparation.contrast])
-    found.append(
-        f"encoded as a JPEG of quality {QUALITY}, {SUBSAMPLING}, and decoded; a JPEG that was {size} x {size} px is left as it is"
-    )
-    if size != resolution:
-        found.append(
-            f"scaled from {size} to {resolution} px: decoded at 1/2, 1/4 or 1/8 where that leaves {resolution} px or more, then "
-            "bilinear between the centres of pixels, without a filter"
-        )
-    return found
 
 
 def require_onnx() -> None:

@@ -30,6 +30,7 @@ from fastretina.metrics.operating import Operating, referable_scores
 from fastretina.metrics.predictions import Predictions
 from fastretina.metrics.uncertainty import disagreement
 from fastretina.models.checkpoint import CheckpointInfo, open_checkpoint
+from fastretina.models.folder import save_folder
 from fastretina.models.heads import SMALLEST_PROBABILITY
 from fastretina.models.inference import Outputs, check_views, run_model, view_outputs
 from fastretina.models.options import AmpChoice
@@ -150,6 +151,14 @@ class Grader:
             model, info, place, precision = open_checkpoint(path, device, amp)
             members.append(Member(model, info, path, precision))
         return cls(members, place, tta)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write a new folder that `load` reads anywhere: model.safetensors (of an ensemble model-1.safetensors, ...), the card
+        card.md of each, thresholds.json and preparation.json; docs/sharing.md says what is in them.
+
+        Raises UsageError where there is something already, CheckpointError where a checkpoint has changed since, RunError.
+        """
+        save_folder(Path(folder), [(member.path, member.info) for member in self.members], self.size, self.operating)
 
     @property
     def operating(self) -> Operating | None:

@@ -20,8 +20,15 @@ from fastretina.packing.folder import walk
 from fastretina.packing.inspect import read_file
 from fastretina.packing.payload import payload, payload_of
 from fastretina.packing.preprocessing import Preparation
+from fastretina.packing.reencode import QUALITY, SUBSAMPLING
 
 Picture = npt.NDArray[np.uint8] | Image.Image
+_IN_WORDS = {
+    "none": "scaled with Lanczos until the longer side is {size} px, centred on a black square of {size} x {size} px",
+    "fundus": "cropped to the square around the retina's disc and scaled with Lanczos to {size} x {size} px; where the disc's rim "
+    "is out of sight, scaled until the longer side is {size} px and centred on black",
+    "local": "the local average colour subtracted, within the disc (local_contrast in fastretina/packing/fundus.py)",
+}
 Images = dict[int, npt.NDArray[np.float32]]  # by resolution R: (R, R, 3), normalised
 
 
@@ -121,3 +128,22 @@ def prepare(
         return {resolution: network_image(found.jpeg, size, resolution) for resolution in resolutions}, found.done
     except ValueError as error:
         raise JpegError(f"cannot be decoded: {error}") from None
+
+
+def rules(preparation: Preparation, size: int, resolution: int) -> list[str]:
+    """What `prepare` does, in words and in order."""
+    found = [
+        "upright by its EXIF orientation, in sRGB by its colour profile, 16 bits scaled to 8, transparency on black",
+        _IN_WORDS[preparation.crop].format(size=size),
+    ]
+    if preparation.contrast != "none":
+        found.append(_IN_WORDS[preparation.contrast])
+    found.append(
+        f"encoded as a JPEG of quality {QUALITY}, {SUBSAMPLING}, and decoded; a JPEG that was {size} x {size} px is left as it is"
+    )
+    if size != resolution:
+        found.append(
+            f"scaled from {size} to {resolution} px: decoded at 1/2, 1/4 or 1/8 where that leaves {resolution} px or more, then "
+            "bilinear between the centres of pixels, without a filter"
+        )
+    return found
