@@ -121,6 +121,12 @@ class Beton:
         """Mean size of the samples' bytes; of a set of several files or a selection of it: in all of its files."""
         return float(self._sizes.mean())
 
+    @property
+    def side(self) -> int | None:
+        """Of its images in pixels, where all are squares of one size; else None."""
+        first = int(self.widths[0]) if len(self) else None
+        return first if bool((self.widths == first).all() and (self.heights == first).all()) else None
+
     def at(self, index: int) -> tuple[Beton, int]:
         """The file that holds this sample, and its index there: this one, unless it is a set of several. Raises as `jpeg` does."""
         return self, index
