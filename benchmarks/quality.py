@@ -38,9 +38,8 @@ from fastretina.loading.loader import Loader
 from fastretina.metrics.bootstrap import LEVEL, RESAMPLES, draws, patient_groups
 from fastretina.metrics.table import Floats, qwk
 from fastretina.models.checkpoint import load_checkpoint, open_checkpoint
-from fastretina.models.gradcam import GradCam
+from fastretina.models.gradcam import GradCam, gradcam_layer
 from fastretina.models.inference import run_model
-from fastretina.models.options import BACKBONES
 from fastretina.models.photographs import prepare
 from fastretina.sample.camera import CameraSettings, Eye, render
 from fastretina.sample.dataset import STAMP, plan_eyes
@@ -188,7 +187,7 @@ def heat(out: Path) -> dict[str, Any]:
     found = {}
     for folder in (coarse, fine):
         model, grader = load_checkpoint(folder / "best.safetensors")
-        cam = GradCam(model, BACKBONES[grader.arch].gradcam)
+        cam = GradCam(model, gradcam_layer(grader.arch, grader.resolution))
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (grader.mean, grader.std))
         ratios = []
         for eye in eyes:

@@ -22,7 +22,7 @@ import tyro
 
 from fastretina import cli, train
 from fastretina.errors import CheckpointError, FastretinaError, RunError, UsageError, printable
-from fastretina.models.options import BACKBONES
+from fastretina.models.options import backbone_of, folder_name, is_arch
 from fastretina.system.json_text import read_json
 from fastretina.training.config import FREE_SETTINGS, Recipe, TrainConfig, as_settings, check, differing, flags_from
 from fastretina.training.run_folder import RunFolder
@@ -40,15 +40,16 @@ FIXED = frozenset(as_settings(TrainConfig())) - (FREE_SETTINGS - {"epochs"})
 class CompareConfig(Recipe):
     """Train architectures × initial weights with one recipe, and put the results side by side: a table, a plot, a report.
 
-    An entry of --weights is "none" (from scratch), one of torchvision's names (IMAGENET1K_V1), or a file; in a file's path {arch}
-    stands for the architecture: runs/first/{arch}/best.safetensors. An entry holds for all architectures, or for one alone when
-    its name stands before it: resnet18=first.pth. Weights that do not fit are refused before anything is trained.
+    An entry of --weights is "none" (from scratch), one of torchvision's names (IMAGENET1K_V1), pretrained (timm's own), or a file;
+    in a file's path {arch} stands for the architecture, with - for a colon: runs/first/{arch}/best.safetensors. An entry holds for
+    all architectures, or for one alone when its name stands before it: resnet18=first.pth. Weights that do not fit are refused
+    before anything is trained.
 
     Each run is one of `fastretina train` in a sub-folder of --out. The same command again skips finished runs and goes on with the
     one that was stopped. More --archs and --weights may be added; other changed settings are refused.
     """
 
-    archs: str = "resnet18,resnet50"  # architectures, separated by commas
+    archs: str = "resnet18,resnet50"  # architectures as train's --arch has them, separated by commas
     weights: str = SCRATCH  # initial weights, separated by commas, as above
     out: Annotated[Path, tyro.conf.arg(aliases=["--output"])] = Path(
         "runs/compare"
@@ -123,21 +124,20 @@ def plan(config: CompareConfig) -> list[PlannedRun]:
     """The runs that --archs and --weights ask for, in their order. UsageError where they ask for none, or for one twice."""
     archs = _split("--archs", config.archs)
     for arch in archs:
-        if arch not in BACKBONES:
-            raise UsageError(f"--archs {arch}: unknown; known: {', '.join(BACKBONES)}")
+        backbone_of(arch)  # that there is such a one
     entries = _split("--weights", config.weights)
     recipe = {field.name: getattr(config, field.name) for field in fields(Recipe)}
     runs: list[PlannedRun] = []
     for arch in archs:
         for entry in entries:
             only, equals, weights = entry.partition("=")
-            if not equals or only not in BACKBONES:
+            if not equals or not is_arch(only):
                 only, weights = arch, entry
             if only not in archs:
                 raise UsageError(f"--weights {entry}: {only} is not among --archs {config.archs}")
             if only != arch:
                 continue
-            start = None if weights == SCRATCH else weights.replace("{arch}", arch)
+            start = None if weights == SCRATCH else weights.replace("{arch}", folder_name(arch))
             name = _name(arch, start)
             if any(run.config.arch == arch and run.config.weights == start for run in runs):
                 raise UsageError(f"--weights {entry}: names the same weights for {arch} a second time")
@@ -161,6 +161,7 @@ def _split(flag: str, text: str) -> list[str]:
 
 def _name(arch: str, weights: str | None) -> str:
     """The sub-folder: resnet18-scratch, resnet18-IMAGENET1K_V1, resnet18-first-best (of first/best.safetensors)."""
+    arch = folder_name(arch)
     if weights is None:
         return f"{arch}-scratch"
     path = Path(weights)
@@ -210,13 +211,15 @@ def _check_models(runs: Sequence[PlannedRun], training: Beton) -> None:
     """Make all models once, with their initial weights, fetching what must be fetched: an error here has cost no training."""
     from fastretina.models.heads import head_for
     from fastretina.models.resnet import build_model
+    from fastretina.models.timm_backbones import check_growth
     from fastretina.training.batchnorm_values import refuse_single_values
 
     for run in runs:
         classes = training.classes
         head = head_for(run.config.head, classes)
         try:
-            model = build_model(run.config.arch, head.outputs, run.config.weights)
+            check_growth(run.config.arch, run.config.grow_from, run.config.resolution)
+            model = build_model(run.config.arch, head.outputs, run.config.weights, run.config.resolution)
         except CheckpointError as error:
             raise CheckpointError(
                 f"--weights {run.entry} for {run.config.arch}: {error}. A file for one architecture alone: "

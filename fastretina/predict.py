@@ -24,7 +24,7 @@ import tyro
 
 from fastretina import cli
 from fastretina.errors import RunError, UsageError, printable
-from fastretina.models.options import BACKBONES, AmpChoice
+from fastretina.models.options import AmpChoice
 
 if TYPE_CHECKING:
     from fastretina.models.photographs import Photograph
@@ -52,6 +52,7 @@ def main(config: PredictConfig) -> int:
     from PIL import Image
 
     from fastretina.models.checkpoint import open_checkpoint
+    from fastretina.models.gradcam import gradcam_layer
     from fastretina.models.inference import check_views, view_outputs
     from fastretina.models.photographs import Tally, normalised, photographs, prepared
     from fastretina.packing.folder import in_words
@@ -71,7 +72,8 @@ def main(config: PredictConfig) -> int:
     workers = config.workers or len(os.sched_getaffinity(0))
     explainer = None
     if config.explain is not None:
-        explainer = Explainer(model, BACKBONES[info.arch].gradcam, OverlayFolder(config.explain, config.images), workers)
+        layer = gradcam_layer(info.arch, info.resolution)
+        explainer = Explainer(model, layer, OverlayFolder(config.explain, config.images), workers)
         model = explainer.model
     shown = config.csv is None and sys.stdout.isatty()
     tally = Tally()

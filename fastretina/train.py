@@ -13,6 +13,7 @@ from contextlib import ExitStack, closing
 from functools import partial
 
 from fastretina import cli
+from fastretina.models.options import folder_name
 from fastretina.training.config import TrainConfig, as_settings, check, flags_from
 from fastretina.training.run_folder import RunFolder
 
@@ -25,7 +26,7 @@ def main(config: TrainConfig) -> int:
     from fastretina.training import build, data, distributed, recorder, state, tensorboard
     from fastretina.training.loop import fit
 
-    folder = RunFolder(config.out or f"runs/{config.arch}-{config.resolution}px-seed{config.seed}")
+    folder = RunFolder(config.out or f"runs/{folder_name(config.arch)}-{config.resolution}px-seed{config.seed}")
     settings = as_settings(config) | {"out": str(folder.path)}
     with distributed.joined(config.device, compiling=config.compile != "off") as world, ExitStack() as stack:
         check(config)
