@@ -186,15 +186,15 @@ def heat(out: Path) -> dict[str, Any]:
     fine = trained(out, "heat-fine", replace(FINE, weights=str(coarse / "best.safetensors")))
     found = {}
     for folder in (coarse, fine):
-        model, grader = load_checkpoint(folder / "best.safetensors")
-        cam = GradCam(model, gradcam_layer(grader.arch, grader.resolution))
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (grader.mean, grader.std))
+        model, info = load_checkpoint(folder / "best.safetensors")
+        side, size = info.resolution, info.size or info.resolution
+        cam = GradCam(model, gradcam_layer(info.arch, side))
         ratios = []
         for eye in eyes:
-            pixels = prepare(out / "small" / "data" / f"{eye.name}.jpeg", grader.resolution)
-            outputs = cam(((torch.tensor(pixels).permute(2, 0, 1) / 255.0 - mean) / std)[None])
-            grades = grader.grading.log_probabilities(outputs, grader.decision).argmax(dim=1)
-            (cells,) = cam.heat(partial(grader.grading.target, grades=grades))
+            images, _ = prepare(out / "small" / "data" / f"{eye.name}.jpeg", size, info.preparation, (side,))
+            outputs = cam(torch.from_numpy(images[side]).permute(2, 0, 1)[None])
+            grades = info.grading.log_probabilities(outputs, info.decision).argmax(dim=1)
+            (cells,) = cam.heat(partial(info.grading.target, grades=grades))
             lesions, retina = lesions_and_retina(eye)
             smooth = cv2.resize(cells[0].numpy(), lesions.shape, interpolation=cv2.INTER_LINEAR)
             if smooth[retina].any() and lesions.any():

@@ -1,6 +1,6 @@
 """fastretina: fundus photographs from JPEG and CSV to a trained network, as fast as the hardware allows.
 
-    from fastretina import Loader, build_model, open_beton, write_beton
+    from fastretina import Grader, Loader, build_model, open_beton, write_beton
 
 Names are loaded on first use, so that packing tools and their worker processes never import torch.
 """
@@ -33,13 +33,15 @@ if TYPE_CHECKING:
     from fastretina.beton.verify import verify_beton
     from fastretina.loading.augment import Augment
     from fastretina.loading.loader import Loader
+    from fastretina.models.grader import Grader
     from fastretina.models.resnet import build_model
     from fastretina.packing.pack import write_beton
 
-__all__ = ["Augment", "FastretinaError", "Loader", "build_model", "open_beton", "verify_beton", "write_beton"]
+__all__ = ["Augment", "FastretinaError", "Grader", "Loader", "build_model", "open_beton", "verify_beton", "write_beton"]
 
 _HOME = {
     "Augment": "loading.augment",
+    "Grader": "models.grader",
     "Loader": "loading.loader",
     "build_model": "models.resnet",
     "open_beton": "beton.open",

@@ -33,6 +33,7 @@ COMMANDS = {  # modules of this package, each with a `run_command`
     "train": "train a network to grade photographs, and report",
     "evaluate": "grade a .beton file with a trained network and compare with its grades",
     "predict": "grade photographs with a trained network",
+    "export": "write a trained network to one ONNX or .pt2 file, checked against torch",
     "compare": "train architectures and initial weights side by side",
 }
 

@@ -8,10 +8,7 @@ fastretina compare --weights 'none,runs/scratch/{arch}-scratch/best.safetensors'
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import sys
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import partial
@@ -20,20 +17,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from fastretina import cli, train
-from fastretina.errors import CheckpointError, FastretinaError, RunError, UsageError, printable
+from fastretina import cli, several
+from fastretina.errors import CheckpointError, UsageError
 from fastretina.models.options import backbone_of, folder_name, is_arch
-from fastretina.system.json_text import read_json
-from fastretina.training.config import FREE_SETTINGS, Recipe, TrainConfig, as_settings, check, differing, flags_from
+from fastretina.several import PlannedRun
+from fastretina.training.config import Recipe, TrainConfig, as_settings, flags_from
 from fastretina.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from fastretina.beton.reader import Beton
-    from fastretina.report.compared import ComparedRun
 
 SCRATCH = "none"
-# A run by itself may be given more epochs later; those of a comparison are compared at equal epochs.
-FIXED = frozenset(as_settings(TrainConfig())) - (FREE_SETTINGS - {"epochs"})
 
 
 @dataclass(frozen=True)
@@ -56,67 +50,37 @@ class CompareConfig(Recipe):
     )  # folder for the comparison; each run has a sub-folder
 
 
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run of a comparison. name: its sub-folder. entry: what --weights said."""
-
-    name: str
-    entry: str
-    config: TrainConfig
-    folder: RunFolder
-
-
 def main(config: CompareConfig) -> int:
     # What imports torch, scipy and matplotlib comes now: --help is there before them.
-    from fastretina.models.precision import choose_device
     from fastretina.report.compared import ComparedRun, terminal_table
     from fastretina.report.comparison import write_comparison
     from fastretina.system.files import write_json
     from fastretina.training.data import open_data
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError(
-            "fastretina.compare is not for torchrun: train each run by torchrun -m fastretina.train, with one --out each"
-        )
+    several.refuse_ranks(
+        "fastretina.compare is not for torchrun: train each run by torchrun -m fastretina.train, with one --out each"
+    )
     runs = plan(config)
-    for run in runs:
-        check(run.config)
-    choose_device(config.device)
+    several.check_all(runs)
     folder = RunFolder(config.out)
-    if folder.last.exists():
-        raise RunError(f"{folder.path}: is the folder of a single training run; give another --out")
-    with folder.locked(), ExitStack() as stack:
-        _refuse_other_settings(runs)
+    with several.locked(folder, "a comparison", runs), ExitStack() as stack:
         data = open_data(runs[0].config, stack)  # the same for all
-        _refuse_other_data(runs, data)
-        _check_models([run for run in runs if not _finished(run)], data["train"])
+        for run in runs:
+            several.refuse_other_data(run, data)
+        for run in runs:
+            if not several.finished(run):
+                _check_model(run, data["train"])
         settings = as_settings(config)
         write_json(folder.config, settings)
-        done: list[ComparedRun] = []
-        failed: list[str] = []
-        for number, run in enumerate(runs, start=1):
-            finished = _finished(run)
-            state = ", finished" if finished else ""
-            print(f"\n[{number}/{len(runs)}] {run.config.arch}, weights {run.entry}: {run.folder.path}{state}", flush=True)
-            try:
-                if not finished:
-                    train.main(run.config)
-                done.append(ComparedRun.read(run.folder, run.config.arch, run.config.weights))
-            except FastretinaError as error:  # the others should not be lost for it
-                print(printable(f"error: {error}"), file=sys.stderr, flush=True)
-                failed.append(run.name)
-                continue
-            if not finished and number < len(runs):  # to look at while the others train
-                write_comparison(folder, done, settings)
+
+        def read(run: PlannedRun) -> ComparedRun:
+            return ComparedRun.read(run.folder, run.config.arch, run.config.weights)
+
+        done, failed = several.train_all(runs, read, lambda done: write_comparison(folder, done, settings))
         if done:
-            write_comparison(folder, done, settings)
             print("\n" + "\n".join(terminal_table(done)))
             print(f"report: {folder.report}", flush=True)
-        if failed:
-            raise RunError(
-                f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; the reason stands above at each. "
-                "The table holds the others; the same command tries again"
-            )
+        several.raise_failed(failed, runs)
     return 0
 
 
@@ -144,7 +108,8 @@ def plan(config: CompareConfig) -> list[PlannedRun]:
             if any(run.name == name for run in runs):  # two files of the same name in folders of the same name
                 name += "-" + hashlib.sha256(str(start).encode(errors="backslashreplace")).hexdigest()[:8]
             out = config.out / name
-            runs.append(PlannedRun(name, entry, TrainConfig(**recipe, arch=arch, weights=start, out=out), RunFolder(out)))
+            settings = TrainConfig(**recipe, arch=arch, weights=start, out=out)
+            runs.append(PlannedRun(f"{arch}, weights {entry}", settings))
         if not any(run.config.arch == arch for run in runs):
             raise UsageError(f"--weights {config.weights}: nothing for {arch}; add none, or {arch}=FILE")
     return runs
@@ -170,62 +135,14 @@ def _name(arch: str, weights: str | None) -> str:
     return f"{arch}-{label.removeprefix(f'{arch}-') or 'weights'}"
 
 
-def _finished(run: PlannedRun) -> bool:
-    from fastretina.training.state import is_reported
-
-    return is_reported(run.folder)
-
-
-def _refuse_other_settings(runs: Sequence[PlannedRun]) -> None:
-    """RunError where a run of this comparison was begun with other settings than those given now."""
-    for run in runs:
-        if not run.folder.last.is_file() and not _finished(run):
-            continue
-        try:
-            others = differing(read_json(run.folder.config), as_settings(run.config), FIXED)
-        except (OSError, ValueError, AttributeError) as error:
-            raise RunError(f"{run.folder.config}: cannot be read ({error}); remove {run.folder.path} to train it anew") from error
-        if others:
-            shown = ", ".join(f"{key} was {was}, now {now}" for key, (was, now) in others.items())
-            raise RunError(
-                f"{run.folder.path}: begun with other settings ({shown}); give the same ones to go on, "
-                "or another --out to begin anew"
-            )
-
-
-def _refuse_other_data(runs: Sequence[PlannedRun], data: Mapping[str, Beton]) -> None:
-    """RunError where a run of this comparison has metrics of other data than these. Of a run of an older fastretina, whose metrics
-    do not say of what data they are, nobody knows."""
-    from fastretina.training.state import refuse_other_data
-
-    for run in runs:
-        try:
-            stored = read_json(run.folder.metrics)["data"]
-            was = {name: stored[name]["digest"] for name in data}
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # not begun, or not known: then it is not taken for finished, and `fastretina train` says so
-        refuse_other_data(run.folder, was, data)
-
-
-def _check_models(runs: Sequence[PlannedRun], training: Beton) -> None:
-    """Make all models once, with their initial weights, fetching what must be fetched: an error here has cost no training."""
-    from fastretina.models.heads import head_for
-    from fastretina.models.resnet import build_model
-    from fastretina.models.timm_backbones import check_growth
-    from fastretina.training.batchnorm_values import refuse_single_values
-
-    for run in runs:
-        classes = training.classes
-        head = head_for(run.config.head, classes)
-        try:
-            check_growth(run.config.arch, run.config.grow_from, run.config.resolution)
-            model = build_model(run.config.arch, head.outputs, run.config.weights, run.config.resolution)
-        except CheckpointError as error:
-            raise CheckpointError(
-                f"--weights {run.entry} for {run.config.arch}: {error}. A file for one architecture alone: "
-                f"ARCH=FILE; one for each: {{arch}} in its path. Nothing was trained"
-            ) from error
-        refuse_single_values(run.config, model, len(training))
+def _check_model(run: PlannedRun, training: Beton) -> None:
+    try:
+        several.check_model(run.config, training)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"--weights {run.config.weights} for {run.config.arch}: {error}. A file for one architecture alone: "
+            "ARCH=FILE; one for each: {arch} in its path. Nothing was trained"
+        ) from error
 
 
 run_command = partial(cli.run, CompareConfig, main, flags_from=partial(flags_from, CompareConfig))

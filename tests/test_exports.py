@@ -7,7 +7,7 @@ import sys
 
 import fastretina
 
-NAMES = ["Augment", "FastretinaError", "Loader", "build_model", "open_beton", "verify_beton", "write_beton"]
+NAMES = ["Augment", "FastretinaError", "Grader", "Loader", "build_model", "open_beton", "verify_beton", "write_beton"]
 
 
 def test_the_exported_names_are_exact_and_all_there():

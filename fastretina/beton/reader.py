@@ -44,6 +44,7 @@ class Beton:
         names: N strings, the image's file name without extension ("10_left"); "sample 17" for files of other makers.
         widths, heights: uint16 (N,), pixels, 1 to 16,384.
         modes: uint8 (N,), 0 JPEG, 1 raw pixels.
+        stored: samples in the file, of which these may be a selection.
         packing: hexadecimal digits that all shards of one packing share; "" where unknown, as of a file that is no shard.
 
     Raises:
@@ -65,6 +66,7 @@ class Beton:
         self.widths, self.heights, self.modes = tables.widths, tables.heights, tables.modes
         self._pointers, self._sizes, self._json = tables.pointers, tables.sizes, tables.provenance
         self.packing = tables.packing
+        self.stored = len(self)
         self._walked = bytearray(len(self))  # whether a sample's claims were checked
 
     def _opened(self) -> OpenFile:
@@ -118,6 +120,12 @@ class Beton:
     def mean_bytes(self) -> float:
         """Mean size of the samples' bytes; of a set of several files or a selection of it: in all of its files."""
         return float(self._sizes.mean())
+
+    @property
+    def side(self) -> int | None:
+        """Of its images in pixels, where all are squares of one size; else None."""
+        first = int(self.widths[0]) if len(self) else None
+        return first if bool((self.widths == first).all() and (self.heights == first).all()) else None
 
     def at(self, index: int) -> tuple[Beton, int]:
         """The file that holds this sample, and its index there: this one, unless it is a set of several. Raises as `jpeg` does."""

@@ -27,7 +27,7 @@ from fastretina.errors import BetonError, SampleError
 WINDOW = 8  # shards that `sampling="shards"` draws from at a time
 _OPENERS = 8  # threads; parsing tables is numpy and checksums, which release the GIL
 # What the provenance of two shards of one packing may differ in: the counts, and whether anything was re-encoded.
-_OWN = frozenset({"shard", "passed_through", "reencoded", "skipped", "grades", "encoder"})
+_OWN = frozenset({"shard", "passed_through", "reencoded", "skipped", "rows", "left_out", "grades", "encoder"})
 
 
 _Source = TypeVar("_Source")
@@ -131,6 +131,7 @@ class ShardedBeton(Beton):
         self.path = as_path(path)
         self.shards = tuple(shards)
         lengths = [len(shard) for shard in shards]
+        self.stored = sum(lengths)
         self._starts = [sum(lengths[:number]) for number in range(len(lengths))]
         self._bounds = np.array(self._starts)
         for column in self._columns:

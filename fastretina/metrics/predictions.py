@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastretina.grading import Classes
@@ -120,10 +121,20 @@ class Scores:
         return (-math.inf if value is None else value, -math.inf if accuracy is None else accuracy)
 
 
-def write_predictions(path: Path, answers: Predictions, names: Sequence[str]) -> None:
-    """Write predictions.csv: id, name, grade (empty where the image has none), predicted, p0, p1, ... of N images so called."""
+def write_predictions(
+    path: Path, answers: Predictions, names: Sequence[str], uncertainty: NDArray[np.float64] | None = None
+) -> None:
+    """Write predictions.csv: id, name, grade (empty where the image has none), predicted, p0, p1, ... of N images so called; with
+    (N,) uncertainties of an ensemble a column of that name."""
     probabilities = answers.log_probabilities.exp()
     header = ["id", "name", "grade", "predicted", *(f"p{number}" for number in range(probabilities.shape[1]))]
-    columns = (answers.ids, answers.labels, answers.predicted, probabilities)
-    rows = zip(names, *(column.tolist() for column in columns), strict=True)
-    write_csv(path, header, ([number, name, None if grade < 0 else grade, best, *row] for name, number, grade, best, row in rows))
+    columns = [column.tolist() for column in (answers.ids, answers.labels, answers.predicted, probabilities)]
+    more: list[list[float]] = [[]] * len(names)
+    if uncertainty is not None:
+        header, more = [*header, "uncertainty"], [[float(value)] for value in uncertainty]
+    rows = zip(names, *columns, more, strict=True)
+    write_csv(
+        path,
+        header,
+        ([number, name, None if grade < 0 else grade, best, *row, *extra] for name, number, grade, best, row, extra in rows),
+    )

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastretina.grading import Classes
-from fastretina.metrics.screening import referable_scores
+from fastretina.metrics.operating import referable_scores
 from fastretina.metrics.table import TITLES, Floats, Ints, ratio
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fastretina.errors import CheckpointError, UsageError
 from fastretina.grading import RETINOPATHY, Classes
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
+from fastretina.metrics.operating import Operating
 from fastretina.models.heads import HEADS, Decision, Head
 from fastretina.models.options import AmpChoice, HeadName, is_arch
 from fastretina.models.precision import Precision, choose_device, choose_precision
@@ -42,6 +43,8 @@ class CheckpointInfo:
         classes: what it tells apart.
         data: digests (`Beton.digest`) of the data sets that had a part in it, by name: train, and what its epoch was chosen on
             (val, else test); None where they are not known.
+        operating: thresholds for referring, frozen on its validation data; None without such data, or where nothing is referable.
+        size: side in pixels of the photographs that it learned from, as they were packed; None where unknown, or not all alike.
     """
 
     arch: str
@@ -58,6 +61,8 @@ class CheckpointInfo:
     preparation: Preparation = UNPREPARED
     classes: Classes = RETINOPATHY
     data: dict[str, str | None] | None = None
+    operating: Operating | None = None
+    size: int | None = None
 
     @property
     def grading(self) -> Head:
@@ -97,12 +102,14 @@ def read_info(path: Path) -> CheckpointInfo:
         values = {name: parse_json(stored[name]) for name in names}
         values["preparation"] = Preparation(**values.get("preparation", {}))
         if values.get("decision") is not None:
-            values["decision"] = _decision(values["decision"], values["num_classes"])
+            values["decision"] = _decision(values["decision"], values["head"], values["num_classes"])
         values |= {name: tuple(values[name]) for name in ("mean", "std")}
         if "classes" in values:
             values["classes"] = Classes.stored(values["classes"])
+        if values.get("operating") is not None:
+            values["operating"] = Operating.stored(values["operating"])
         info = CheckpointInfo(**values)
-        numbers = (info.num_classes, info.resolution, info.epoch)
+        numbers = (info.num_classes, info.resolution, info.epoch, 1 if info.size is None else info.size)
         if not is_arch(info.arch) or not all(isinstance(number, int) and 0 < number < 100_000 for number in numbers):
             raise ValueError(f"arch {info.arch!r}, {numbers}")
         if info.data is not None and not isinstance(info.data, dict):
@@ -120,10 +127,11 @@ def read_info(path: Path) -> CheckpointInfo:
     return info
 
 
-def _decision(stored: dict[str, Any], num_classes: int) -> Decision:
+def _decision(stored: dict[str, Any], head: str, num_classes: int) -> Decision:
     thresholds, scale = tuple(float(value) for value in stored["thresholds"]), float(stored["scale"])
-    if len(thresholds) != num_classes - 1 or not all(map(math.isfinite, thresholds)) or not 0 < scale < math.inf:
-        raise ValueError(f"thresholds {thresholds}, scale {scale}")
+    expected = num_classes - 1 if head == "regression" else 0
+    if len(thresholds) != expected or not all(map(math.isfinite, thresholds)) or not 0 < scale < math.inf:
+        raise ValueError(f"thresholds {thresholds}, scale {scale} of head {head!r}")
     return Decision(thresholds, scale)
 
 

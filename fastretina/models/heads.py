@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,16 +24,24 @@ from fastretina.models.options import ClassWeights, HeadName
 
 SMALLEST_PROBABILITY = 1e-12
 DEFAULT_SCALE = 0.25  # of a regression without validation data: a standard deviation of half a grade
-SCALES = torch.logspace(-2.0, 1.0, 61, dtype=torch.float64)
+SCALES = (0.01, 10.0)  # of a regression: between these
+# Temperatures: between these. Of a few images that are all right the best would be 0, which is surer than anybody can be.
+TEMPERATURES = (0.2, 20.0)
+TRIED, ROUNDS = 33, 3  # scales in a round, each between the neighbours of the best before; the last two are 0.2 % apart
 
 
 @dataclass(frozen=True)
 class Decision:
-    """How the regression head's number y becomes probabilities, fitted on validation data.
+    """How the network's outputs become probabilities, fitted on validation data.
 
-    p(k) is proportional to exp((k y - t_1 - ... - t_k) / scale). For a normal y with mean k and variance `scale` under grade k
-    these are Bayes' posteriors; the thresholds t hold the priors. Whatever the scale, the most probable grade is the number of
-    (ascending) thresholds below y.
+    Attributes:
+        thresholds: between the grades of the regression head's number y; () for the other heads.
+        scale: of the regression head below; of the others the temperature, which divides their logarithms of probabilities
+            (Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2). It changes no answer.
+
+    Regression: p(k) is proportional to exp((k y - t_1 - ... - t_k) / scale). For a normal y with mean k and variance `scale` under
+    grade k these are Bayes' posteriors; the thresholds t hold the priors. Whatever the scale, the most probable grade is the number
+    of (ascending) thresholds below y.
     """
 
     thresholds: tuple[float, ...]
@@ -42,11 +50,13 @@ class Decision:
 
 class Head(ABC):
     """The meaning of a last layer. `name` as on the command line; `objective`: what training makes small, in words; `outputs`: how
-    many units it has for `num_classes` classes; `needs_order`: whether it makes sense for grades alone."""
+    many units it has for `num_classes` classes; `needs_order`: whether it makes sense for grades alone; `scale`, `scales`: that of
+    a Decision where nothing was fitted, and between which it is looked for."""
 
     name: HeadName
     objective: str
     needs_order = True
+    scale, scales = 1.0, TEMPERATURES
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = self.outputs = num_classes
@@ -59,9 +69,29 @@ class Head(ABC):
     def target(self, outputs: Tensor, grades: Tensor) -> Tensor:
         """(B,) differentiable evidence in (B, outputs) for (B,) grades: what an explanation takes the gradient of."""
 
-    def fit(self, outputs: Tensor, labels: Tensor) -> Decision | None:
-        """What must be fitted on validation data: their (N, outputs) and (N,) true grades. None where the head needs nothing."""
-        return None
+    def fit(self, outputs: Tensor, labels: Tensor) -> Decision:
+        """What is fitted on validation data, their (N, outputs) and (N,) true grades: the thresholds, if the head has any; then the
+        scale of the lowest cross-entropy."""
+        thresholds, labels = self.fit_thresholds(outputs, labels), labels.to(outputs.device)
+        low, high = self.scales
+        for _ in range(ROUNDS):
+            tried = torch.logspace(math.log10(low), math.log10(high), TRIED, dtype=torch.float64).tolist()
+            losses = [float(nll_loss(self.log_probabilities(outputs, Decision(thresholds, scale)), labels)) for scale in tried]
+            best = min(range(TRIED), key=losses.__getitem__)
+            low, high = tried[max(best - 1, 0)], tried[min(best + 1, TRIED - 1)]
+        return Decision(thresholds, tried[best])
+
+    def fit_thresholds(self, outputs: Tensor, labels: Tensor) -> tuple[float, ...]:
+        """Those of a Decision, of (N, outputs) and (N,) true grades."""
+        return ()
+
+    def uncalibrated(self, decision: Decision | None) -> Decision | None:
+        """The same decision with the scale of one that was not fitted."""
+        return None if decision is None else replace(decision, scale=self.scale)
+
+    def rescaled(self, log_probabilities: Tensor, decision: Decision) -> Tensor:
+        """(N, C) log-probabilities that this decision gave of one view, as its `uncalibrated` would have given them."""
+        return (log_probabilities * (decision.scale / self.scale)).log_softmax(dim=-1)
 
     def answer(self, outputs: Tensor, decision: Decision | None = None) -> Tensor:
         """(N, C) float32 log-probabilities from (V, N, outputs): the mean of the probabilities of V views of each image."""
@@ -77,7 +107,8 @@ class Softmax(Head):
     needs_order = False
 
     def log_probabilities(self, outputs: Tensor, decision: Decision | None = None) -> Tensor:
-        return outputs.float().log_softmax(dim=-1)
+        logits = outputs.float() if decision is None else outputs.float() / decision.scale
+        return logits.log_softmax(dim=-1)
 
     def target(self, outputs: Tensor, grades: Tensor) -> Tensor:
         return outputs.gather(1, grades[:, None])[:, 0]
@@ -88,6 +119,7 @@ class Regression(Head):
 
     name: HeadName = "regression"
     objective = "squared error"
+    scale, scales = DEFAULT_SCALE, SCALES
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
@@ -105,14 +137,9 @@ class Regression(Head):
     def target(self, outputs: Tensor, grades: Tensor) -> Tensor:
         return outputs[:, 0]
 
-    def fit(self, outputs: Tensor, labels: Tensor) -> Decision:
-        """Thresholds of the highest QWK, then the scale of the lowest cross-entropy."""
-        thresholds = tuple(fit_thresholds(outputs[:, 0].double().cpu().numpy(), labels.cpu().numpy(), self.num_classes))
-
-        def loss(scale: float) -> float:
-            return float(nll_loss(self.log_probabilities(outputs, Decision(thresholds, scale)), labels.to(outputs.device)))
-
-        return Decision(thresholds, min(SCALES.tolist(), key=loss))
+    def fit_thresholds(self, outputs: Tensor, labels: Tensor) -> tuple[float, ...]:
+        """Those of the highest QWK."""
+        return tuple(fit_thresholds(outputs[:, 0].double().cpu().numpy(), labels.cpu().numpy(), self.num_classes))
 
 
 class Ordinal(Head):
@@ -131,7 +158,8 @@ class Ordinal(Head):
         above = logsigmoid(outputs.float()).cumsum(dim=-1).exp()
         ones = torch.ones_like(above[..., :1])
         exact = torch.cat([ones, above], dim=-1) - torch.cat([above, torch.zeros_like(ones)], dim=-1)
-        return exact.clamp_min(SMALLEST_PROBABILITY).log()
+        found = exact.clamp_min(SMALLEST_PROBABILITY).log()
+        return found if decision is None else (found / decision.scale).log_softmax(dim=-1)
 
     def target(self, outputs: Tensor, grades: Tensor) -> Tensor:
         """The evidence that the grade is at least this one; for grade 0 that it is not above."""

@@ -5,6 +5,7 @@ Every image that is decoded comes this way, whether to be packed or to be graded
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,11 +13,11 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from fastretina.beton.jpeg import JpegHeader, read_header, verdict
+from fastretina.beton.jpeg import JpegHeader, exif_orientation, read_header, verdict
 from fastretina.errors import JpegError
 from fastretina.packing import dicom, kinds
 from fastretina.packing.colour import of_pass_through, to_srgb
-from fastretina.packing.pillow import Stored, read
+from fastretina.packing.pillow import Stored, plain, read
 from fastretina.packing.seen import check_seen
 
 LENIENT = "damage not looked for"  # by the only decoder that reads it
@@ -49,8 +50,19 @@ def decode(data: bytes, longer: float, shorter: float = 0, passes_at: int = 0) -
     Raises:
         JpegError: undecodable, corrupt or truncated; past the limits of `fastretina.beton.jpeg`; nothing to see.
     """
+    return _finished(lambda: _stored(data, longer, shorter, passes_at))
+
+
+def of_image(image: Image.Image) -> Picture:
+    """A picture that is open in Pillow already, as `decode` would have made it of its file: upright, its colour profile applied,
+    transparency black. Raises JpegError."""
+    exif = exif_orientation(image.info.get("exif", b"").removeprefix(b"Exif\0\0"))
+    return _finished(lambda: Stored(plain(image), orientation=exif, profile=image.info.get("icc_profile") or b""))
+
+
+def _finished(read_it: Callable[[], Stored]) -> Picture:
     try:
-        stored = _stored(data, longer, shorter, passes_at)
+        stored = read_it()
         image, notes = stored.image, stored.notes
         if stored.bits > 8:
             _check_depth(image, stored.bits)

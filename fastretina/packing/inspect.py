@@ -33,22 +33,26 @@ class Source:
 def inspect(path: str, size: int, check: bool = True, preparation: Preparation = UNPREPARED) -> Source:
     """Read the image at `path` for a .beton of `size` x `size` pixels; `check` what would pass through: `decode.check_jpeg`.
 
-    With any `preparation` nothing passes through, and that is the reason of all.
     Never raises for a bad image: `bad` and `reason` say what is wrong with it.
     """
     try:
-        data = read_file(path)
-        kind = kinds.readable_kind(data)
-        jpeg = data if kind is kinds.JPEG else dicom.contents(data).jpeg if kind is kinds.DICOM else None
-        reason = kind.name
-        if jpeg is not None:
-            header, reason = accepted(jpeg, size)
-            if not reason and not preparation:
-                if check:
-                    check_jpeg(jpeg, header)
-                return Source(jpeg, zlib.crc32(jpeg), notes=of_pass_through(header.profile))
+        return look(read_file(path), size, check, preparation)
     except JpegError as error:
         return Source(None, 0, str(error), bad=True)
+
+
+def look(data: bytes, size: int, check: bool = True, preparation: Preparation = UNPREPARED) -> Source:
+    """As `inspect`, of a file's bytes. With any `preparation` nothing passes through, and that is the reason of all. Raises
+    JpegError."""
+    kind = kinds.readable_kind(data)
+    jpeg = data if kind is kinds.JPEG else dicom.contents(data).jpeg if kind is kinds.DICOM else None
+    reason = kind.name
+    if jpeg is not None:
+        header, reason = accepted(jpeg, size)
+        if not reason and not preparation:
+            if check:
+                check_jpeg(jpeg, header)
+            return Source(jpeg, zlib.crc32(jpeg), notes=of_pass_through(header.profile))
     return Source(None, 0, str(preparation) if preparation else reason)
 
 

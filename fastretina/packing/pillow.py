@@ -65,10 +65,10 @@ def _image(data: bytes, kind: kinds.Kind) -> tuple[Image.Image, int, dict[Any, A
         several = bool(getattr(image, "is_animated", False))
         if image.mode == "I" and kind is kinds.PPM:  # 16 bits, stretched to 65,535
             return _eight_bits(np.asarray(image)), bits, image.info, several
-        return _plain(image), bits, image.info, several
+        return plain(image), bits, image.info, several
 
 
-def _plain(image: Image.Image) -> Image.Image:
+def plain(image: Image.Image) -> Image.Image:
     """As L, RGB or CMYK, transparency over black, 16 bits as 8."""
     if image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.int32)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import warnings
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import TYPE_CHECKING, NamedTuple
@@ -78,9 +79,14 @@ def reencode(data: bytes, size: int, preparation: Preparation = UNPREPARED) -> R
     made = square(data, size, preparation)
     if made.no_crop:
         raise JpegError(f"{_NO_CROP.get(made.no_crop, made.no_crop)}; pack without --crop fundus, which letterboxes all images")
+    return Reencoded(encode(made.image), made.notes)
+
+
+def encode(image: Image.Image) -> bytes:
+    """The JPEG file that a .beton holds of an RGB image."""
     out = io.BytesIO()
-    made.image.save(out, "JPEG", quality=QUALITY, subsampling=SUBSAMPLING)
-    return Reencoded(out.getvalue(), made.notes)
+    image.save(out, "JPEG", quality=QUALITY, subsampling=SUBSAMPLING)
+    return out.getvalue()
 
 
 def square(data: bytes, size: int, preparation: Preparation = UNPREPARED) -> Square:
@@ -94,10 +100,19 @@ def square(data: bytes, size: int, preparation: Preparation = UNPREPARED) -> Squ
     """
     if preparation.crop == "none":
         picture = decode(data, longer=_SPARE * size, passes_at=0 if preparation else size)
-        image, done, no_crop = _letterbox(picture.image, size), _done(picture.image, size), ""
     else:
         picture = decode(data, longer=_SPARE * size, shorter=_SPARE_OF_DISC * size)
-        image, no_crop = _cropped(data, size, picture)
+    return squared(picture, size, preparation, lambda longer: decode(data, longer=longer))
+
+
+def squared(
+    picture: Picture, size: int, preparation: Preparation = UNPREPARED, larger: Callable[[float], Picture] | None = None
+) -> Square:
+    """As `square`, of a picture; larger: decodes one that is shrunk anew, with a longer side of so many pixels at least."""
+    if preparation.crop == "none":
+        image, done, no_crop = _letterbox(picture.image, size), _done(picture.image, size), ""
+    else:
+        image, no_crop = _cropped(picture, size, larger)
         done = no_crop or "cropped"
     if preparation.contrast == "local":
         from fastretina.packing.fundus import Disc, local_contrast  # not before: see _cropped
@@ -128,7 +143,7 @@ def _letterbox(image: Image.Image, size: int) -> Image.Image:
     return canvas
 
 
-def _cropped(data: bytes, size: int, picture: Picture) -> tuple[Image.Image, str]:
+def _cropped(picture: Picture, size: int, larger: Callable[[float], Picture] | None) -> tuple[Image.Image, str]:
     """The square of the retina's disc; or the whole frame, letterboxed, and why."""
     # OpenCV takes 0.2 s to import: as long as packing 2,000 images that pass through. Only those wait for it who need it.
     from fastretina.packing.fundus import crop_to_disc
@@ -136,7 +151,8 @@ def _cropped(data: bytes, size: int, picture: Picture) -> tuple[Image.Image, str
     image = picture.image
     disc = _disc(np.asarray(image))
     if picture.shrunk and not isinstance(disc, str) and (missing := _SPARE_OF_DISC * size / (2 * disc.radius)) > 1:
-        image = decode(data, longer=missing * max(image.size)).image  # a small disc in a large frame
+        assert larger is not None  # who shrinks it can decode it again
+        image = larger(missing * max(image.size)).image  # a small disc in a large frame
         disc = _disc(np.asarray(image))
     if isinstance(disc, str):
         return _letterbox(image, size), disc

@@ -10,9 +10,9 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import cv2
@@ -21,11 +21,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastretina.errors import RunError, UsageError
-from fastretina.models.gradcam import GradCam, Target
+from fastretina.models.gradcam import GradCam, gradcam_layer
+from fastretina.models.grader import Batch, Grader
 from fastretina.models.inference import undo_rotate_flip
+from fastretina.report.page import percent
 from fastretina.report.plots import denormalise
 from fastretina.system.files import write_bytes
 
@@ -88,32 +90,40 @@ class OverlayFolder:
         return self.path / (name + EXTENSION)
 
 
-class Explainer:
-    """Writes an overlay of each graded image. Its `model` is the one to grade with."""
+def explainer_of(
+    grader: Grader, path: Path, given: Sequence[Path], workers: int | None = None
+) -> tuple[Grader, Callable[[Batch], None]]:
+    """The grader to grade with instead, and what then writes the overlays of a batch that it has just graded to the new folder
+    `path`. UsageError where that lies among the images that were `given`, or for an ensemble."""
+    if len(grader.members) > 1:
+        raise UsageError("--explain: shows where one model looked; give one checkpoint")
+    member, classes = grader.members[0], grader.classes
+    layer = gradcam_layer(member.info.arch, member.info.resolution)
+    folder = OverlayFolder(path, given)
+    model = GradCam(member.model, layer)
+    head, threads = member.info.grading, workers or len(os.sched_getaffinity(0))
 
-    def __init__(self, model: nn.Module, layer: str, folder: OverlayFolder, workers: int) -> None:
-        self.model = GradCam(model, layer)
-        self._folder, self._workers = folder, workers
-
-    def write(self, paths: Sequence[Path], images: Tensor, answers: Sequence[str], target: Target) -> None:
-        """Explain the batch that `model` graded last, by `inference.view_outputs`. RunError where a picture cannot be written.
-
-        Args:
-            images: (B, 3, R, R), normalised, as they were graded. answers: what the pictures say of them.
-            target: what to differentiate, see `GradCam.heat`.
-        """
-        heats = relative_heat(upright(self.model.heat(target))).cpu().numpy()
+    def explain(batch: Batch) -> None:
+        if not batch.images:
+            return
+        grades = batch.log_probabilities.argmax(dim=1)
+        sure = batch.log_probabilities.amax(dim=1).exp().tolist()
+        titles = [f"{classes.title(best)}, {percent(share)}" for best, share in zip(grades.tolist(), sure, strict=True)]
+        heats = relative_heat(upright(model.heat(partial(head.target, grades=grades.to(grader.device))))).cpu().numpy()
+        paths = [Path(one.name) for one in batch.photographs if not one.error]
 
         def draw(image: Path, place: Path, pixels: Pixels, heat: Heat, answer: str) -> None:
             try:
                 place.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise RunError(f"{place.parent}: cannot be made: {error.strerror}") from error
-            write_bytes(place, picture(pixels, heat, answer, str(self._folder.relative(image))))
+            write_bytes(place, picture(pixels, heat, answer, str(folder.relative(image))))
 
-        places = [self._folder.place(path) for path in paths]
-        with ThreadPoolExecutor(self._workers) as pool:
-            list(pool.map(draw, paths, places, denormalise(images), heats, answers))
+        places = [folder.place(image) for image in paths]
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(draw, paths, places, denormalise(next(iter(batch.images.values()))), heats, titles))
+
+    return Grader([member._replace(model=model)], grader.device, grader.views), explain
 
 
 def upright(maps: Sequence[Tensor]) -> Tensor:

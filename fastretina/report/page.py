@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from importlib import resources
 from typing import NamedTuple
 
+from fastretina.metrics.bootstrap import Interval
 from fastretina.metrics.table import Metric
 
 # Said to the browser as well: nothing from outside is ever fetched and no script runs, whatever stands in names and paths.
@@ -19,6 +20,30 @@ class Link(NamedTuple):
 
     text: str
     target: str
+
+
+class Ranged(NamedTuple):
+    """A table's cell of a value and, smaller below it, its interval; `percent`: shares of 0-1."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    percent: bool = False
+
+    @classmethod
+    def of(cls, found: Interval, percent: bool = False) -> Ranged:
+        """Of what the bootstrap found."""
+        return cls(found.value, found.low, found.high, percent)
+
+    def __str__(self) -> str:
+        return percent(self.value) if self.percent else number(self.value)
+
+    @property
+    def bounds(self) -> str:
+        """The interval: `0.780–0.840`, `78.0–84.0`; "" where undefined."""
+        if self.low is None or self.high is None:
+            return ""
+        return f"{100 * self.low:.1f}–{100 * self.high:.1f}" if self.percent else f"{self.low:.3f}–{self.high:.3f}"
 
 
 class Section(NamedTuple):
@@ -98,9 +123,11 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
 
 
-def bounds(low: float | None, high: float | None) -> str:
-    """An interval; a dash for what is undefined."""
-    return "–" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+def bounds(low: float | None, high: float | None, percent: bool = False) -> str:
+    """An interval, of shares of 0-1 as per cent; a dash for what is undefined."""
+    if low is None or high is None:
+        return "–"
+    return f"{100 * low:.1f} to {100 * high:.1f} %" if percent else f"{low:.3f} to {high:.3f}"
 
 
 def image(data: bytes, text: str, kind: str = "png") -> str:
@@ -113,22 +140,26 @@ def pair(parts: Iterable[str]) -> str:
     return '<div class="pair">' + "".join(f"<div>{part}</div>" for part in parts) + "</div>"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]], title: str, kind: str = "") -> str:
-    """A table of plain values and Links under its title. The first cell of each row names the row.
+def table(header: Sequence[str], rows: Iterable[Sequence[object]], title: str, kind: str = "", small: Collection[int] = ()) -> str:
+    """A table of plain values, Links and Ranged under its title. The first cell of each row names the row.
 
-    kind: its CSS class; `words` for text, left-aligned and broken into lines.
+    kind: its CSS class; `words` for text, left-aligned and broken into lines. small: numbers, from 0, of the rows whose metrics say
+    little; they are grey, and their names end in "(small)".
     """
 
     def cell(value: object) -> str:
         if isinstance(value, Link):
             return f'<a href="{html.escape(value.target)}">{_text(value.text)}</a>'
+        if isinstance(value, Ranged) and value.bounds:
+            return f"{_text(str(value))}<small>{value.bounds}</small>"
         return _text(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
 
     head = "".join(f'<th scope="col">{_text(name)}</th>' for name in header)
     body = ""
-    for first, *others in rows:
+    for at, (first, *others) in enumerate(rows):
         cells = "".join(f"<td>{cell(value)}</td>" for value in others)
-        body += f'<tr><th scope="row">{cell(first)}</th>{cells}</tr>'
+        opened, mark = ('<tr class="few">', " (small)") if at in small else ("<tr>", "")
+        body += f'{opened}<th scope="row">{cell(first)}{mark}</th>{cells}</tr>'
     label = html.escape(title)
     return titled(f'<table class="{kind}" aria-label="{label}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>', title)
 

@@ -21,7 +21,6 @@ from torch import Tensor
 from fastretina.errors import printable
 from fastretina.grading import Classes
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
-from fastretina.metrics.assessment import Calibration
 from fastretina.metrics.table import METRICS
 from fastretina.report.compared import ComparedRun
 from fastretina.training.progress import EpochRecord
@@ -83,7 +82,7 @@ def curves(
         _by_epoch(axis, title, len(history))
         axis.set_ylabel(unit)
         axis.legend(fontsize=8.5, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def _by_epoch(axis: Axes, title: str, epochs: int) -> None:
@@ -105,7 +104,7 @@ def confusion(matrix: Sequence[Sequence[int]], title: str, classes: Classes) -> 
     bar.ax.set_yticklabels(["0", "25", "50", "75", "100"])
     bar.set_label(f"share of the true {classes.noun} (%)")
     bar.outline.set_visible(False)
-    return _png(figure)
+    return png(figure)
 
 
 def _matrix(axis: Axes, matrix: Sequence[Sequence[int]], title: str, classes: Classes) -> AxesImage:
@@ -154,14 +153,14 @@ def comparison(runs: Sequence[ComparedRun]) -> bytes:
         axis.set_axis_off()
     for axis, run in zip(axes, runs, strict=False):
         _matrix(axis, run.confusion, f"{run.name}\ntest set, best epoch ({run.best_epoch})", run.classes)
-    return _png(figure)
+    return png(figure)
 
 
 def accuracies(runs: Sequence[ComparedRun], name: str) -> bytes:
     """PNG of the accuracy curves of `comparison` alone, of the data set `train` or `test`."""
     figure = Figure(figsize=(5.0, 4.0), layout="constrained")
     _accuracies(figure, runs, (name,))
-    return _png(figure)
+    return png(figure)
 
 
 def _accuracies(figure: FigureBase, runs: Sequence[ComparedRun], sets: Sequence[str]) -> None:
@@ -193,32 +192,6 @@ def _accuracies(figure: FigureBase, runs: Sequence[ComparedRun], sets: Sequence[
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
 
 
-def reliability(found: Calibration) -> bytes:
-    """PNG of the reliability curve: how often answers of each confidence are right, above how many there are of them."""
-    edges = np.linspace(0.0, 100.0, len(found.samples) + 1)
-    figure = Figure(figsize=(4.8, 4.8), layout="constrained")
-    upper, lower = np.asarray(figure.subplots(2, 1, sharex=True, height_ratios=[3, 1]))
-    upper.plot([0, 100], [0, 100], color="0.45", linestyle=":", linewidth=1.4, label="perfectly calibrated")
-    bins = [(100 * c, 100 * a) for c, a in zip(found.confidence, found.accuracy, strict=True) if c is not None and a is not None]
-    upper.plot(*zip(*bins, strict=True), color="#0072B2", linewidth=1.2)
-    # By area: a bin of one image, always at 0 or 100 %, should not shout.
-    areas = [15 + 135 * count / max(found.samples) for count in found.samples if count]
-    label = "bins, at their mean confidence (area: images)"
-    upper.scatter(*zip(*bins, strict=True), s=areas, color="#0072B2", label=label, zorder=3)
-    upper.set_ylim(-3, 103)
-    upper.set_ylabel("right (%)")
-    upper.set_title(f"Reliability, test set (ECE {100 * found.ece:.1f} %)", fontsize=12, fontweight="bold")
-    figure.legend(loc="outside lower center", fontsize=8.5, frameon=False)
-    lower.bar(edges[:-1], found.samples, width=edges[1], align="edge", color="#0072B2", edgecolor="white")
-    lower.set_ylabel("images")
-    lower.set_xlabel("confidence: probability of the answer (%)")
-    lower.set_xlim(0, 100)
-    for axis in (upper, lower):
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
-
-
 def batch_grid(images: Tensor, labels: Tensor, classes: Classes) -> bytes:
     """PNG of the first 16 of (B, 3, R, R) normalised images with their (B,) labels: what the network saw."""
     shown = min(MAX_SHOWN, len(images))
@@ -233,7 +206,7 @@ def batch_grid(images: Tensor, labels: Tensor, classes: Classes) -> bytes:
         title = f"grade {classes.title(label)}" if classes.ordinal else classes.title(label)
         axis.set_title(textwrap.shorten(title, MAX_TITLE, placeholder=" …"), fontsize=9)
     figure.suptitle(f"What the network saw: first training batch, {images.shape[-1]} × {images.shape[-2]} px", fontsize=11)
-    return _png(figure)
+    return png(figure)
 
 
 def denormalise(images: Tensor) -> npt.NDArray[np.uint8]:
@@ -242,7 +215,8 @@ def denormalise(images: Tensor) -> npt.NDArray[np.uint8]:
     return np.rint(np.clip(pixels, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """A picture's bytes, the same for the same picture."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=DPI, facecolor="white")
     return buffer.getvalue()

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from fastretina.metrics.assessment import Assessment
 from fastretina.metrics.predictions import Predictions, Scores
-from fastretina.metrics.ranking import titles
-from fastretina.metrics.sources import SourceMetrics
-from fastretina.metrics.table import metrics_for
+from fastretina.metrics.screening import rules
+from fastretina.metrics.subgroups import Subgroup, subgroup_rule
 from fastretina.models.heads import HEADS, Decision
 from fastretina.report import plots, sections
-from fastretina.report.assessment import calibration, intervals, screening
+from fastretina.report.assessment import calibration, deferral, headline, intervals
 from fastretina.report.mistakes import confident_mistakes, mistakes_section
-from fastretina.report.page import Section, bounds, cards, image, note, number, page, pair, percent, remark, shown, table, titled
+from fastretina.report.page import Section, cards, image, note, number, page, pair, percent, remark, table, titled
+from fastretina.report.screening import curves_section, decision_section, screening_section
+from fastretina.report.subgroups import sources_section, subgroups_section
 from fastretina.system.files import write_bytes
 from fastretina.training.progress import EpochRecord, Progress
 from fastretina.training.run_folder import RunFolder
@@ -52,7 +53,7 @@ class Results:
     best_epoch: int | None = None
     decision: Decision | None = None
     batch: bytes | None = None
-    by_packing: Mapping[str, Sequence[SourceMetrics]] = field(default_factory=dict)
+    by_packing: Mapping[str, Sequence[Subgroup]] = field(default_factory=dict)
 
     @classmethod
     def of_run(cls, info: RunInfo, progress: Progress, batch: bytes | None = None) -> Self:
@@ -67,7 +68,7 @@ class Results:
             scores={name: scores for name, scores in sets.items() if scores is not None},
             answers=progress.best_test,
             by_packing=info.sources(progress.best_answers),
-            assessment=info.assess(progress.best_test),
+            assessment=info.assess(progress.best_test, progress.best_val, progress.decision),
             history=history,
             best_epoch=best.epoch,
             decision=progress.decision,
@@ -91,23 +92,9 @@ def report_html(results: Results) -> str:
 
 
 def _cards(results: Results) -> list[tuple[str, str]]:
-    assessment, history, values = results.assessment, results.history, results.scores["test"].values
-    found, classes = [], results.info.classes
-    for metric in sorted(
-        metrics_for(len(classes), classes.ordinal), key=lambda metric: metric.name != results.info.selection_metric
-    ):
-        interval = assessment.intervals[metric.name] if assessment else None
-        told = f"; 95 % interval {bounds(interval.low, interval.high)}" if interval and interval.low is not None else ""
-        found.append((shown(metric, values[metric.name]), f"{metric.title}, test{told}"))
+    history, classes = results.history, results.info.classes
+    found = headline(results.scores["test"].values, results.assessment, classes, results.info.selection_metric)
     found.append((percent(results.info.data["test"].majority_share), f"accuracy of always the same {classes.noun}, test"))
-    if assessment and not classes.ordinal:
-        area = assessment.intervals["auroc"]
-        told = f"; 95 % interval {bounds(area.low, area.high)}" if area.low is not None else ""
-        found.append((number(area.value), f"{titles(classes)['auroc']}, test{told}"))
-    if assessment and assessment.operating_points and not assessment.one_disease:
-        point = assessment.operating_points[0]
-        both = f"{percent(point.sensitivity)} / {percent(point.specificity)}"
-        found.append((both, "sensitivity / specificity for referable disease, by the model's own answer, test"))
     if history:
         last = history[-1]
         waiting = f"training images/s; {100 * last.data_wait_share:.1f} % of the time waiting for data"
@@ -149,12 +136,9 @@ def _by_class(results: Results) -> Section:
 
 
 def _sources(results: Results) -> Section | None:
-    classes, found = results.info.classes, []
-    for name, metrics in results.by_packing.items():
-        rows = [[each.path, each.images, *sections.metric_cells(each.values, classes)] for each in metrics]
-        found.append(table(["packing", "images", *sections.metric_columns(classes)], rows, results.set_title(name)))
-    text = "What a model learned where most of its images come from need not hold elsewhere."
-    return Section("By packing", [*found, remark(text)]) if found else None
+    named = [(results.set_title(name), parts) for name, parts in results.by_packing.items()]
+    classes = results.info.classes
+    return sources_section(named, classes, subgroup_rule(rules(classes, None)))  # `by_source` knew no thresholds either
 
 
 def _mistakes(results: Results) -> Section | None:
@@ -229,8 +213,12 @@ SECTIONS: tuple[Callable[[Results], Section | None], ...] = (
     _by_class,
     _sources,
     _assessed(intervals),
-    _assessed(screening),
+    _assessed(screening_section),
+    _assessed(curves_section),
+    _assessed(decision_section),
     _assessed(calibration),
+    _assessed(subgroups_section),
+    _assessed(deferral),
     _mistakes,
     _best_and_last,
     _speed,

@@ -9,6 +9,7 @@ from typing import Any
 from fastretina.grading import RETINOPATHY, Classes
 from fastretina.metrics.ranking import AUROC_REFERABLE, RANKINGS, titles
 from fastretina.metrics.table import metrics_for
+from fastretina.models import purpose as words
 from fastretina.report.page import Section, note, number, pair, percent, remark, shown, table, titled
 from fastretina.training.run_info import SET_TITLES, versions
 
@@ -30,31 +31,9 @@ def subtitle(classes: Classes, device: str, amp_dtype: str) -> str:
 
 def purpose(classes: Classes) -> Section:
     """What a model of this kind may and may not be used for."""
-    if classes == RETINOPATHY:
-        task = f"gives it a grade of diabetic retinopathy, from 0 ({classes[0]}) to {len(classes) - 1} ({classes[-1]})"
-        other = "no other disease of the eye"
-    else:
-        order = ", each worse than the one before" if classes.ordinal else ""
-        task = f"gives it one of {len(classes)} {classes.nouns}{order}: {', '.join(classes)}"
-        other = f"nothing but these {classes.nouns}"
-    referable = ""
-    if classes.referable:
-        title = classes.referable_title
-        referable = f" {title[0].upper()}{title[1:]} is called referable: in screening, an ophthalmologist should see the person."
-    return Section(
-        "What the model is for, and what not",
-        [
-            f"""<ul>
-<li>It looks at one photograph of the back of an eye (a fundus photograph) and {html.escape(task)}.{html.escape(referable)}</li>
-<li><b>It is for</b> research: to compare ways of training, to find photographs whose {classes.noun} deserves a second look, to
-prepare a study.</li>
-<li><b>It is not for</b> diagnosing or treating anybody, nor for deciding who is sent home. It is no medical device and was never
-tried in practice.</li>
-<li>It knows {other}, and it always answers, even if the photograph is too blurred to tell or shows no eye at all. Its metrics hold
-for photographs like those of the test set: with another camera, other people or other graders they may be far worse.</li>
-</ul>"""
-        ],
-    )
+    does, use, misuse, limits = map(html.escape, words.purpose(classes))
+    items = (does, f"<b>It is for</b> {use}", f"<b>It is not for</b> {misuse}", limits)
+    return Section("What the model is for, and what not", ["<ul>\n" + "\n".join(f"<li>{item}</li>" for item in items) + "\n</ul>"])
 
 
 def meanings(classes: Classes) -> Section:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fastretina.errors import printable
 from fastretina.grading import Classes
 from fastretina.metrics.predictions import Scores
-from fastretina.metrics.sources import SourceMetrics
+from fastretina.metrics.subgroups import Subgroup
 from fastretina.metrics.table import metrics_for
 from fastretina.report.page import number, shown
 from fastretina.report.sections import shared_images, shared_patients
@@ -111,12 +111,12 @@ def last_lines(progress: Progress, info: RunInfo, folder: RunFolder, finished: b
     )
 
 
-def sources_table(sources: Sequence[SourceMetrics], classes: Classes) -> list[str]:
+def sources_table(sources: Sequence[Subgroup], classes: Classes) -> list[str]:
     """Lines of the metrics of each packing, where there are several."""
     if not sources:
         return []
-    metrics = metrics_for(len(classes), classes.ordinal)
-    paths = [printable(found.path) for found in sources]
+    metrics = [metric for metric in metrics_for(len(classes), classes.ordinal) if metric.name in sources[0].values]
+    paths = [printable(found.name) for found in sources]
     width = max(map(len, paths))
     lines = ["", "  ".join([f"{'packing':<{width}}", f"{'images':>8}", *(f"{metric.title:>8}" for metric in metrics)])]
     for path, found in zip(paths, sources, strict=True):

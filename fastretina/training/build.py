@@ -146,11 +146,23 @@ def build_run(
         restore(training, state, folder.last)
 
     def describe(progress: Progress) -> CheckpointInfo:
-        shape = (config.arch, len(classes), config.resolution, IMAGENET_MEAN, IMAGENET_STD)
-        choice = (precision.name, config.select_by, info.selected_on)
-        seen = {name: info.digests[name] for name in ("train", info.selected_on)}  # not a test set that had no part in it
         return CheckpointInfo(
-            *shape, progress.history[-1].epoch, *choice, config.head, progress.decision, preparation, classes, seen
+            arch=config.arch,
+            num_classes=len(classes),
+            resolution=config.resolution,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            epoch=progress.history[-1].epoch,
+            amp_dtype=precision.name,
+            metric=config.select_by,
+            selected_on=info.selected_on,
+            head=config.head,
+            decision=progress.decision,
+            preparation=preparation,
+            classes=classes,
+            data={name: info.digests[name] for name in ("train", info.selected_on)},  # not a test set that had no part in it
+            operating=info.freeze(progress.best_val),
+            size=data["train"].side,
         )
 
     return Run(training, info, compiling, describe)

@@ -18,9 +18,10 @@ from fastretina.beton.paths import as_path, files_of, parts_of
 from fastretina.errors import UsageError
 from fastretina.loading.augment import Augment
 from fastretina.metrics.table import SelectionMetric
-from fastretina.models.options import AmpDtype, ClassWeights, HeadName, backbone_of
+from fastretina.models.options import AmpDtype, ClassWeights, HeadName, backbone_of, folder_name
 from fastretina.system.json_text import read_json
 
+MOST_FOLDS = 20
 REFERENCE_BATCH = 256  # what --lr is meant for with --scale-lr
 OptimizerName = Literal["adamw", "sgd"]
 ScheduleName = Literal["cosine", "two-phase", "onecycle", "constant"]
@@ -62,6 +63,9 @@ class Recipe:
     split_by: SplitBy = "patient"  # patient: all images of a patient stay on one side of --val-fraction and --test-fraction
     # the metric that the best epoch is chosen by; auto: qwk where the classes have an order, else balanced_accuracy
     select_by: SelectionMetric = "auto"
+    # what the thresholds for referring that the checkpoint keeps must reach on the validation set, 0-1
+    target_sensitivity: float = 0.9
+    target_specificity: float = 0.98
     epochs: int = 10  # passes over the training set
     patience: int | None = None  # stop after so many epochs without a better one; none: never
     batch_size: int = 32  # images a step, over all ranks
@@ -131,9 +135,32 @@ class TrainConfig(Recipe):
     arch: str = "resnet18"
     # file (.pth, .safetensors), torchvision's name (IMAGENET1K_V1), or pretrained for timm's own; none: from scratch
     weights: str | None = None
-    out: Annotated[Path | None, arg(aliases=["--output"])] = None  # run folder; none: runs/<arch>-<resolution>px-seed<seed>
+    # run folder; none: runs/<arch>-<resolution>px-seed<seed>; with --folds it gets a run folder for each: fold-1, fold-2, ...
+    out: Annotated[Path | None, arg(aliases=["--output"])] = None
     resume: str = "auto"  # auto: go on with the run in --out, if any; never; or a run's last.pt
     stop_after_steps: int | None = None  # save and exit after so many steps of this call
+    # cross-validation in 2-20 parts of --train, each the validation set of a run that trains on the others; 0: none
+    folds: int = 0
+    fold: int | None = None  # of --folds, from 1: train this one alone, in a run folder of its own; none: all, one after the other
+
+    @property
+    def all_folds(self) -> bool:
+        """Whether these are the settings of several runs, one for each fold, and not of one run."""
+        return bool(self.folds) and self.fold is None
+
+    @property
+    def folder(self) -> Path:
+        """The run folder; of all folds together the one that holds theirs."""
+        if self.out is not None:
+            return self.out
+        of_fold = f"/{fold_name(self.fold)}" if self.fold is not None else ""
+        of_folds = f"-{self.folds}folds{of_fold}" if self.folds else ""
+        return Path(f"runs/{folder_name(self.arch)}-{self.resolution}px-seed{self.seed}{of_folds}")
+
+
+def fold_name(fold: int) -> str:
+    """The folder of a fold, from 1, within that of all."""
+    return f"fold-{fold}"
 
 
 # Settings that a resumed run may change: none of them has a part in what a step computes.
@@ -210,6 +237,9 @@ def check(config: TrainConfig) -> None:
     for name, high in ranges.items():
         if not 0 <= getattr(config, name) <= high:
             raise UsageError(f"--{name.replace('_', '-')} must lie in 0-{high:g}, got {getattr(config, name)}")
+    for name in ("target_sensitivity", "target_specificity"):
+        if not 0 < getattr(config, name) <= 1:
+            raise UsageError(f"--{name.replace('_', '-')} must lie above 0 and be 1 at most, got {getattr(config, name)}")
     if config.clip_norm is not None and not config.clip_norm > 0:
         raise UsageError(f"--clip-norm must be above 0, got {config.clip_norm}")
     if config.grow_from is not None and config.grow_from > config.resolution:
@@ -222,7 +252,17 @@ def check(config: TrainConfig) -> None:
         from fastretina.training.tensorboard import require_tensorboard
 
         require_tensorboard()
+    _check_folds(config)
     _check_data(config)
+
+
+def _check_folds(config: TrainConfig) -> None:
+    if config.folds and not 2 <= config.folds <= MOST_FOLDS:
+        raise UsageError(f"--folds must lie in 2-{MOST_FOLDS}, got {config.folds}")
+    if config.fold is not None and not 1 <= config.fold <= config.folds:
+        raise UsageError(f"--fold {config.fold}: is one of --folds {config.folds}, from 1")
+    if config.folds and (config.val is not None or config.val_fraction):
+        raise UsageError("--folds with --val or --val-fraction: each fold is validated on its own part of --train; leave them away")
 
 
 def _check_data(config: TrainConfig) -> None:

@@ -53,6 +53,10 @@ def open_data(config: TrainConfig, stack: ExitStack) -> dict[str, Beton]:
     if config.val_fraction:
         # Both are shares of the file, and this one is taken from what the other leaves.
         data |= _parted(data["train"], "val", config.val_fraction / (1 - config.test_fraction), config.split_by)
+    if config.fold is not None:
+        groups = split_groups(data["train"], config.split_by, "--folds")
+        rest, part = fold_of(groups, data["train"].labels, config.folds, config.fold)
+        data |= {"train": data["train"].select(rest), "val": data["train"].select(part)}
     return data
 
 
@@ -122,6 +126,21 @@ def split(
             f"{flag}: takes {len(taken)} of {len(labels)} images and leaves {len(labels) - len(taken)}; both sides need some"
         )
     return rest, taken
+
+
+def fold_of(groups: Sequence[str], labels: NDArray[np.int64], folds: int, fold: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions, ascending, of the images that fold `fold` of `folds`, from 1, trains on, and of those that it is validated on.
+
+    The same for every seed, as `split`. groups: N names of what must not be parted. labels: (N,).
+
+    Raises UsageError where a fold would be empty.
+    """
+    parts = list(divide(groups, labels, {str(number): 1 / folds for number in range(1, folds + 1)}).values())
+    if not all(len(part) for part in parts):
+        sizes = " + ".join(f"{len(part)}" for part in parts)
+        raise UsageError(f"--folds {folds}: the {len(labels)} images of --train make folds of {sizes}; each needs some")
+    part = parts[fold - 1]
+    return np.setdiff1d(np.arange(len(labels)), part), part
 
 
 def image_dtype(world: World, precision: Precision) -> torch.dtype:

@@ -119,7 +119,7 @@ def metrics_summary(info: RunInfo, progress: Progress, finished: bool) -> dict[s
     """
     best, last = progress.best, progress.history[-1]
     assert best is not None  # an epoch is done, so that one is the best
-    assessment = info.assess(progress.best_test) if finished else None
+    assessment = info.assess(progress.best_test, progress.best_val, progress.decision) if finished else None
     return {
         "classes": info.classes.as_dict(),
         "selected_on": info.selected_on,

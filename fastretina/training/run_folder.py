@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -35,6 +35,7 @@ class RunFolder:
     confusion_test = _File("confusion_test.png")
     batch = _File("batch.png")
     report = _File("report.html")
+    card = _File("card.md")
     best = _File("best.safetensors")
     staged_best = _File(".next.best.safetensors")  # a new one, until the last.pt that speaks of it is on disk
     last = _File("last.pt")
@@ -58,21 +59,27 @@ class RunFolder:
             "more. If it was renamed, give its new name as --out: the last state saved is in it"
         )
 
-    def holds_comparison(self) -> bool:
-        """Whether fastretina.compare writes here, whose runs have folders below this one."""
+    def holds_several(self) -> str | None:
+        """What writes here whose runs have folders below this one, a comparison or folds, in words; None where nothing does."""
         try:
-            return "archs" in read_json(self.config)
-        except (OSError, ValueError, TypeError):
-            return False
+            settings = read_json(self.config)
+            if "archs" in settings:
+                return "a comparison"
+            return f"{settings['folds']} folds" if settings.get("folds") and settings.get("fold") is None else None
+        except (OSError, ValueError, TypeError, AttributeError):
+            return None
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, runs: Collection[str] = ()) -> Iterator[None]:
         """Make the folder and hold it for this process alone; the kernel lets go of the lock when the process dies, however.
+
+        runs: sub-folders that may be there before it has a config.json: runs of it that were begun by themselves.
 
         RunError where another run holds it, where it cannot be made, or where it holds files but is no run folder.
         """
         try:
-            if self.path.is_dir() and not self.config.exists() and {entry.name for entry in self.path.iterdir()} - _BEGUN:
+            expected = _BEGUN | set(runs)
+            if self.path.is_dir() and not self.config.exists() and {entry.name for entry in self.path.iterdir()} - expected:
                 raise RunError(f"{self.path}: has files in it but is no run folder (no config.json); give another --out")
             self.path.mkdir(parents=True, exist_ok=True)
             handle = (self.path / ".lock").open("w")

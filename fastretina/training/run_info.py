@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy
@@ -15,9 +15,13 @@ import torchvision
 from fastretina.beton.reader import Beton
 from fastretina.grading import Classes, all_known, patients_in_both
 from fastretina.metrics.assessment import Assessment
+from fastretina.metrics.data import assess
+from fastretina.metrics.operating import Operating, fit_operating
 from fastretina.metrics.predictions import Predictions
-from fastretina.metrics.sources import SourceMetrics, by_source
+from fastretina.metrics.sources import by_source
+from fastretina.metrics.subgroups import Subgroup
 from fastretina.metrics.table import TITLES
+from fastretina.models.heads import HEADS, Decision
 from fastretina.version import __version__
 
 SET_TITLES = {"train": "train", "val": "validation", "test": "test"}
@@ -155,13 +159,28 @@ class RunInfo:
 
         return self._shared(count)
 
-    def assess(self, answers: Predictions | None) -> Assessment | None:
-        """Of answers on the test set; None where these, or the images' file, are not at hand."""
+    def freeze(self, val: Predictions | None) -> Operating | None:
+        """The thresholds for referring that answers on the validation set give; None without one, or without referable disease."""
+        if val is None:
+            return None
+        probabilities = val.log_probabilities.double().exp().numpy()
+        sensitivity, specificity = self.settings["target_sensitivity"], self.settings["target_specificity"]
+        return fit_operating(val.labels.numpy(), probabilities, self.classes, sensitivity, specificity, self.digests.get("val"))
+
+    def assess(
+        self, answers: Predictions | None, val: Predictions | None = None, decision: Decision | None = None
+    ) -> Assessment | None:
+        """Of answers on the test set, at the thresholds that those on the validation set give; None where answers, or the images'
+        file, are not at hand. decision: what made probabilities of the network's outputs, which a temperature may be a part of."""
         if answers is None or self.test_set is None:
             return None
-        return Assessment.of(answers, self.classes, self.test_set.patients_of(answers.ids.numpy()))
+        before = None
+        if decision is not None:
+            head = HEADS[self.settings["head"]](len(self.classes))
+            before = replace(answers, log_probabilities=head.rescaled(answers.log_probabilities, decision))
+        return assess(answers, self.test_set, self.classes, operating=self.freeze(val), uncalibrated=before)
 
-    def sources(self, answers: Mapping[str, Predictions | None]) -> dict[str, list[SourceMetrics]]:
+    def sources(self, answers: Mapping[str, Predictions | None]) -> dict[str, list[Subgroup]]:
         """Of answers on data sets by their names: the metrics of each packing of those that are made of several."""
         found = {
             name: by_source(given, self.data[name].sources, self.classes)

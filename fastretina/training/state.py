@@ -197,8 +197,8 @@ def resume_state(run: RunFolder, resume: str, settings: Mapping[str, Any], data:
     RunError where the folder is taken, where `settings` differ from those of the state in more than FREE_SETTINGS, or where a data
     set is another one than it was.
     """
-    if run.holds_comparison():
-        raise RunError(f"{run.path}: is the folder of a comparison; give another --out")
+    if several := run.holds_several():
+        raise RunError(f"{run.path}: is the folder of {several}; give another --out")
     if resume == "never":
         if run.config.exists():
             raise RunError(f"{run.path}: holds a run already; give another --out, remove the folder, or go on with --resume auto")

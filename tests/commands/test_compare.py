@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastretina import train, write_beton
+from fastretina import one_run, train, write_beton
 from fastretina.compare import CompareConfig, main, plan
 from fastretina.errors import CheckpointError, RunError, UsageError
 from fastretina.grading import RETINOPATHY, Classes
@@ -218,7 +218,7 @@ def test_a_run_that_fails_does_not_cost_the_others(whole, tmp_path, monkeypatch,
         if config.out.name == finished[0].name:
             raise RunError("the loss is nan")
 
-    monkeypatch.setattr(train, "main", fails_first)
+    monkeypatch.setattr(one_run, "main", fails_first)
     monkeypatch.setattr(ComparedRun, "read", lambda *_: finished[1])
     settings = replace(whole, out=tmp_path / "compare")
     with pytest.raises(RunError, match=rf"1 of 2 runs failed: {finished[0].name};"):

@@ -31,7 +31,8 @@ from fastretina.loading.augment import Augment
 from fastretina.loading.batches import Batch
 from fastretina.loading.loader import Loader
 from fastretina.loading.sampler import epoch_order
-from fastretina.models.photographs import Photograph, Tally, prepared
+from fastretina.models.photographs import Photograph, prepared
+from fastretina.packing.preprocessing import UNPREPARED
 
 WORKERS = 3
 HUNG = 30.0  # seconds
@@ -268,15 +269,16 @@ def predicting(path: str, tries: int, seed: int) -> None:
     files = []
     with tempfile.TemporaryDirectory() as folder, Beton(path) as beton:
         for number, jpeg in enumerate(beton):
-            files.append(Photograph(Path(folder) / f"{number}.jpg"))
-            files[-1].path.write_bytes(jpeg)
+            path = Path(folder) / f"{number}.jpg"
+            path.write_bytes(jpeg)
+            files.append(Photograph(path, str(path)))
         before, (process, send), delays = threads(), sender(), random.Random(seed)
         for _ in range(tries):
             try:
                 send(delays.uniform(0, LONGEST))
                 while True:
-                    with closing(prepared(files, 64, WORKERS, 8, Tally())) as ready:
-                        assert [one.path for one in ready if one.pixels is not None] == [one.path for one in files]
+                    with closing(prepared(files, 64, UNPREPARED, (64,), WORKERS, 8)) as ready:
+                        assert [one.name for one in ready if one.images is not None] == [one.name for one in files]
             except KeyboardInterrupt:
                 await_threads(before)
         process.kill()

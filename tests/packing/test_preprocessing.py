@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import safetensors.torch
 import simplejpeg
+import torch
 from PIL import Image
 
-from fastretina import evaluate, predict, train, write_beton
+from fastretina import Loader, evaluate, predict, train, write_beton
 from fastretina.beton.reader import Beton
 from fastretina.beton.writer import BetonWriter
 from fastretina.errors import BetonError, CheckpointError, ConvertError, JpegError, UsageError
@@ -111,13 +112,12 @@ def test_without_preparation_the_provenance_does_not_mention_it(photos: Path, tm
 @pytest.mark.parametrize("preparation", [UNPREPARED, FUNDUS, LOCAL, Preparation("none", "local")], ids=str)
 def test_predict_sees_what_was_packed(preparation: Preparation, photos: Path, tmp_path: Path) -> None:
     pack(tmp_path / "o.beton", photos, crop=preparation.crop, contrast=preparation.contrast)
-    with Beton(tmp_path / "o.beton") as beton:
-        for number, name in enumerate(beton.names):
-            path = next(photos.glob(f"{name}.*"))
-            pixels, _ = photographs.prepare(path, SIZE, preparation)
-            assert pixels.shape == (SIZE, SIZE, 3)
-            packed = simplejpeg.decode_jpeg(beton.jpeg(number))
-            assert np.abs(packed.astype(int) - pixels).mean() < 2.5  # quality 95
+    for resolution in (SIZE, SIZE // 2 - 3, SIZE + 5):
+        with Loader(tmp_path / "o.beton", batch_size=1, train=False, resolution=resolution, workers=1) as loader:
+            for name, batch in zip(loader.dataset.names, loader, strict=True):
+                path = next(photos.glob(f"{name}.*"))
+                images, _ = photographs.prepare(path, SIZE, preparation, (resolution,))
+                assert torch.equal(torch.from_numpy(images[resolution]).permute(2, 0, 1), batch.images[0])
 
 
 def test_local_contrast_is_grey_in_the_disc_and_black_outside() -> None:
@@ -147,7 +147,7 @@ def test_where_the_retina_fills_the_frame_it_is_not_packed_as_cropped_but_graded
     whole = square(CLOSE, SIZE, FUNDUS)
     assert (whole.done, whole.no_crop) == (("whole frame",), "whole frame")
     assert np.array_equal(np.asarray(whole.image), np.asarray(square(CLOSE, SIZE).image))
-    assert photographs.prepare(images / "2_left.jpeg", SIZE, LOCAL)[1] == ("whole frame", "local contrast")
+    assert photographs.prepare(images / "2_left.jpeg", SIZE, LOCAL, (SIZE,))[1] == ("whole frame", "local contrast")
 
 
 def test_large_photographs_are_decoded_small_and_their_small_discs_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,9 +229,11 @@ def test_a_checkpoint_carries_the_preparation_of_its_training_set(cropped, tiny_
 
     seen = []
 
-    def spy(path: Path, size: int, preparation: Preparation) -> tuple[np.ndarray, tuple[str, ...]]:
+    def spy(
+        path: Path, size: int, preparation: Preparation, resolutions: set[int]
+    ) -> tuple[dict[int, np.ndarray], tuple[str, ...]]:
         seen.append(preparation)
-        return np.zeros((size, size, 3), np.uint8), ()
+        return {side: np.zeros((side, side, 3), np.float32) for side in resolutions}, ()
 
     monkeypatch.setattr(photographs, "prepare", spy)
     predict.main(PredictConfig(out / "best.safetensors", (tiny_betons.test_images,), csv=tmp_path / "grades.csv"))
@@ -242,7 +244,7 @@ def test_a_checkpoint_carries_the_preparation_of_its_training_set(cropped, tiny_
 def test_predict_rejects_a_black_photograph(preparation: Preparation, tmp_path: Path) -> None:
     (tmp_path / "black.jpeg").write_bytes(BLACK)
     with pytest.raises(JpegError, match="dark all over"):
-        photographs.prepare(tmp_path / "black.jpeg", 64, preparation)
+        photographs.prepare(tmp_path / "black.jpeg", 64, preparation, (64,))
 
 
 @pytest.mark.parametrize("other", ["test", "val"])

@@ -356,11 +356,13 @@ def test_twenty_thousand_images_are_graded_as_they_are_found(tmp_path, monkeypat
             (photos / str(number) / f"{image}.jpeg").touch()
     lock, counts, most = threading.Lock(), {"prepared": 0, "graded": 0}, [0]
 
-    def prepare(path: Path, size: int, preparation: Preparation) -> tuple[np.ndarray, tuple[str, ...]]:
+    def prepare(
+        path: Path, size: int, preparation: Preparation, resolutions: set[int]
+    ) -> tuple[dict[int, np.ndarray], tuple[str, ...]]:
         with lock:
             counts["prepared"] += 1
             most[0] = max(most[0], counts["prepared"] - counts["graded"])
-        return np.zeros((size, size, 3), np.uint8), ()
+        return {size: np.zeros((size, size, 3), np.float32)}, ()
 
     class Same(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -369,9 +371,9 @@ def test_twenty_thousand_images_are_graded_as_they_are_found(tmp_path, monkeypat
             return images.new_zeros(len(images), 5)
 
     grader = CheckpointInfo("resnet18", 5, 2, IMAGENET_MEAN, IMAGENET_STD, 1, "float32", "qwk", "test")
-    monkeypatch.setattr("fastretina.models.checkpoint.open_checkpoint", lambda *_: (Same(), grader, torch.device("cpu"), FLOAT32))
+    monkeypatch.setattr("fastretina.models.grader.open_checkpoint", lambda *_: (Same(), grader, torch.device("cpu"), FLOAT32))
     monkeypatch.setattr(photographs, "prepare", prepare)
-    assert predict.main(PredictConfig(tmp_path, (photos,), csv=tmp_path / "g.csv", batch_size=32, workers=2)) == 0
+    assert predict.main(PredictConfig(tmp_path / "x.safetensors", (photos,), csv=tmp_path / "g.csv", batch_size=32, workers=2)) == 0
     assert counts == {"prepared": 20_000, "graded": 20_000}
     assert most[0] <= 2 * 32 + 2 * 2
     assert "20,000 images graded, 0 could not be" in capsys.readouterr().err

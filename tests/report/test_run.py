@@ -23,8 +23,8 @@ from fastretina.metrics.predictions import Predictions, Scores
 from fastretina.metrics.screening import OperatingPoint
 from fastretina.models.heads import Decision
 from fastretina.report import plots
-from fastretina.report.assessment import screened, screened_text
 from fastretina.report.run import Results, report_html
+from fastretina.report.screening import screened, screened_text
 from fastretina.report.sections import class_table, confusion_table
 from fastretina.training.recorder import metrics_summary
 from fastretina.training.run_info import DataInfo, RunInfo, selection_note

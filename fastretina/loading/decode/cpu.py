@@ -39,20 +39,28 @@ def decode(beton: Beton, index: int, target: NDArray[np.uint8], resolution: int)
     """
     beton, index = beton.at(index)  # once, not for each question
     width, height = int(beton.widths[index]), int(beton.heights[index])
-    factor = 1 if beton.modes[index] == MODE_RAW else _dct_factor(width, height, resolution)
-    scaled = (-(-height // factor), -(-width // factor))
     if beton.modes[index] == MODE_RAW:
-        pixels = beton.pixels(index)
-    else:
-        data = beton.jpeg(index)
-        direct = scaled == target.shape[:2]
-        pixels = target if direct else np.empty((*scaled, 3), np.uint8)
-        try:
-            simplejpeg.decode_jpeg(data, buffer=pixels, min_height=scaled[0], min_width=scaled[1], min_factor=1)
-        except ValueError as error:
-            raise beton.sample_error(index, f"cannot be decoded: {error}") from error
-        if direct:
-            return
+        _fit(beton.pixels(index), target)
+        return
+    data = beton.jpeg(index)
+    try:
+        decode_jpeg(data, width, height, target, resolution)
+    except ValueError as error:
+        raise beton.sample_error(index, f"cannot be decoded: {error}") from error
+
+
+def decode_jpeg(data: bytes | memoryview, width: int, height: int, target: NDArray[np.uint8], resolution: int) -> None:
+    """The same of a JPEG of width x height px in memory. ValueError where it cannot be decoded."""
+    factor = _dct_factor(width, height, resolution)
+    scaled = (-(-height // factor), -(-width // factor))
+    direct = scaled == target.shape[:2]
+    pixels = target if direct else np.empty((*scaled, 3), np.uint8)
+    simplejpeg.decode_jpeg(data, buffer=pixels, min_height=scaled[0], min_width=scaled[1], min_factor=1)
+    if not direct:
+        _fit(pixels, target)
+
+
+def _fit(pixels: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:
     if pixels.shape == target.shape:
         np.copyto(target, pixels)
     else:

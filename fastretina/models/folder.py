@@ -1,0 +1,81 @@
+"""A trained model as one folder that can leave the house: weights, model card, thresholds, preparation."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fastretina.errors import RunError, UsageError
+from fastretina.metrics.operating import Operating
+from fastretina.models.card import card
+from fastretina.models.checkpoint import CheckpointInfo, sealed_bytes
+from fastretina.models.photographs import rules
+from fastretina.system.files import sync_folder, write_bytes, write_json
+from fastretina.system.json_text import read_json
+from fastretina.version import __version__
+
+
+def save_folder(folder: Path, members: Sequence[tuple[Path, CheckpointInfo]], size: int, operating: Operating | None) -> None:
+    """Write what `Grader.save` says of the checkpoints at these paths. It appears only when it is complete."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(f"{folder}: is there already; give a new or an empty folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be made: {error.strerror}") from error
+    try:
+        for number, (path, info) in enumerate(members, start=1):
+            suffix = f"-{number}" if len(members) > 1 else ""
+            data = sealed_bytes(path)
+            write_bytes(unfinished / f"model{suffix}.safetensors", data)
+            write_bytes(unfinished / f"card{suffix}.md", _card(path, info, hashlib.sha256(data).hexdigest()).encode())
+        write_json(unfinished / "thresholds.json", operating and operating.as_dict())
+        write_json(unfinished / "preparation.json", _preparation([info for _, info in members], size))
+        unfinished.chmod(0o777 & ~_umask())  # mkdtemp's is for one's own eyes
+        os.rename(unfinished, folder)  # noqa: PTH104  Path.replace would say the same
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _preparation(infos: Sequence[CheckpointInfo], size: int) -> dict[str, Any]:
+    """How a photograph becomes what the networks are shown; resolution: of each of them."""
+    sides = list(dict.fromkeys(info.resolution for info in infos))
+    steps = {str(side): rules(infos[0].preparation, size, side) for side in sides}
+    return {
+        "fastretina": __version__,
+        **asdict(infos[0].preparation),
+        "size": size,
+        "resolution": [info.resolution for info in infos],
+        "rules": steps,
+        "normalisation": {"mean": infos[0].mean, "std": infos[0].std},
+    }
+
+
+def _card(path: Path, info: CheckpointInfo, digest: str) -> str:
+    """Of this checkpoint, with its run's metrics where these lie beside it and are of its epoch; of one that was saved before, that
+    which lies beside it."""
+    beside = path.with_name(path.stem.replace("model", "card") + ".md")
+    if path.name.startswith("model") and beside.is_file() and digest in (text := beside.read_text("utf-8", "replace")):
+        return text
+    try:
+        metrics = read_json(path.parent / "metrics.json")
+        fits = metrics["best_epoch"] == info.epoch and metrics["data"]["train"]["digest"] == (info.data or {}).get("train")
+    except (OSError, ValueError, KeyError, TypeError):
+        fits = False
+    return card(info, metrics if fits else None, digest)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
