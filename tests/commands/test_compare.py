@@ -252,7 +252,7 @@ def test_every_architecture_gets_every_weight_and_a_file_may_be_for_one_alone():
 @pytest.mark.parametrize(
     ("archs", "weights", "reason"),
     [
-        ("resnet19", "none", "resnet19: unknown"),
+        ("resnet19", "none", "unknown architecture .resnet19."),
         ("", "none", "--archs: is empty"),
         ("resnet18", " , ", "--weights: is empty"),
         ("resnet18,resnet18", "none", "names something twice"),

@@ -63,7 +63,7 @@ def run(job: dict[str, Any], done: list[int]) -> None:
     if not job.get("report"):
         RunPictures.finish = lambda pictures: None  # pictures and report take seconds and are made from what is saved
     if job.get("tiny"):
-        build.build_model = lambda *_: Tiny()
+        build.build_model = lambda *_, **__: Tiny()
     if job.get("ids"):
         log = os.open(job["ids"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         add = loop.Tally.add

@@ -212,7 +212,7 @@ def tiny_run(command: str, tiny_betons, out: Path) -> list[object]:
     """`train` or `compare`, with a network that costs no time, for more epochs than anybody waits for."""
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from fork_runs import Tiny\n"
-        f"from fastretina import {command}\nfrom fastretina.training import build\nbuild.build_model = lambda *_: Tiny()\n"
+        f"from fastretina import {command}\nfrom fastretina.training import build\nbuild.build_model = lambda *_, **__: Tiny()\n"
         f"{command}.run_command(sys.argv[1:])"
     )
     line: list[object] = ["-c", code, "--train", tiny_betons.train, "--test", tiny_betons.test, "--out", out, "--resolution", 32]

@@ -23,7 +23,7 @@ FIRST = 8  # the step, from 1, from which on gradients or losses are spoilt: in 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "build_model", lambda *_: Tiny())
+    monkeypatch.setattr(build, "build_model", lambda *_, **__: Tiny())
     monkeypatch.setattr(RunPictures, "finish", lambda pictures: None)
 
 

@@ -176,8 +176,8 @@ def test_a_terminal_of_one_column_is_written_to(tried) -> None:
 def test_a_run_of_paths_that_are_no_text_goes_on_and_is_used(
     tiny_betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tried
 ) -> None:
-    monkeypatch.setattr(build, "build_model", lambda *_: Tiny())
-    monkeypatch.setattr(checkpoint, "build_model", lambda *_: Tiny())
+    monkeypatch.setattr(build, "build_model", lambda *_, **__: Tiny())
+    monkeypatch.setattr(checkpoint, "build_model", lambda *_, **__: Tiny())
     names = {name: tmp_path / os.fsdecode(b"\xff" + name.encode()) for name in ("train.beton", "test.beton", "run", "out", "a.csv")}
     names["train.beton"].symlink_to(tiny_betons.train)
     names["test.beton"].symlink_to(tiny_betons.test)

@@ -229,7 +229,7 @@ def test_under_umask_077_all_that_a_run_leaves_is_its_owners_alone(runs: Runs, t
 @pytest.mark.tries(40, 200)
 def test_the_memory_of_a_run_of_many_epochs_stays_flat(tiny_betons, tmp_path: Path, tries: int, monkeypatch, tried) -> None:
     """After the first quarter of them a run may grow by its history alone: at most 20 kB an epoch, and 4 MB of noise."""
-    monkeypatch.setattr(build, "build_model", lambda *_: Tiny())
+    monkeypatch.setattr(build, "build_model", lambda *_, **__: Tiny())
     monkeypatch.setattr(RunPictures, "finish", lambda pictures: None)
     seen, process = [], psutil.Process()
     end_epoch = Recorder.end_epoch
@@ -262,7 +262,7 @@ def test_a_run_under_OO_is_the_same_run(whole: tuple[Path, dict[int, str], int],
 def test_torchs_deterministic_mode_changes_nothing(
     whole: tuple[Path, dict[int, str], int], tiny_betons, tmp_path: Path, one_thread, monkeypatch
 ) -> None:
-    monkeypatch.setattr(build, "build_model", lambda *_: Tiny())
+    monkeypatch.setattr(build, "build_model", lambda *_, **__: Tiny())
     monkeypatch.setattr(RunPictures, "finish", lambda pictures: None)
     torch.use_deterministic_algorithms(True)
     try:

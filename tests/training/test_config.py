@@ -43,7 +43,7 @@ def small(monkeypatch: pytest.MonkeyPatch):
     """Small networks, and no pictures at the end."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(build, "build_model", lambda arch, outputs: Tiny(outputs))
+    monkeypatch.setattr(build, "build_model", lambda arch, outputs, **_: Tiny(outputs))
     monkeypatch.setattr(build, "load_initial", lambda *_: "given")
     monkeypatch.setattr(RunPictures, "finish", lambda pictures: None)
     yield

@@ -94,7 +94,7 @@ def small(monkeypatch: pytest.MonkeyPatch):
     """The same small network for runs in this process."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(build, "build_model", lambda arch, outputs: rank_run.Tiny(outputs))
+    monkeypatch.setattr(build, "build_model", lambda arch, outputs, **_: rank_run.Tiny(outputs))
     monkeypatch.setattr(build, "load_initial", lambda *_: "given")
     monkeypatch.setattr(RunPictures, "finish", lambda pictures: None)
     yield
@@ -256,7 +256,7 @@ def test_accumulation_gives_the_losses_of_whole_batches(tiny_betons, tmp_path, s
         def __init__(self, outputs: int) -> None:
             super().__init__(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, outputs))
 
-    monkeypatch.setattr(build, "build_model", lambda arch, outputs: Plain(outputs))
+    monkeypatch.setattr(build, "build_model", lambda arch, outputs, **_: Plain(outputs))
     whole = config(tiny_betons, tmp_path / "whole", epochs=3, head=head, class_weights="balanced", sync_batchnorm=False)
     ids, losses = noted_steps(monkeypatch)
     train.main(whole)

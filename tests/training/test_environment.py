@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def stopped(tiny_betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     """A run that was stopped in its second epoch."""
-    monkeypatch.setattr(build, "build_model", lambda arch, outputs: rank_run.Tiny(outputs))
+    monkeypatch.setattr(build, "build_model", lambda arch, outputs, **_: rank_run.Tiny(outputs))
     monkeypatch.setattr(RunPictures, "finish", lambda pictures: None)
     settings = config(tiny_betons, tmp_path / "run", epochs=2)
     main(replace(settings, stop_after_steps=7))

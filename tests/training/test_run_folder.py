@@ -80,7 +80,7 @@ def test_a_run_that_has_lost_its_folder_stops_and_writes_nothing_more(
             kept.update({entry.name: left(entry) for entry in tmp_path.iterdir()})
         return real(writer, *given, **more)
 
-    monkeypatch.setattr(build, "build_model", lambda arch, outputs: rank_run.Tiny(outputs))
+    monkeypatch.setattr(build, "build_model", lambda arch, outputs, **_: rank_run.Tiny(outputs))
     monkeypatch.setattr(owner, moment, losing)
     with pytest.raises(RunError, match=r"run: was removed, renamed or taken by another run"):
         main(settings)

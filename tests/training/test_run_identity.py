@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "small")
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that trains in milliseconds."""
-    monkeypatch.setattr(build, "build_model", lambda arch, outputs: rank_run.Tiny(outputs))
+    monkeypatch.setattr(build, "build_model", lambda arch, outputs, **_: rank_run.Tiny(outputs))
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def begun(tiny_betons, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainC
     for path, source in ((settings.train, tiny_betons.train), (settings.test, tiny_betons.test), (settings.val, tiny_betons.train)):
         shutil.copy(source, path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "build_model", lambda arch, outputs: rank_run.Tiny(outputs))
+        patch.setattr(build, "build_model", lambda arch, outputs, **_: rank_run.Tiny(outputs))
         patch.setattr(RunPictures, "finish", lambda pictures: None)
         main(replace(settings, stop_after_steps=7))
     shutil.copytree(root / "all", root / "kept")
@@ -85,7 +85,7 @@ def reported(tiny_betons, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tra
     (root / "all").mkdir()
     shutil.copy(tiny_betons.test, settings.test)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "build_model", lambda arch, outputs: rank_run.Tiny(outputs))
+        patch.setattr(build, "build_model", lambda arch, outputs, **_: rank_run.Tiny(outputs))
         main(settings)
     shutil.copytree(root / "all", root / "kept")
     return settings, root / "kept"

@@ -31,7 +31,7 @@ SEVEN = Classes(("normal", "AMD", "glaucoma", "cataract", "myopia", "hypertensio
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, one_thread):
-    monkeypatch.setattr(build, "build_model", lambda arch, outputs: Tiny(outputs))
+    monkeypatch.setattr(build, "build_model", lambda arch, outputs, **_: Tiny(outputs))
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_run_of_other_classes_reports_them_and_evaluation_finds_the_same(packe
     assert "QWK" not in text
     for part in (classes[0], classes[1], f"always the same {classes.noun}", classes.referable_title):
         assert part in text
-    monkeypatch.setattr("fastretina.models.checkpoint.build_model", lambda arch, outputs: Tiny(outputs))
+    monkeypatch.setattr("fastretina.models.checkpoint.build_model", lambda arch, outputs, **_: Tiny(outputs))
     evaluate.main(EvaluateConfig(settings.out / "best.safetensors", settings.test, out=tmp_path / "again", workers=1))
     again = metrics(tmp_path / "again")
     for name in ("confusion", "auroc_by_class", "referable", "prevalence_referable"):
@@ -134,7 +134,7 @@ def test_images_without_a_grade_are_not_trained_on_and_evaluation_writes_answers
         main(config(tiny_betons.train, bare, tmp_path / "refused"))
     settings = config(tiny_betons.train, tiny_betons.test, tmp_path / "run", epochs=1)
     main(settings)
-    monkeypatch.setattr("fastretina.models.checkpoint.build_model", lambda arch, outputs: Tiny(outputs))
+    monkeypatch.setattr("fastretina.models.checkpoint.build_model", lambda arch, outputs, **_: Tiny(outputs))
     checkpoint = settings.out / "best.safetensors"
     with pytest.raises(UsageError, match="nothing to compare with; give --out"):
         evaluate.main(EvaluateConfig(checkpoint, bare, workers=1))
@@ -252,7 +252,7 @@ def test_several_packings_are_one_set_with_metrics_of_each_and_doubles_are_told(
     text = (settings.out / "report.html").read_text()
     assert "By packing" in text
     assert str(there) in text
-    monkeypatch.setattr("fastretina.models.checkpoint.build_model", lambda arch, outputs: Tiny(outputs))
+    monkeypatch.setattr("fastretina.models.checkpoint.build_model", lambda arch, outputs, **_: Tiny(outputs))
     evaluate.main(EvaluateConfig(settings.out / "best.safetensors", settings.test, out=tmp_path / "again", workers=1))
     assert metrics(tmp_path / "again")["sources"] == parts
 

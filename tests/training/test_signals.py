@@ -93,6 +93,6 @@ def test_a_run_that_was_stopped_and_continued_saves_when_its_terminal_is_closed_
     assert process.wait(30) == 129
     done = load_state(settings.out / "last.pt")["progress"]["step"]
     assert before < done < 20
-    monkeypatch.setattr(build, "build_model", lambda arch, outputs: rank_run.Tiny(outputs))
+    monkeypatch.setattr(build, "build_model", lambda arch, outputs, **_: rank_run.Tiny(outputs))
     main(settings)
     assert load_state(settings.out / "last.pt")["progress"]["step"] == 20
