@@ -1,15 +1,27 @@
-"""Every command of the README runs, on a small data set: as it stands there, with flags added that make it small."""
+"""Every command of the README runs, on a small data set: as it stands there, with flags added that make it small.
+
+Those of the program run in this process, which has imported torch; that they are programs is shown by `make` and test_wheel.py.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from fastretina import cli
+from tests.conftest import one_pixel_pictures
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -21,7 +33,7 @@ SMALL_RUN = "--epochs 1 --resolution 32 --batch-size 16"
 # What is added to a command, by how it begins; where two fit, the longer one. The last of a repeated flag counts.
 SMALLER = {
     "make demo": "SAMPLE_FLAGS='--train 60 --test 20' DEMO_FLAGS='--epochs 1 --resolution 32'",
-    "make bench": "BENCH_EXTRAS=dev SAMPLE_FLAGS='--train 60 --test 20' BENCH_FLAGS='--only resident --rounds 1 --workers 1'",
+    "make bench": "BENCH_EXTRAS=dev SAMPLE_FLAGS='--train 60 --test 20' BENCH_FLAGS=--help",  # what it calls is called below
     "python tools/make_sample.py": "--train 60 --test 20",
     "fastretina pack": "",
     "fastretina verify": "",
@@ -44,8 +56,13 @@ def workplace(tmp_path_factory) -> Path:
     """A folder with the checkout's files as links, the small sample data set packed, and the same in Kaggle's layout."""
     place = tmp_path_factory.mktemp("readme")
     for entry in ROOT.iterdir():
-        if entry.name not in {"data", "runs", ".git"}:
+        if entry.name not in {"data", "runs", ".git", ".venv"}:
             (place / entry.name).symlink_to(entry)
+    # Ready, so that no set-up is made: through a link it would install this folder into the interpreter of the checkout.
+    (place / ".venv" / "bin").mkdir(parents=True)
+    (place / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    made_of = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + (ROOT / "tools" / "setup.sh").read_bytes()).hexdigest()
+    (place / ".venv" / ".ready").write_text(f"{made_of} dev\n")
     done = call("make data SAMPLE_FLAGS='--train 60 --test 20'", place)
     assert done.returncode == 0, done.stderr[-2000:]
     sample = place / "data" / "sample"
@@ -59,12 +76,33 @@ def workplace(tmp_path_factory) -> Path:
 def call(command: str, place: Path) -> subprocess.CompletedProcess[str]:
     python = shlex.quote(sys.executable)
     command = re.sub(r"^python ", f"{python} ", command)
-    command = re.sub(r"^fastretina ", f"{shlex.quote(str(Path(sys.executable).with_name('fastretina')))} ", command)
     return subprocess.run(
         command.replace("make ", f"make PYTHON_IN={python} ", 1) if command.startswith("make ") else command,
         shell=True, cwd=place, capture_output=True, text=True, timeout=240, check=False,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
+
+
+def program(command: str) -> Callable[[], None] | None:
+    """What `fastretina train ...` and `python -m fastretina.train ...` run; None for other commands."""
+    words = shlex.split(command)
+    if words[0] == "fastretina":
+        return lambda: cli.main(words[1:])
+    if words[:2] == ["python", "-m"]:
+        return lambda: import_module(words[2]).run_command(words[3:])
+    return None
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """A command sets handlers for the life of its process."""
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def test_the_readme_names_every_command():
@@ -73,23 +111,27 @@ def test_the_readme_names_every_command():
         assert command in text, f"{command} is not in the README"
 
 
-def test_every_readme_command_runs_in_order(workplace):
+@pytest.mark.usefixtures("one_thread")
+def test_every_readme_command_runs_in_order(workplace, monkeypatch, capfd):
+    monkeypatch.chdir(workplace)
     for command in COMMANDS:
         if command in ELSEWHERE:
             continue
         known = [start for start in SMALLER if command.startswith(start)]
         assert known, f"{command}: no entry in SMALLER"
         start = max(known, key=len)
-        if start == NEEDS_FFCV and not ffcv_is_installed():
+        if start == NEEDS_FFCV and find_spec("ffcv") is None:
             continue
-        done = call(f"{command} {SMALLER[start]}", workplace)
+        command = f"{command} {SMALLER[start]}"
+        if (run := program(command)) is not None:
+            with signals_kept(), one_pixel_pictures(), pytest.raises(SystemExit) as end:
+                run()
+            assert end.value.code == 0, f"{command}\n{capfd.readouterr().err[-2000:]}"
+            continue
+        done = call(command, workplace)
         assert done.returncode == 0, f"{command}\n{done.stdout[-1000:]}\n{done.stderr[-2000:]}"
     assert (workplace / "runs" / "demo" / "report.html").is_file()
     assert (workplace / "runs" / "grades.csv").read_text().count("\n") >= 80
-
-
-def ffcv_is_installed() -> bool:
-    return subprocess.run([sys.executable, "-c", "import ffcv"], capture_output=True, check=False).returncode == 0
 
 
 def test_the_python_example_of_the_readme_runs(workplace):

@@ -33,6 +33,8 @@ from fastretina.system.limits import allow_open_files
 from fastretina.system.progress import progress_bar
 from fastretina.version import __version__
 
+_MISSING, _BAD = "missing image", "bad image"  # kinds of reasons to leave a row out, beside those of LeftOut
+
 
 def write_beton(out: str | os.PathLike[str], *, progress: bool = False, **flags: Any) -> PackSummary:
     """Pack images and grades into `out`. `progress` reports on stderr.
@@ -162,7 +164,8 @@ def _write(
     for row, image, grade, number, text in columns:
         name, reason = table.names[row], table.left_out.get(row)
         if reason is not None or image.payload is None:
-            tally.skipped.append((int(table.lines[row]), name, reason or image.reason))
+            tally.skipped.append((int(table.lines[row]), name, str(reason or image.reason)))
+            tally.left_out[_MISSING if row in table.problems else _BAD if reason is None else reason.kind] += 1
             if reason is None:
                 tally.bad += 1
                 _check_bad(config, table, row, image.reason, tally.bad > allowed)
@@ -237,6 +240,8 @@ def _provenance(config: PackConfig, file: _File, tally: Tally) -> dict[str, obje
         "passed_through": tally.passed,
         "reencoded": dict(sorted(tally.reencoded.items())),
         "skipped": len(tally.skipped),
+        "rows": len(file.rows),
+        "left_out": dict(sorted(tally.left_out.items())),
         "classes": table.classes.as_dict(),
         "grades": tally.counts(table.classes),
     }

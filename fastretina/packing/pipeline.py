@@ -44,7 +44,9 @@ def packed_images(config: PackConfig, table: LabelTable, rows: range, signals: H
 
     def read(start: int) -> list[Source]:
         return [
-            Source(None, 0, reason, bad=True) if (reason := table.problems.get(row) or table.left_out.get(row)) else inspected(row)
+            Source(None, 0, str(reason), bad=True)
+            if (reason := table.problems.get(row) or table.left_out.get(row))
+            else inspected(row)
             for row in rows[start - rows.start :][:_CHUNK]
             if not over.is_set()  # then nobody waits for them
         ]

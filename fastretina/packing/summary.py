@@ -27,8 +27,9 @@ def skipped_path(out: Path) -> Path:
 class Tally:
     """What became of some rows.
 
-    bytes: of their files. skipped: (line of the label file, name, reason), `bad` of them bad images. packed: the others' ids; bits:
-    checksum and size of the bytes of each, as one number; sets: the number of the set that each is in.
+    bytes: of their files. skipped: (line of the label file, name, reason), `bad` of them bad images; left_out: how many by the
+    kind of the reason. packed: the others' ids; bits: checksum and size of the bytes of each, as one number; sets: the number of
+    the set that each is in.
     """
 
     bytes: int = 0
@@ -37,6 +38,7 @@ class Tally:
     notes: Counter[str] = field(default_factory=Counter)  # of images
     grades: Counter[int] = field(default_factory=Counter)
     skipped: list[tuple[int, str, str]] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
     bad: int = 0
     packed: array[int] = field(default_factory=lambda: array("q"))
     bits: array[int] = field(default_factory=lambda: array("Q"))
@@ -50,6 +52,7 @@ class Tally:
         self.notes += other.notes
         self.grades += other.grades
         self.skipped += other.skipped
+        self.left_out += other.left_out
         self.bad += other.bad
         self.packed += other.packed
         self.bits += other.bits

@@ -28,7 +28,7 @@ from fastretina.report.comparison import comparison_html
 from fastretina.training.config import as_settings
 from fastretina.training.run_folder import RunFolder
 from fastretina.training.state import load_state, report_ending
-from tests.conftest import write_tiny_folder
+from tests.conftest import one_pixel_pictures, write_tiny_folder
 
 NAMES = ("accuracy", "balanced_accuracy", "qwk", "macro_f1")
 SMALL = {"epochs": 2, "batch_size": 20, "resolution": 32, "lr": 3e-4, "workers": 1}
@@ -56,6 +56,13 @@ def whole(tiny_betons, weights, tmp_path_factory) -> CompareConfig:
     )
     assert main(config) == 0
     return config
+
+
+@pytest.fixture(autouse=True)
+def undrawn_after_it(whole):
+    """The pictures of that comparison are looked at, and no others."""
+    with one_pixel_pictures():
+        yield
 
 
 def rows(config: CompareConfig) -> list[dict[str, str]]:

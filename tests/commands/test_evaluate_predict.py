@@ -31,6 +31,8 @@ from fastretina.training.config import TrainConfig
 
 FLOAT32 = Precision("cpu", None, "")
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def run(tiny_betons, tmp_path_factory) -> Path:

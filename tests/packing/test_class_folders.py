@@ -10,6 +10,7 @@ from label_cases import read_folders, rows
 
 from fastretina.errors import LabelError
 from fastretina.grading import RETINOPATHY
+from fastretina.packing.labels.table import LeftOut
 
 
 def tree(root: Path, *paths: str) -> Path:
@@ -57,7 +58,7 @@ def test_other_names_are_classes_in_alphabetical_order_or_as_given(tmp_path: Pat
 def test_a_folder_can_be_called_ungradable(tmp_path: Path) -> None:
     table = read_folders(tree(tmp_path, "0/1.jpg", "3/2.jpg", "Ungradable/3.jpg"), ungradable="ungradable")
     assert table.classes == RETINOPATHY
-    assert table.left_out == {2: "ungradable (grade 'Ungradable')"}
+    assert table.left_out == {2: LeftOut("ungradable", "grade 'Ungradable'")}
 
 
 def test_what_lies_beside_the_folders_and_what_is_no_image_is_counted(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from label_cases import images, read_table, rows
 from fastretina.beton.reader import UNLABELLED
 from fastretina.errors import LabelError, UsageError
 from fastretina.grading import RETINOPATHY
+from fastretina.packing.labels.table import LeftOut
 
 GRADES = {f"{n}_left": n for n in range(5)}
 
@@ -187,18 +188,18 @@ def test_a_column_of_something_else_is_not_left_out_row_by_row(place: Path) -> N
 
 def test_images_of_rows_that_are_left_out_may_be_missing(place: Path) -> None:
     table = read_table(place, "image,level\n0_left,0\nabsent,5\n", ungradable="5")
-    assert table.left_out == {1: "ungradable (grade '5')"}
+    assert table.left_out == {1: LeftOut("ungradable", "grade '5'")}
     assert table.problems == {}
 
 
 def test_ungradable_values_are_those_of_the_quality_column_or_of_the_grade(place: Path) -> None:
     text = "image,quality,level\n0_left,Good,0\n1_left,poor,1\n2_left,2,2\n3_left,,3\n"
     table = read_table(place, text, quality_column="quality", ungradable="Poor,2.0,awful")
-    assert table.left_out == {1: "ungradable (quality 'poor')", 2: "ungradable (quality '2')"}
+    assert table.left_out == {row: LeftOut("ungradable", f"quality {cell}") for row, cell in ((1, "'poor'"), (2, "'2'"))}
     assert table.grades.tolist() == [0, UNLABELLED, UNLABELLED, 3]
     assert table.columns["quality"] == ("Good", "poor", "2", "")
     assert "--ungradable awful: no row has that quality" in table.notes
-    assert read_table(place, "0_left,0\n1_left,9\n", ungradable="9").left_out == {1: "ungradable (grade '9')"}
+    assert read_table(place, "0_left,0\n1_left,9\n", ungradable="9").left_out == {1: LeftOut("ungradable", "grade '9'")}
     for value, flags in (("0", {}), ("no", {"classes": "no,yes"})):
         with pytest.raises(UsageError, match=f"--ungradable {value}: that is one of the classes"):
             read_table(place, "0_left,0\n1_left,1\n", ungradable=value, **flags)

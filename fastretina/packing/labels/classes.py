@@ -15,7 +15,7 @@ from fastretina.beton.reader import UNLABELLED
 from fastretina.errors import LabelError, UsageError
 from fastretina.grading import RETINOPATHY, Classes
 from fastretina.packing.config import PackConfig
-from fastretina.packing.labels.table import fail
+from fastretina.packing.labels.table import LeftOut, fail
 from fastretina.packing.labels.words import loose
 
 MAX_CLASSES = 100  # with --classes auto; more different labels are a column of something else
@@ -72,7 +72,7 @@ class Graded:
 
     classes: Classes
     numbers: NDArray[np.int64]
-    invalid: Mapping[int, str]
+    invalid: Mapping[int, LeftOut]
     notes: tuple[str, ...] = ()
 
 
@@ -102,7 +102,7 @@ def graded(labels: Labels, config: PackConfig, left_out: Collection[int]) -> Gra
         row = next((row for row, cell in invalid.items() if cell), 0) if config.on_bad == "skip" else min(invalid)
         fail(labels.source, labels.lines[row], _refusal(invalid[row], classes, config))
     at = [UNLABELLED if row in left_out else numbers[cell] for row, cell in enumerate(labels.cells)]
-    reasons = {row: f"no valid grade ({cell!r})" if cell else "no grade" for row, cell in invalid.items()}
+    reasons = {row: LeftOut("no valid grade", repr(cell)) if cell else LeftOut("no grade") for row, cell in invalid.items()}
     return Graded(classes, np.array([UNLABELLED if n is None else n for n in at], dtype=np.int64), reasons, (note,) if note else ())
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fastretina.errors import UsageError
 from fastretina.packing.config import PackConfig
 from fastretina.packing.labels.classes import known_grade, whole
+from fastretina.packing.labels.table import LeftOut
 from fastretina.packing.labels.words import loose
 
 
@@ -15,7 +16,9 @@ def comparable(text: str) -> str:
     return whole(text) or loose(text)
 
 
-def ungradable_rows(config: PackConfig, labels: Sequence[str] | None, quality: Sequence[str] | None) -> tuple[dict[int, str], str]:
+def ungradable_rows(
+    config: PackConfig, labels: Sequence[str] | None, quality: Sequence[str] | None
+) -> tuple[dict[int, LeftOut], str]:
     """Row to reason, of the rows that --ungradable means, and a note, "" where there is nothing to say.
 
     Args:
@@ -35,7 +38,7 @@ def ungradable_rows(config: PackConfig, labels: Sequence[str] | None, quality: S
     if quality is None:
         _check_no_class(config, values)
     keys = {cell: comparable(cell) for cell in set(cells)}
-    rows = {row: f"ungradable ({what} {cell!r})" for row, cell in enumerate(cells) if keys[cell] in values}
+    rows = {row: LeftOut("ungradable", f"{what} {cell!r}") for row, cell in enumerate(cells) if keys[cell] in values}
     unused = [value for key, value in values.items() if key not in keys.values()]
     return rows, f"--ungradable {','.join(unused)}: no row has that {what}" if unused else ""
 

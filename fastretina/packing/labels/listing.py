@@ -16,7 +16,7 @@ from fastretina.packing.labels.classes import Labels, graded, unlabelled, whole
 from fastretina.packing.labels.gradable import ungradable_rows
 from fastretina.packing.labels.images import Found, ImageIndex, image_stem
 from fastretina.packing.labels.people import by_header, by_name
-from fastretina.packing.labels.table import LabelTable, fail
+from fastretina.packing.labels.table import LabelTable, LeftOut, fail
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Listing:
     eyes: Sequence[str] | None = None
     quality: Sequence[str] | None = None
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    ungradable: Mapping[int, str] = field(default_factory=dict)
+    ungradable: Mapping[int, LeftOut] = field(default_factory=dict)
     way_out: str = ""
     hint: str = ""
     encoding: str = "UTF-8"
@@ -102,7 +102,7 @@ def build(
     )
 
 
-def _left_out(listing: Listing, config: PackConfig) -> tuple[dict[int, str], str]:
+def _left_out(listing: Listing, config: PackConfig) -> tuple[dict[int, LeftOut], str]:
     """The rows whose image cannot be graded, and a note. LabelError where nobody said to leave out what the table calls so."""
     if listing.quality is not None and config.quality_column is None and config.ungradable is not None:
         raise UsageError(f"--ungradable {config.ungradable}: of the grades or of the quality? Say {listing.way_out}")

@@ -12,7 +12,7 @@ from fastretina.packing.labels.columns import NONE, Columns, asked_names, column
 from fastretina.packing.labels.csv_file import WINDOWS, CsvFile
 from fastretina.packing.labels.images import ImageIndex, image_stem
 from fastretina.packing.labels.listing import Listing, build
-from fastretina.packing.labels.table import LabelTable, Layout, fail
+from fastretina.packing.labels.table import LabelTable, Layout, LeftOut, fail
 from fastretina.packing.labels.words import GRADABLE, loose
 
 _SIDES = ("left", "right")
@@ -153,13 +153,13 @@ class _Rows:
             persons.setdefault(row, []).append(image_stem(name))
         return [_person(persons[row]) for row in self.at]
 
-    def _ungradable(self) -> dict[int, str]:
+    def _ungradable(self) -> dict[int, LeftOut]:
         column = self.columns.quality
         if column is None or loose(self._name(column)) not in GRADABLE:
             return {}
         cells = enumerate(self._cells_at(column))
         no = ("0", "0.0", "no", "false")
-        return {row: f"ungradable ({self._name(column)} is {cell!r})" for row, cell in cells if cell.lower() in no}
+        return {row: LeftOut("ungradable", f"{self._name(column)} is {cell!r}") for row, cell in cells if cell.lower() in no}
 
     def _hint(self) -> str:
         """Of a first row that was taken for data: how to say that it is a header."""

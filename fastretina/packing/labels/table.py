@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,18 @@ from fastretina.beton.reader import PATIENT
 from fastretina.errors import LabelError
 from fastretina.grading import Classes
 from fastretina.packing.config import PackConfig
+
+_Reason = TypeVar("_Reason")
+
+
+class LeftOut(NamedTuple):
+    """Why a row is left out though its image may be good: one of few words, by which rows are counted, and what it says itself."""
+
+    kind: Literal["ungradable", "no grade", "no valid grade"]
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.detail})" if self.detail else self.kind
 
 
 def fail(source: Path, line: int, reason: str) -> NoReturn:
@@ -51,7 +63,7 @@ class LabelTable:
     problems: Mapping[int, str]
     classes: Classes
     columns: Mapping[str, Sequence[str]]
-    left_out: Mapping[int, str]
+    left_out: Mapping[int, LeftOut]
     ids: NDArray[np.int64]
     notes: tuple[str, ...] = ()
 
@@ -82,7 +94,7 @@ class LabelTable:
         """These rows alone, in this order, under the ids that they had."""
         at = list(rows)
 
-        def moved(reasons: Mapping[int, str]) -> dict[int, str]:
+        def moved(reasons: Mapping[int, _Reason]) -> dict[int, _Reason]:
             return {new: reasons[row] for new, row in enumerate(at) if row in reasons}
 
         return replace(
