@@ -39,12 +39,14 @@ class Operating:
     Attributes:
         images, referable: of the validation data: how many, and how many of them with referable disease.
         data: the digest of the validation data (`Beton.digest`); None where that is unknown, or where there are several.
+        members: of an ensemble, whose thresholds these are the means of; 1 for a model's own.
     """
 
     thresholds: tuple[Threshold, ...]
     images: int
     referable: int
     data: str | None
+    members: int = 1
 
     def named(self, name: str) -> Threshold:
         """The threshold of that name. KeyError."""
@@ -59,32 +61,31 @@ class Operating:
         """Out of JSON, the inverse of `as_dict`. ValueError."""
         try:
             thresholds = tuple(_stored_threshold(**entry) for entry in value["thresholds"])
-            images, referable, data = value["images"], value["referable"], value["data"]
-        except (KeyError, TypeError) as error:
+            images, referable, data, members = value["images"], value["referable"], value["data"], value.get("members", 1)
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"thresholds {value!r}") from error
-        if type(images) is not int or type(referable) is not int or not (data is None or isinstance(data, str)):
+        if any(type(count) is not int for count in (images, referable, members)) or not (data is None or isinstance(data, str)):
             raise ValueError(f"thresholds {value!r}")
-        return cls(thresholds, images, referable, data)
+        return cls(thresholds, images, referable, data, members)
 
     @classmethod
     def mean(cls, several: Sequence[Operating]) -> Operating:
-        """Of an ensemble, of one or more members: the mean of its members' values for each threshold that all of them have.
+        """Of an ensemble, of one or more members: the mean of its members' values for each threshold that all of them have, for the
+        same target.
 
         So are sensitivity and specificity, which nobody measured for the ensemble itself: they are what its members reached. Data
-        that several members share count once. ValueError where two members were asked for different targets.
+        that several members share count once, and are named where all do.
         """
-        names = [found.name for found in several[0].thresholds if all(found.name in one._names for one in several)]
-        counted = {one.data or number: one for number, one in enumerate(several)}.values()
+        asked = [{(found.name, found.target) for found in one.thresholds} for one in several]
+        names = [found.name for found in several[0].thresholds if all((found.name, found.target) in each for each in asked)]
+        counted = {one.data or number: one for number, one in enumerate(several)}
         return cls(
             tuple(_mean([one.named(name) for one in several]) for name in names),
-            sum(one.images for one in counted),
-            sum(one.referable for one in counted),
-            None,
+            sum(one.images for one in counted.values()),
+            sum(one.referable for one in counted.values()),
+            several[0].data if len(counted) == 1 else None,
+            len(several),
         )
-
-    @property
-    def _names(self) -> list[str]:
-        return [threshold.name for threshold in self.thresholds]
 
 
 def referable_scores(probabilities: Floats, classes: Classes) -> Floats:
@@ -136,8 +137,5 @@ def _stored_threshold(name: Any, value: Any, target: Any, sensitivity: Any, spec
 
 
 def _mean(several: Sequence[Threshold]) -> Threshold:
-    name, target = several[0].name, several[0].target
-    if any(one.target != target for one in several):
-        raise ValueError(f"members of an ensemble have {name} thresholds for different targets")
     means = np.mean([(one.value, one.sensitivity, one.specificity) for one in several], axis=0)
-    return Threshold(name, float(means[0]), target, float(means[1]), float(means[2]))
+    return Threshold(several[0].name, float(means[0]), several[0].target, float(means[1]), float(means[2]))

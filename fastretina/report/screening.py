@@ -66,10 +66,16 @@ def frozen_text(operating: Operating | None) -> str:
     known = "of several data sets, or of an unknown one"
     if operating.data:
         known = f"of the data set whose digest begins with {operating.data[:12]}"
-    return (
+    text = (
         f"The thresholds were frozen on {operating.images:,} validation photographs, {operating.referable:,} of them referable "
         f"({known})."
     )
+    if operating.members > 1:
+        text += (
+            f" They are the means of {operating.members} models' own thresholds, as are the rates reached: what the models together "
+            "reach on validation data was not measured."
+        )
+    return text
 
 
 def screening_section(assessment: Assessment) -> Section | None:

@@ -102,11 +102,11 @@ def test_those_of_an_ensemble_are_the_mean_of_its_members_and_shared_data_count_
     (mean,) = found.thresholds
     assert (mean.name, mean.target) == ("youden", None)
     assert (mean.value, mean.sensitivity, mean.specificity) == pytest.approx((0.4, 0.4, 0.6))
-    assert (found.images, found.referable, found.data) == (150, 35, None)
-    assert Operating.mean([one]).thresholds == one.thresholds
+    assert (found.images, found.referable, found.data, found.members) == (150, 35, None, 3)
+    assert Operating.mean([one, other]).data == "a"
+    assert Operating.mean([one]) == one
 
 
-def test_members_with_thresholds_for_different_targets_have_no_mean():
-    several = [Operating((threshold(0.2, "high-sensitivity", target),), 10, 3, None) for target in (0.9, 0.8)]
-    with pytest.raises(ValueError, match="different targets"):
-        Operating.mean(several)
+def test_members_with_thresholds_for_different_targets_have_none_together():
+    several = [Operating((threshold(0.2, "high-sensitivity", target), threshold(0.5)), 10, 3, None) for target in (0.9, 0.8)]
+    assert [found.name for found in Operating.mean(several).thresholds] == ["youden"]
