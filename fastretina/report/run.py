@@ -187,12 +187,24 @@ def _first_batch(results: Results) -> Section | None:
 
 
 def _decision(results: Results) -> Section | None:
-    if results.decision is None:
+    """What was fitted on the validation set besides the thresholds for referring, which the screening test tells."""
+    if (decision := results.decision) is None:
         return None
-    between = ", ".join(f"{threshold:.3f}" for threshold in results.decision.thresholds)
-    rows = [["head", "regression: the network gives one number"], ["thresholds between grades", between]]
-    explained = "Fitted to the validation set for the highest QWK; the test set had no part in it."
-    return Section("How a grade is decided", [table(["part", "value"], rows, "From output to grade", "words"), remark(explained)])
+    rows: list[list[object]] = [["head", results.info.settings["head"]]]
+    if decision.thresholds:
+        between = ", ".join(f"{threshold:.3f}" for threshold in decision.thresholds)
+        rows += [
+            ["thresholds between grades, for the highest QWK", between],
+            ["scale, for the lowest loss", f"{decision.scale:.3f}"],
+        ]
+    else:
+        rows.append(["temperature, for the lowest loss", f"{decision.scale:.3f}"])
+    explained = (
+        "Fitted to the validation set; the test set had no part in it. The scale or temperature says how sure the probabilities are, "
+        "and changes no answer."
+    )
+    title = f"How a {results.info.classes.noun} is decided"
+    return Section(title, [table(["part", "value"], rows, "From output to answer", "words"), remark(explained)])
 
 
 def _settings(results: Results) -> Section:
