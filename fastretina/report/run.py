@@ -200,8 +200,8 @@ def _decision(results: Results) -> Section | None:
     else:
         rows.append(["temperature, for the lowest loss", f"{decision.scale:.3f}"])
     explained = (
-        "Fitted to the validation set; the test set had no part in it. The scale or temperature says how sure the probabilities are, "
-        "and changes no answer."
+        "Fitted to the validation set; the test set had no part in it. The scale or temperature says how sure the probabilities "
+        "are, and changes no answer."
     )
     title = f"How a {results.info.classes.noun} is decided"
     return Section(title, [table(["part", "value"], rows, "From output to answer", "words"), remark(explained)])

@@ -72,8 +72,8 @@ def frozen_text(operating: Operating | None) -> str:
     )
     if operating.members > 1:
         text += (
-            f" They are the means of {operating.members} models' own thresholds, as are the rates reached: what the models together "
-            "reach on validation data was not measured."
+            f" They are the means of {operating.members} models' own thresholds, as are the rates reached: what the models reach "
+            "together on validation data was not measured."
         )
     return text
 
