@@ -38,9 +38,8 @@ from fastretina.loading.loader import Loader
 from fastretina.metrics.bootstrap import LEVEL, RESAMPLES, draws, patient_groups
 from fastretina.metrics.table import Floats, qwk
 from fastretina.models.checkpoint import load_checkpoint, open_checkpoint
-from fastretina.models.gradcam import GradCam
+from fastretina.models.gradcam import GradCam, gradcam_layer
 from fastretina.models.inference import run_model
-from fastretina.models.options import BACKBONES
 from fastretina.models.photographs import prepare
 from fastretina.sample.camera import CameraSettings, Eye, render
 from fastretina.sample.dataset import STAMP, plan_eyes
@@ -189,7 +188,7 @@ def heat(out: Path) -> dict[str, Any]:
     for folder in (coarse, fine):
         model, info = load_checkpoint(folder / "best.safetensors")
         side, size = info.resolution, info.size or info.resolution
-        cam = GradCam(model, BACKBONES[info.arch].gradcam)
+        cam = GradCam(model, gradcam_layer(info.arch, side))
         ratios = []
         for eye in eyes:
             images, _ = prepare(out / "small" / "data" / f"{eye.name}.jpeg", size, info.preparation, (side,))

@@ -19,7 +19,7 @@ import tyro
 
 from fastretina import cli, several
 from fastretina.errors import CheckpointError, UsageError
-from fastretina.models.options import BACKBONES
+from fastretina.models.options import backbone_of, folder_name, is_arch
 from fastretina.several import PlannedRun
 from fastretina.training.config import Recipe, TrainConfig, as_settings, flags_from
 from fastretina.training.run_folder import RunFolder
@@ -34,15 +34,16 @@ SCRATCH = "none"
 class CompareConfig(Recipe):
     """Train architectures × initial weights with one recipe, and put the results side by side: a table, a plot, a report.
 
-    An entry of --weights is "none" (from scratch), one of torchvision's names (IMAGENET1K_V1), or a file; in a file's path {arch}
-    stands for the architecture: runs/first/{arch}/best.safetensors. An entry holds for all architectures, or for one alone when
-    its name stands before it: resnet18=first.pth. Weights that do not fit are refused before anything is trained.
+    An entry of --weights is "none" (from scratch), one of torchvision's names (IMAGENET1K_V1), pretrained (timm's own), or a file;
+    in a file's path {arch} stands for the architecture, with - for a colon: runs/first/{arch}/best.safetensors. An entry holds for
+    all architectures, or for one alone when its name stands before it: resnet18=first.pth. Weights that do not fit are refused
+    before anything is trained.
 
     Each run is one of `fastretina train` in a sub-folder of --out. The same command again skips finished runs and goes on with the
     one that was stopped. More --archs and --weights may be added; other changed settings are refused.
     """
 
-    archs: str = "resnet18,resnet50"  # architectures, separated by commas
+    archs: str = "resnet18,resnet50"  # architectures as train's --arch has them, separated by commas
     weights: str = SCRATCH  # initial weights, separated by commas, as above
     out: Annotated[Path, tyro.conf.arg(aliases=["--output"])] = Path(
         "runs/compare"
@@ -87,21 +88,20 @@ def plan(config: CompareConfig) -> list[PlannedRun]:
     """The runs that --archs and --weights ask for, in their order. UsageError where they ask for none, or for one twice."""
     archs = _split("--archs", config.archs)
     for arch in archs:
-        if arch not in BACKBONES:
-            raise UsageError(f"--archs {arch}: unknown; known: {', '.join(BACKBONES)}")
+        backbone_of(arch)  # that there is such a one
     entries = _split("--weights", config.weights)
     recipe = {field.name: getattr(config, field.name) for field in fields(Recipe)}
     runs: list[PlannedRun] = []
     for arch in archs:
         for entry in entries:
             only, equals, weights = entry.partition("=")
-            if not equals or only not in BACKBONES:
+            if not equals or not is_arch(only):
                 only, weights = arch, entry
             if only not in archs:
                 raise UsageError(f"--weights {entry}: {only} is not among --archs {config.archs}")
             if only != arch:
                 continue
-            start = None if weights == SCRATCH else weights.replace("{arch}", arch)
+            start = None if weights == SCRATCH else weights.replace("{arch}", folder_name(arch))
             name = _name(arch, start)
             if any(run.config.arch == arch and run.config.weights == start for run in runs):
                 raise UsageError(f"--weights {entry}: names the same weights for {arch} a second time")
@@ -126,6 +126,7 @@ def _split(flag: str, text: str) -> list[str]:
 
 def _name(arch: str, weights: str | None) -> str:
     """The sub-folder: resnet18-scratch, resnet18-IMAGENET1K_V1, resnet18-first-best (of first/best.safetensors)."""
+    arch = folder_name(arch)
     if weights is None:
         return f"{arch}-scratch"
     path = Path(weights)

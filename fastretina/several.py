@@ -115,10 +115,12 @@ def check_model(config: TrainConfig, training: Beton) -> None:
     """Make the model once, with its initial weights, fetching what must be fetched: an error here has cost no training."""
     from fastretina.models.heads import head_for
     from fastretina.models.resnet import build_model
+    from fastretina.models.timm_backbones import check_growth
     from fastretina.training.batchnorm_values import refuse_single_values
 
     head = head_for(config.head, training.classes)
-    refuse_single_values(config, build_model(config.arch, head.outputs, config.weights), len(training))
+    check_growth(config.arch, config.grow_from, config.resolution)
+    refuse_single_values(config, build_model(config.arch, head.outputs, config.weights, config.resolution), len(training))
 
 
 def train_all(

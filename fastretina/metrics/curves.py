@@ -42,8 +42,8 @@ class DecisionCurve:
 
 
 def roc(ill: Booleans, scores: Floats) -> Curve | None:
-    """Of (N,) images or persons, ill or not, and their scores. None without some of each. At most about `POINTS` points: evenly
-    along the curve, the first and the last among them."""
+    """Of (N,) images or persons, ill or not, and their scores. None without some of each. At most `POINTS` points: evenly along
+    the curve, the first and the last among them."""
     if not ill.any() or ill.all():
         return None
     sick, every, thresholds = _above(ill, scores)
@@ -80,6 +80,6 @@ def _above(ill: Booleans, scores: Floats) -> tuple[Floats, Floats, Floats]:
 def _thinned(x: Floats, y: Floats, thresholds: list[float | None]) -> Curve:
     if len(x) > POINTS:
         along = np.append(0.0, np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y))))
-        kept = np.unique(np.append(np.searchsorted(along, np.linspace(0, along[-1], POINTS)), len(x) - 1)).tolist()
+        kept = np.unique(np.searchsorted(along, np.linspace(0, along[-1], POINTS))).tolist()
         x, y, thresholds = x[kept], y[kept], [thresholds[at] for at in kept]
     return Curve(x.tolist(), y.tolist(), thresholds)

@@ -114,16 +114,16 @@ def fit_operating(
     values = np.unique(scores)
     values = np.append(values, np.nextafter(values[-1], np.inf))  # the last refers nobody
     sick, well = np.sort(scores[ill]), np.sort(scores[~ill])
-    reached = 1 - np.searchsorted(sick, values, "left") / len(sick)
-    spared = np.searchsorted(well, values, "left") / len(well)
-    # The small number keeps 1 - 1/10 from falling short of 0.9.
+    referred, spared = len(sick) - np.searchsorted(sick, values, "left"), np.searchsorted(well, values, "left")
+    # One division rounds 9 of 10 just as a target of 0.9 was rounded; whole numbers keep two equal sums equal.
+    reached, cleared = referred / len(sick), spared / len(well)
     places = {
-        HIGH_SENSITIVITY: (int(np.flatnonzero(reached[:-1] >= sensitivity - 1e-9)[-1]), sensitivity),
-        HIGH_SPECIFICITY: (int(np.flatnonzero(spared >= specificity - 1e-9)[0]), specificity),
-        YOUDEN: (int(np.argmax(reached + spared > (reached + spared).max() - 1e-9)), None),
+        HIGH_SENSITIVITY: (int(np.flatnonzero(reached >= sensitivity)[-1]), sensitivity),
+        HIGH_SPECIFICITY: (int(np.flatnonzero(cleared >= specificity)[0]), specificity),
+        YOUDEN: (int(np.argmax(referred * len(well) + spared * len(sick))), None),
     }
     found = [
-        Threshold(name, float(values[at]), target, float(reached[at]), float(spared[at])) for name, (at, target) in places.items()
+        Threshold(name, float(values[at]), target, float(reached[at]), float(cleared[at])) for name, (at, target) in places.items()
     ]
     return Operating(tuple(found), len(labels), int(ill.sum()), data)
 

@@ -16,12 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fastretina.errors import CheckpointError
+from fastretina.errors import CheckpointError, UsageError
 from fastretina.grading import RETINOPATHY, Classes
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.metrics.operating import Operating
 from fastretina.models.heads import HEADS, Decision, Head
-from fastretina.models.options import BACKBONES, AmpChoice, HeadName
+from fastretina.models.options import AmpChoice, HeadName, is_arch
 from fastretina.models.precision import Precision, choose_device, choose_precision
 from fastretina.models.resnet import build_model
 from fastretina.models.weights import UNSEALED, is_intact, load_exactly, seal
@@ -110,7 +110,7 @@ def read_info(path: Path) -> CheckpointInfo:
             values["operating"] = Operating.stored(values["operating"])
         info = CheckpointInfo(**values)
         numbers = (info.num_classes, info.resolution, info.epoch, 1 if info.size is None else info.size)
-        if info.arch not in BACKBONES or not all(isinstance(number, int) and 0 < number < 100_000 for number in numbers):
+        if not is_arch(info.arch) or not all(isinstance(number, int) and 0 < number < 100_000 for number in numbers):
             raise ValueError(f"arch {info.arch!r}, {numbers}")
         if info.data is not None and not isinstance(info.data, dict):
             raise ValueError(f"data {info.data!r}")
@@ -138,7 +138,10 @@ def _decision(stored: dict[str, Any], head: str, num_classes: int) -> Decision:
 def load_checkpoint(path: Path) -> tuple[nn.Module, CheckpointInfo]:
     """The model (channels-last, in evaluation mode, on the CPU) and its metadata. Raises CheckpointError as `read_info` does."""
     info = read_info(path)
-    model = build_model(info.arch, info.grading.outputs)
+    try:
+        model = build_model(info.arch, info.grading.outputs, resolution=info.resolution)
+    except UsageError as error:  # timm is not installed, or an older or newer one has no such network
+        raise CheckpointError(f"{path}: {error}") from error
     load_exactly(model, read_tensors(path), path)
     return model.eval(), info
 

@@ -7,7 +7,33 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from fastretina.errors import UsageError
+from fastretina.models.options import backbone_of
+from fastretina.models.resnet import build_model
+
 Target = Callable[[Tensor], Tensor]
+
+
+def gradcam_layer(arch: str, resolution: int) -> str:
+    """The name of the layer whose (B, C, h, w) output Grad-CAM weighs in an `arch` for images of `resolution` px: the last before
+    the pooling, found by a pass through a network without memory. UsageError where the last features are no such maps."""
+    if (known := backbone_of(arch).gradcam) is not None:
+        return known
+    with torch.device("meta"):
+        model: nn.Module = build_model(arch, resolution=resolution).eval()
+        outputs: dict[str, Tensor] = {}
+        for name, module in model.named_modules():
+            module.register_forward_hook(lambda _, given, output, name=name: outputs.update({name: output}))
+        features: Tensor = model.forward_features(torch.zeros(1, 3, resolution, resolution))  # type: ignore[operator]
+    # A transformer's are (B, tokens, C), or with windows (B, h, w, C). Hooks run from the inside out: the last is the outermost.
+    maps = features.ndim == 4 and features.shape[1] != features.shape[2] == features.shape[3]
+    layers = [name for name, output in outputs.items() if output is features] if maps else []
+    if not layers:
+        raise UsageError(
+            f"--explain: Grad-CAM weighs the maps of a last convolution, and {arch} has none to look at; leave --explain away, or "
+            "train a convolutional network"
+        )
+    return layers[-1]
 
 
 class GradCam(nn.Module):
@@ -19,7 +45,7 @@ class GradCam(nn.Module):
     """
 
     def __init__(self, model: nn.Module, layer: str) -> None:
-        """layer: whose output is weighed, `options.Backbone.gradcam`."""
+        """layer: whose output is weighed, see `gradcam_layer`."""
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self._maps: list[Tensor] = []

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -168,8 +169,11 @@ class Ordinal(Head):
 
 
 def head_layer(model: nn.Module) -> tuple[str, nn.Linear]:
-    """A network's last linear layer, which a head reads, and its name; all else is the backbone."""
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+    """The linear layer that a head reads, and its name; all else is the backbone. What timm calls the classifier; of other networks
+    the last linear layer."""
+    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    ask: Any = getattr(model, "get_classifier", None)
+    return linear[-1] if ask is None else next(pair for pair in linear if pair[1] is ask())
 
 
 HEADS: dict[HeadName, type[Head]] = {"softmax": Softmax, "regression": Regression, "ordinal": Ordinal}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastretina.errors import UsageError
 from fastretina.models.options import AmpDtype
+from fastretina.models.timm_backbones import sees_one_side
 
 TRIAL_IMAGES, TRIAL_SIDE, TRIAL_ROUNDS = 8, 128, 3  # at most: a second or two for ResNet18 on one core with AVX-512
 
@@ -101,10 +102,11 @@ def choose_precision(
 def bf16_speedup(model: nn.Module, images: tuple[int, ...]) -> float:
     """How many times as fast a CPU computes the model's forward and backward pass in bfloat16 as in float32.
 
-    images: (B, 3, R, R) of a training step, of which 2 to 8 of at most 128 px are tried. The best of three rounds each, in turn,
+    images: (B, 3, R, R) of a training step, of which 2 to 8 of at most 128 px are tried, or of R where the network takes no other
+    side. The best of three rounds each, in turn,
     after one that does not count. The model and torch's random state stay as they are.
     """
-    count, side = max(2, min(images[0], TRIAL_IMAGES)), min(images[2], TRIAL_SIDE)
+    count, side = max(2, min(images[0], TRIAL_IMAGES)), images[2] if sees_one_side(model) else min(images[2], TRIAL_SIDE)
     twin = copy.deepcopy(model).train()
     zeros = torch.zeros(count, 3, side, side).contiguous(memory_format=torch.channels_last)
 

@@ -1,4 +1,4 @@
-"""Networks in channels-last with a head for the grades, and which part of them learns."""
+"""Networks in channels-last with a head for the grades, what they start from, and which part of them learns."""
 
 from __future__ import annotations
 
@@ -8,45 +8,60 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fastretina.errors import CheckpointError, UsageError
+from fastretina.errors import CheckpointError
 from fastretina.models.heads import head_layer
-from fastretina.models.options import BACKBONES
-from fastretina.models.weights import read_weights, weights_file
+from fastretina.models.options import BACKBONES, TIMM, backbone_of
+from fastretina.models.position import fitted
+from fastretina.models.timm_backbones import build_timm, pretrained
+from fastretina.models.weights import PRETRAINED, read_weights, weights_file
 from fastretina.models.wrappings import PREFIXES, Stored, backbone_names, differing, is_known, load_behind, prefixes_of
 
 
-def build_model(arch: str = "resnet18", num_classes: int = 5, weights: str | Path | None = None) -> nn.Module:
+def build_model(
+    arch: str = "resnet18", num_classes: int = 5, weights: str | Path | None = None, resolution: int | None = None
+) -> nn.Module:
     """A backbone in channels-last with `num_classes` outputs, float32, on the CPU.
 
     Args:
-        arch: one of `options.BACKBONES`.
+        arch: one of `options.BACKBONES`, or `timm:NAME`.
         weights: None for torch's random initialisation (set the seed before); or what `load_initial` takes.
         num_classes: units of the last layer; see `fastretina.models.heads` for what they may mean.
+        resolution: H and W of the images, px, which a network with positions or windows is made for; None: what timm made it for.
+            A ResNet takes any.
 
     Input: (B, 3, H, W) float, normalised by `fastretina.loading.augment`'s mean and deviation. Output: (B, num_classes) logits.
-    Raises UsageError for an unknown arch; CheckpointError for weights that cannot be had or do not fit: never a silent start
-    from scratch.
+    Raises UsageError for an unknown arch, and for a resolution that it cannot take; CheckpointError for weights that cannot be had
+    or do not fit: never a silent start from scratch.
     """
-    if arch not in BACKBONES:
-        raise UsageError(f"unknown architecture {arch!r}; known: {', '.join(BACKBONES)}")
-    module, function = BACKBONES[arch].builder.split(":")
-    model: nn.Module = getattr(import_module(module), function)(num_classes=num_classes)
+    module, function = backbone_of(arch).builder.split(":")
+    if f"{module}:" == TIMM:
+        model = build_timm(arch, num_classes, resolution)
+    else:
+        model = getattr(import_module(module), function)(num_classes=num_classes)
     if weights is not None:
-        load_initial(model, arch, weights)
+        load_initial(model, arch, weights, resolution)
     return model.to(memory_format=torch.channels_last)
 
 
-def load_initial(model: nn.Module, arch: str, weights: str | Path) -> str:
+def load_initial(model: nn.Module, arch: str, weights: str | Path, resolution: int | None = None) -> str:
     """Copy weights to start from into a model of `arch`. Returns the file, and how it was understood, in words.
 
-    weights: one of torchvision's names, such as `IMAGENET1K_V1`, fetched once by torch.hub; or a .pth/.safetensors file with
-    torchvision's names of the tensors, also behind the prefixes and in the containers of `wrappings`. The backbone must be all
-    there. The head stays as it is where the file has none, or one of another size; what is beside them is left out.
+    weights: one of torchvision's names, such as `IMAGENET1K_V1`, fetched once by torch.hub; for `timm:NAME` `pretrained`, which
+    timm fetches; or a .pth/.safetensors file with torchvision's or timm's names of the tensors, also behind the prefixes and in the
+    containers of `wrappings`. The backbone must be all there, but for what `options.Backbone.anew` names; a position embedding
+    of another resolution is interpolated. The head stays as it is where the file has none, or one of another size; what is
+    beside them is left out. resolution: what the model was built for, px.
 
     Raises CheckpointError for weights that cannot be had or do not fit, and says which architecture they would.
     """
-    path = weights_file(arch, weights)
-    stored = read_weights(path)
+    path: str | Path
+    if weights == PRETRAINED and arch.startswith(TIMM) and not Path(weights).exists():
+        tensors, path = pretrained(arch, resolution)
+        stored = Stored(tensors)
+    else:
+        path = file = weights_file(arch, weights)
+        stored = read_weights(file)
+    stored, remarks = fitted(model, stored, backbone_of(arch).anew)
     everywhere = prefixes_of(model, stored)
     known = [prefix for prefix in everywhere if is_known(prefix)]
     if len(known) > 1:
@@ -54,7 +69,7 @@ def load_initial(model: nn.Module, arch: str, weights: str | Path) -> str:
         raise CheckpointError(f"{path}: holds a whole {arch} more than once, behind {choice}: save the one that you mean by itself")
     reason = differing(model, stored.behind(known[0])) if known else _misfit(model, stored)
     if reason is None:
-        note = load_behind(model, stored, known[0])
+        note = "; ".join(filter(None, [load_behind(model, stored, known[0]), *remarks]))
         return f"{path} ({note})" if note else str(path)
     others = [other for other in BACKBONES if other != arch and _fits(other, stored)]
     if others:
@@ -62,8 +77,9 @@ def load_initial(model: nn.Module, arch: str, weights: str | Path) -> str:
     elif everywhere and not known:
         way_out = f"A whole {arch} stands behind {' and '.join(everywhere)}: save that part by itself"
     else:
+        names = "timm's" if backbone_of(arch).builder.startswith(TIMM) else "torchvision's"
         way_out = (
-            f"torchvision's names of one of {', '.join(BACKBONES)} are expected (--arch), as they are or behind any of "
+            f"{names} names of the tensors of a {arch} are expected (--arch), as they are or behind any of "
             f"{', '.join(f'{prefix}.' for prefix in PREFIXES)}"
         )
     raise CheckpointError(f"{path}: not the weights of a {arch}: {reason} ({stored}). {way_out}")
@@ -82,6 +98,8 @@ def _misfit(model: nn.Module, stored: Stored) -> str:
 
 
 def _fits(arch: str, stored: Stored) -> bool:
+    if BACKBONES[arch].builder.startswith(TIMM):  # may not be installed, and has no resolution here
+        return False
     with torch.device("meta"):
         model = build_model(arch)
     return any(is_known(one) and differing(model, stored.behind(one)) is None for one in prefixes_of(model, stored))

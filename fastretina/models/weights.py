@@ -25,10 +25,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fastretina.errors import CheckpointError, UsageError
+from fastretina.models.options import BACKBONES, TIMM, Backbone
 from fastretina.models.wrappings import Stored
 
 # torchvision's names end in the first 8 or more digits of the file's sha256. All decimal is taken for a date, not a digest.
 DIGEST = re.compile(r"-(?!\d+\.)([0-9a-f]{8,64})\.(?:pth|pt|safetensors)$")
+PRETRAINED = "pretrained"  # timm's own weights of a network of timm
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
 _ZEROS = "0" * 8
 UNSEALED = {"crc32": _ZEROS}  # goes into the metadata before `seal`
@@ -126,6 +128,9 @@ def weights_file(arch: str, weights: str | Path) -> Path:
     path = Path(weights)
     if path.suffix in {".pth", ".pt", ".safetensors"} or path.exists():
         return path
+    if not BACKBONES.get(arch, Backbone(arch)).builder.startswith("torchvision."):
+        beside = f", nor {PRETRAINED!r}" if arch.startswith(TIMM) else ""
+        raise UsageError(f"--weights {weights}: not a .pth or .safetensors file{beside}, which are what {arch} may start from")
     known = {entry.name: str(entry.url) for entry in torchvision.models.get_model_weights(arch)}
     if str(weights) not in known:
         raise UsageError(

@@ -46,7 +46,7 @@ def lines(assessment: Assessment) -> list[str]:
     found += [f"not counted by {unit}: {why}" for unit, why in assessment.unknown.items()]
     if assessment.classes.referable and assessment.operating is None:
         found.append("no thresholds were frozen: the model has none, as one trained without validation data")
-    before = assessment.uncalibrated
+    before = _before_temperature(assessment)
     told = "" if before is None else f"   before the temperature {percent(before.ece)}"
     found.append(f"{'calibration error (ECE)':<{width}}{percent(assessment.calibration.ece):>10}{told}")
     return [printable(line) for line in found]
@@ -102,7 +102,7 @@ def intervals(assessment: Assessment) -> Section:
     return Section(
         "How sure these metrics are",
         [
-            table(["metric", "value", column], rows, "Test set"),
+            table(["metric", "value", column], rows, "All metrics, test set"),
             table([assessment.classes.noun, *columns], by_class, f"Each {assessment.classes.noun} against the rest, test set"),
             note(f"The intervals may be too narrow: {UNKNOWN_OWNERS}.") if assessment.patients is None else "",
             remark(
@@ -115,7 +115,7 @@ def intervals(assessment: Assessment) -> Section:
 
 def calibration(assessment: Assessment) -> Section:
     """How far its probabilities can be believed, before and after the temperature where both are known."""
-    found, before = assessment.calibration, assessment.uncalibrated
+    found, before = assessment.calibration, _before_temperature(assessment)
     told = f"Reliability curve, test set: {_bins(found)}"
     if before is not None:
         told += f". Before the temperature: {_bins(before)}"
@@ -131,11 +131,16 @@ def calibration(assessment: Assessment) -> Section:
     text = [
         paragraph(explained),
         table(["probabilities", "ECE", "Brier score"], rows, "Calibration"),
-        remark(temperature) if before is not None else "",
+        remark(temperature if before is not None else "No temperature was fitted, or none is known."),
     ]
     return Section(
         "Calibration: what its probabilities are worth", [pair([image(plots.reliability(found, before), told), "".join(text)])]
     )
+
+
+def _before_temperature(assessment: Assessment) -> Calibration | None:
+    """None where there was no temperature, or one that changes nothing."""
+    return None if assessment.uncalibrated == assessment.calibration else assessment.uncalibrated
 
 
 def _before(found: Calibration | None) -> list[tuple[str, Calibration]]:

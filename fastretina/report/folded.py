@@ -152,24 +152,19 @@ def _link(run: ComparedRun) -> Link:
 
 
 def _results(found: Folded) -> Section:
-    classes, runs = found.classes, found.runs
+    classes = found.classes
     metrics = metrics_for(len(classes), classes.ordinal)
-    referable = [AUROC_REFERABLE] if classes.referable else []
+    columns = ["fold", "best epoch", "images", *sections.metric_columns(classes)]
     tables = []
-    for data, ranked in (("test", referable), ("val", [])):
+    for data, title in (("test", "The same test set for all"), ("val", "Each fold's own validation set")):
         rows: list[list[object]] = []
-        for run, row in zip(runs, found.rows, strict=True):
+        for run, row in zip(found.runs, found.rows, strict=True):
             cells = [shown(metric, row[f"{data}_{metric.name}"]) for metric in metrics]
-            epoch = f"{run.best_epoch} of {row['epochs']}"
-            rows.append([_link(run), epoch, row[f"{data}_images"], *cells, *(number(row[f"{data}_{name}"]) for name in ranked)])
-        asked: list[Metric | str] = [*metrics, *ranked]
-        rows.append(["mean ± sd", "", "", *(found.spread(metric, data) for metric in asked)])
+            rows.append([_link(run), f"{run.best_epoch} of {row['epochs']}", row[f"{data}_images"], *cells])
+        rows.append(["mean ± sd", "", "", *(found.spread(metric, data) for metric in metrics)])
         if data == "test" and found.ensemble is not None:
-            cells = [shown(metric, found.ensemble[metric.name]) for metric in metrics]
-            ensemble = Link("ensemble of all", "ensemble/report.html")
-            rows.append([ensemble, "", found.ensemble["images"], *cells, *(number(found.ensemble[name]) for name in ranked)])
-        columns = ["fold", "best epoch", "images", *sections.metric_columns(classes), *(titles(classes)[name] for name in ranked)]
-        title = "The same test set for all" if data == "test" else "Each fold's own validation set"
+            ensemble = Link("ensemble", "ensemble/report.html")
+            rows.append([ensemble, "", found.ensemble["images"], *sections.metric_cells(found.ensemble, classes)])
         tables.append(table(columns, rows, f"{title}, best epochs"))
     return Section("Results by fold", [*tables, remark(SPREAD_NOTE)])
 

@@ -24,10 +24,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from fastretina.errors import RunError, UsageError
-from fastretina.models.gradcam import GradCam
+from fastretina.models.gradcam import GradCam, gradcam_layer
 from fastretina.models.grader import Batch, Grader
 from fastretina.models.inference import undo_rotate_flip
-from fastretina.models.options import BACKBONES
 from fastretina.report.page import percent
 from fastretina.report.plots import denormalise
 from fastretina.system.files import write_bytes
@@ -99,8 +98,9 @@ def explainer_of(
     if len(grader.members) > 1:
         raise UsageError("--explain: shows where one model looked; give one checkpoint")
     member, classes = grader.members[0], grader.classes
+    layer = gradcam_layer(member.info.arch, member.info.resolution)
     folder = OverlayFolder(path, given)
-    model = GradCam(member.model, BACKBONES[member.info.arch].gradcam)
+    model = GradCam(member.model, layer)
     head, threads = member.info.grading, workers or len(os.sched_getaffinity(0))
 
     def explain(batch: Batch) -> None:

@@ -23,7 +23,7 @@ class Link(NamedTuple):
 
 
 class Ranged(NamedTuple):
-    """A table's cell of a value and, smaller below it, its interval; `percent`: shares of 0-1."""
+    """A cell, of a table of the kind `many`, of a value and, smaller below it, its interval; `percent`: shares of 0-1."""
 
     value: float | None
     low: float | None

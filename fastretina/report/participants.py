@@ -144,8 +144,10 @@ class _Drawing:
 def participants_section(flow: Flow, assessment: Assessment) -> Section:
     """The diagram, how to read it, and the numbers of each of several packings."""
     point, outcomes = main_point(assessment), []
-    rule = "" if point is None else f"referred by {decided_by(point)}: {point.rule}"
+    rule = ""
     if point is not None:
+        frozen = f"by {decided_by(point)}, {point.rule.removeprefix(f'{point.name}, ')}"
+        rule = f"referred {f'where {point.rule}' if point.threshold is None else frozen}"
         outcomes = [Outcome("Referred", point.tp, point.fp), Outcome("Not referred", point.fn, point.tn)]
     text = (
         "Which photographs the numbers of this report are of: from top to bottom, dashed what was left out and why. The index "

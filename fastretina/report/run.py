@@ -136,9 +136,11 @@ def _by_class(results: Results) -> Section:
 
 
 def _sources(results: Results) -> Section | None:
-    named = [(results.set_title(name), parts) for name, parts in results.by_packing.items()]
-    classes = results.info.classes
-    return sources_section(named, classes, subgroup_rule(rules(classes, None)))  # `by_source` knew no thresholds either
+    classes, assessment = results.info.classes, results.assessment
+    own = subgroup_rule(rules(classes, None))  # thresholds from other data there are for the test set alone, see `RunInfo.sources`
+    frozen = own if assessment is None else assessment.subgroup_rule
+    named = [(results.set_title(name), parts, frozen if name == "test" else own) for name, parts in results.by_packing.items()]
+    return sources_section(named, classes)
 
 
 def _mistakes(results: Results) -> Section | None:

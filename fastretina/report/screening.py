@@ -63,9 +63,9 @@ def frozen_text(operating: Operating | None) -> str:
     """Where the thresholds come from."""
     if operating is None:
         return NO_THRESHOLDS
-    known = (
-        f"the data set whose digest begins with {operating.data[:12]}" if operating.data else "more than one set, or an unknown one"
-    )
+    known = "of several data sets, or of an unknown one"
+    if operating.data:
+        known = f"of the data set whose digest begins with {operating.data[:12]}"
     return (
         f"The thresholds were frozen on {operating.images:,} validation photographs, {operating.referable:,} of them referable "
         f"({known})."

@@ -63,10 +63,9 @@ def rule_text(rule: Rule | None) -> str:
     return "" if rule is None else f" Sensitivity and specificity: referred where {rule.text}."
 
 
-def sources_section(named: Sequence[tuple[str, Sequence[Subgroup]]], classes: Classes, rule: Rule | None) -> Section | None:
-    """The packings of each data set by its title; none where each is of one packing."""
-    tables = [subgroup_table(parts, "packing", title) for title, parts in named if parts]
-    text = (
-        f"What a model learned where most of its images come from need not hold elsewhere. {small_remark(classes)}{rule_text(rule)}"
-    )
-    return Section("By packing", [*tables, remark(text)]) if tables else None
+def sources_section(named: Sequence[tuple[str, Sequence[Subgroup], Rule | None]], classes: Classes) -> Section | None:
+    """The packings of each data set, with its title and what sensitivity and specificity are of; none where each is one packing."""
+    found = [(subgroup_table(parts, "packing", title), rule_text(rule)) for title, parts, rule in named if parts]
+    text = f"What a model learned where most of its images come from need not hold elsewhere. {small_remark(classes)}"
+    parts = [part for listed, rule in found for part in (listed, remark(rule.strip()) if rule else "")]
+    return Section("By packing", [*parts, remark(text)]) if found else None

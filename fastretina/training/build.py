@@ -22,6 +22,7 @@ from fastretina.models.checkpoint import CheckpointInfo
 from fastretina.models.heads import Loss, head_for
 from fastretina.models.precision import Precision, bf16_speedup, choose_precision, device_name
 from fastretina.models.resnet import build_model, load_initial
+from fastretina.models.timm_backbones import check_growth
 from fastretina.packing.preprocessing import common_preparation
 from fastretina.system.cuda import training_bytes
 from fastretina.training.batchnorm_values import refuse_single_values
@@ -75,8 +76,9 @@ def build_run(
     config = replace(config, select_by=selection_metric(config.select_by, classes))
     head = head_for(config.head, classes)
     # Made before the loaders: weights that cannot be had should not cost a decoding of the data set.
-    model = build_model(config.arch, head.outputs)
-    start = "from scratch" if config.weights is None else load_initial(model, config.arch, config.weights)
+    check_growth(config.arch, config.grow_from, config.resolution)
+    model = build_model(config.arch, head.outputs, resolution=config.resolution)
+    start = "from scratch" if config.weights is None else load_initial(model, config.arch, config.weights, config.resolution)
     model.to(world.device)
     begun = 0 if state is None else int(state["progress"]["epoch"])
     refuse_single_values(config, model, len(data["train"]), world.size, begun)
@@ -118,7 +120,8 @@ def build_run(
         selection_metric=config.select_by,
         environment=environment(world),
     )
-    optimizer = build_optimizer(model, config.optimizer, config.learning_rate, config.weight_decay, config.backbone_lr)
+    rates = config.learning_rate, config.weight_decay, config.backbone_lr, config.layer_decay
+    optimizer = build_optimizer(model, config.optimizer, *rates)
     training = Training(
         config=config,
         classes=classes,

@@ -18,7 +18,7 @@ from fastretina.beton.paths import as_path, files_of, parts_of
 from fastretina.errors import UsageError
 from fastretina.loading.augment import Augment
 from fastretina.metrics.table import SelectionMetric
-from fastretina.models.options import AmpDtype, ArchName, ClassWeights, HeadName
+from fastretina.models.options import AmpDtype, ClassWeights, HeadName, backbone_of, folder_name
 from fastretina.system.json_text import read_json
 
 MOST_FOLDS = 20
@@ -76,6 +76,8 @@ class Recipe:
     lr: float = 1e-3  # highest learning rate
     scale_lr: bool = False  # multiply --lr by --batch-size / 256, the linear scaling rule
     backbone_lr: Annotated[float, arg(aliases=["--trunk-lr"])] = 1.0  # factor on --lr for all layers but the last
+    # factor on the rate of each layer of the backbone for every layer between it and the head; 0.75 is usual for transformers
+    layer_decay: float = 1.0
     freeze_epochs: int = 0  # so many epochs train the last layer alone; needs --weights
     optimizer: OptimizerName = "adamw"
     weight_decay: float = 0.01  # of weights of convolutions and linear layers; norms and biases have none
@@ -129,8 +131,10 @@ class Recipe:
 class TrainConfig(Recipe):
     """Train a network to grade fundus photographs; the run folder gets weights, metrics, plots and report.html."""
 
-    arch: ArchName = "resnet18"
-    weights: str | None = None  # file (.pth, .safetensors) or torchvision's name (IMAGENET1K_V1); none: from scratch
+    # a ResNet by its name (resnet18, 34, 50, 101, 152), retfound, or timm:NAME for any network of timm (extra timm)
+    arch: str = "resnet18"
+    # file (.pth, .safetensors), torchvision's name (IMAGENET1K_V1), or pretrained for timm's own; none: from scratch
+    weights: str | None = None
     # run folder; none: runs/<arch>-<resolution>px-seed<seed>; with --folds it gets a run folder for each: fold-1, fold-2, ...
     out: Annotated[Path | None, arg(aliases=["--output"])] = None
     resume: str = "auto"  # auto: go on with the run in --out, if any; never; or a run's last.pt
@@ -151,7 +155,7 @@ class TrainConfig(Recipe):
             return self.out
         of_fold = f"/{fold_name(self.fold)}" if self.fold is not None else ""
         of_folds = f"-{self.folds}folds{of_fold}" if self.folds else ""
-        return Path(f"runs/{self.arch}-{self.resolution}px-seed{self.seed}{of_folds}")
+        return Path(f"runs/{folder_name(self.arch)}-{self.resolution}px-seed{self.seed}{of_folds}")
 
 
 def fold_name(fold: int) -> str:
@@ -209,6 +213,7 @@ def check(config: TrainConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be 1 or more, got {value}")
+    backbone_of(config.arch)  # that there is such a one
     if config.accumulate > config.batch_size:
         raise UsageError(f"--accumulate {config.accumulate}: is more than --batch-size {config.batch_size}")
     if config.accumulate > 1 and config.compile == "reduce-overhead":
@@ -221,7 +226,14 @@ def check(config: TrainConfig) -> None:
         raise UsageError(f"--profile must be 0 or more, got {config.profile}")
     if not config.lr > 0 or config.weight_decay < 0:
         raise UsageError(f"--lr must be above 0 and --weight-decay not below, got {config.lr} and {config.weight_decay}")
-    ranges = {"val_fraction": 0.5, "test_fraction": 0.5, "ema": 0.99999, "label_smoothing": 0.99, "backbone_lr": 1e6}
+    ranges = {
+        "val_fraction": 0.5,
+        "test_fraction": 0.5,
+        "ema": 0.99999,
+        "label_smoothing": 0.99,
+        "backbone_lr": 1e6,
+        "layer_decay": 1,
+    }
     for name, high in ranges.items():
         if not 0 <= getattr(config, name) <= high:
             raise UsageError(f"--{name.replace('_', '-')} must lie in 0-{high:g}, got {getattr(config, name)}")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from fastretina.models.depth import layer_depths
 from fastretina.models.heads import head_layer
 from fastretina.training.config import OptimizerName, Recipe
 
@@ -22,24 +23,28 @@ ONECYCLE_DIV, ONECYCLE_FINAL_DIV = 25.0, 1e4  # div_factor, final_div_factor
 SECOND_PHASE_FACTOR = 0.1
 
 
-def parameter_groups(model: nn.Module, lr: float, weight_decay: float, backbone_lr: float = 1.0) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, lr: float, weight_decay: float, backbone_lr: float = 1.0, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
     """Groups by module type and layer: weights of convolutions and linear layers decay; biases and everything of norms do not.
-    The last layer learns at `lr`, the backbone at `backbone_lr` times that: a pretrained backbone needs less than a new head."""
+    The last layer learns at `lr`, the backbone at `backbone_lr` times that: a pretrained backbone needs less than a new head; and
+    each of its layers at `layer_decay` times the rate of the next (Clark et al., ELECTRA, 2020; Bao et al., BEiT, 2021)."""
     decayed = {id(module.weight) for module in model.modules() if isinstance(module, DECAYED_MODULES)}
     head = {id(parameter) for parameter in head_layer(model)[1].parameters()}
+    depths = layer_depths(model) if layer_decay != 1.0 else {}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
-        rate = lr if id(parameter) in head else lr * backbone_lr
+    for name, parameter in model.named_parameters():
+        rate = lr if id(parameter) in head else lr * backbone_lr * layer_decay ** depths.get(name, 0)
         decay = weight_decay if id(parameter) in decayed else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     return [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()]
 
 
 def build_optimizer(
-    model: nn.Module, name: OptimizerName, lr: float, weight_decay: float, backbone_lr: float = 1.0
+    model: nn.Module, name: OptimizerName, lr: float, weight_decay: float, backbone_lr: float = 1.0, layer_decay: float = 1.0
 ) -> torch.optim.Optimizer:
     """AdamW, or SGD with Nesterov momentum 0.9; fused: one kernel for all parameters instead of several for each."""
-    groups = parameter_groups(model, lr, weight_decay, backbone_lr)
+    groups = parameter_groups(model, lr, weight_decay, backbone_lr, layer_decay)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=True)
     return torch.optim.AdamW(groups, lr=lr, fused=True)

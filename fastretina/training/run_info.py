@@ -181,12 +181,15 @@ class RunInfo:
         return assess(answers, self.test_set, self.classes, operating=self.freeze(val), uncalibrated=before)
 
     def sources(self, answers: Mapping[str, Predictions | None]) -> dict[str, list[Subgroup]]:
-        """Of answers on data sets by their names: the metrics of each packing of those that are made of several."""
-        found = {
-            name: by_source(given, self.data[name].sources, self.classes)
-            for name, given in answers.items()
-            if given is not None and name in self.data
-        }
+        """Of answers on data sets by their names: the metrics of each packing of those that are made of several. Whose the images
+        are, and thresholds from other data, are at hand for the test set alone: the intervals of others are by image."""
+        found = {}
+        for name, given in answers.items():
+            if given is not None and name in self.data:
+                patients, frozen = None, None
+                if name == "test" and self.test_set is not None:
+                    patients, frozen = self.test_set.patients_of(given.ids.numpy()), self.freeze(answers.get("val"))
+                found[name] = by_source(given, self.data[name].sources, self.classes, patients, frozen)
         return {name: metrics for name, metrics in found.items() if metrics}
 
     def data_dict(self) -> dict[str, Any]:

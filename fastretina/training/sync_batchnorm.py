@@ -34,9 +34,15 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
     Parameters and buffers are those of BatchNorm2d, under the same names.
     """
 
+    def __init__(self, features: int, eps: float, momentum: float | None) -> None:
+        super().__init__(features, eps, momentum)
+        # What timm's BatchNormAct2d does with the normalised values.
+        self.drop: nn.Module = nn.Identity()
+        self.act: nn.Module = nn.Identity()
+
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
-            return super().forward(input)
+            return self._finished(super().forward(input))
         values = input.float()
         size = values.new_tensor([values.numel() // values.shape[1]])
         # Two sums, not one of squares less the square of the mean: where the deviation is small that cancels in float32.
@@ -49,23 +55,32 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
             assert self.running_mean is not None
             assert self.running_var is not None
             assert self.num_batches_tracked is not None
-            assert self.momentum is not None  # so of every torchvision ResNet
+            assert self.momentum is not None  # so of every network of torchvision and timm
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
             self.num_batches_tracked += 1
         scale = (variance + self.eps).rsqrt() * self.weight
         output: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
-        return output.to(input.dtype)
+        return self._finished(output.to(input.dtype))
+
+    def _finished(self, output: Tensor) -> Tensor:
+        finished: Tensor = self.act(self.drop(output))
+        return finished
 
 
 def synchronise_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
     """Replace every BatchNorm2d of the model by one that is synchronised over all ranks; weights and statistics stay."""
     if device.type == "cuda":
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
+        if hasattr(model, "pretrained_cfg"):  # of timm, whose BatchNorm may hold an activation
+            from timm.layers.norm_act import convert_sync_batchnorm as convert
+        converted: nn.Module = convert(model)
         return converted
     for name, module in model.named_children():
         if isinstance(module, nn.BatchNorm2d):
             replacement = CpuSyncBatchNorm(module.num_features, module.eps, module.momentum)
+            replacement.drop = getattr(module, "drop", replacement.drop)
+            replacement.act = getattr(module, "act", replacement.act)
             replacement.load_state_dict(module.state_dict())
             setattr(model, name, replacement)
         else:

@@ -50,6 +50,8 @@ CALLS = {
     "train --weights": "train --train train.beton --test test.beton --weights @ --out run",
     "train --resume": "train --train train.beton --test test.beton --resume @ --out run",
     "compare --config": "compare --config @",
+    "export --checkpoint": "export --checkpoint @ --out new.pt2",
+    "export --data": "export --checkpoint best.safetensors --out new.pt2 --data @",
 }
 QUICK = ("verify", "pack --labels", "pack --out", "train --config")
 CASES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow_faults) for name in CALLS]

@@ -27,6 +27,9 @@ def imagenet_like() -> dict[str, torch.Tensor]:
     return torchvision.models.resnet18().state_dict()
 
 
+RESNETS = [arch for arch in BACKBONES if arch.startswith("resnet")]
+
+
 def save_with_digest(state, folder: Path, wrong: bool = False) -> Path:
     torch.save(state, folder / "plain.pth")
     digest = hashlib.sha256((folder / "plain.pth").read_bytes()).hexdigest()[:8]
@@ -41,7 +44,7 @@ def save_with_digest(state, folder: Path, wrong: bool = False) -> Path:
     return (folder / "plain.pth").rename(folder / f"resnet18-{digest}.pth")
 
 
-@pytest.mark.parametrize("arch", BACKBONES)
+@pytest.mark.parametrize("arch", RESNETS)
 def test_every_architecture_has_five_outputs_and_torchvisions_keys(arch):
     with torch.device("meta"):
         model = build_model(arch)
@@ -50,7 +53,7 @@ def test_every_architecture_has_five_outputs_and_torchvisions_keys(arch):
     assert list(model.state_dict()) == list(reference.state_dict())
 
 
-@pytest.mark.parametrize("arch", BACKBONES)
+@pytest.mark.parametrize("arch", RESNETS)
 def test_every_architecture_has_its_grad_cam_layer_and_a_linear_head(arch):
     with torch.device("meta"):
         model = build_model(arch)

@@ -10,6 +10,7 @@ import browser
 import pytest
 import torch
 from browser import Browser
+from evaluation_cases import glaucoma, retinopathy
 from report_cases import batch, history, info
 
 from fastretina import train
@@ -19,6 +20,7 @@ from fastretina.metrics.predictions import Predictions, Scores
 from fastretina.models.heads import Decision
 from fastretina.report.compared import ComparedRun
 from fastretina.report.comparison import comparison_html
+from fastretina.report.evaluation import evaluation_html
 from fastretina.report.run import Results, report_html
 from fastretina.training.config import TrainConfig, as_settings
 from fastretina.training.run_folder import RunFolder
@@ -72,7 +74,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield running
 
 
-@pytest.fixture(scope="module", params=["run", "compare", "extreme", "classes"])
+@pytest.fixture(scope="module", params=["run", "compare", "extreme", "classes", "evaluation", "unknown"])
 def page(request, chromium, pages) -> Path:
     return pages / f"{request.param}.html"
 
@@ -97,6 +99,8 @@ def pages(tiny_betons, tmp_path_factory) -> Path:
     lengthy.decision = Decision((0.123456789,) * 30, 0.2)
     (out / "extreme.html").write_text(report_html(Results.of_run(long, lengthy, batch())))
     (out / "classes.html").write_text(report_html(seven_classes()))
+    (out / "evaluation.html").write_text(evaluation_html(retinopathy(400, name=8 * "a long name ")))
+    (out / "unknown.html").write_text(evaluation_html(glaucoma(120)))
     return out
 
 

@@ -19,6 +19,7 @@ from fastretina import open_beton
 from fastretina.grading import RETINOPATHY, Classes
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastretina.metrics.assessment import Assessment
+from fastretina.metrics.bootstrap import Interval
 from fastretina.metrics.predictions import Predictions, Scores
 from fastretina.metrics.screening import OperatingPoint
 from fastretina.models.heads import Decision
@@ -168,14 +169,19 @@ def test_a_confusion_matrix_shows_counts_and_shares_of_each_row():
     ]
 
 
+def rates(sensitivity: float, specificity: float) -> OperatingPoint:
+    both = Interval(sensitivity, None, None), Interval(specificity, None, None)
+    return OperatingPoint("answer", "rule", None, 0, 0, 0, 0, *both, Interval(None, None, None), Interval(None, None, None))
+
+
 def test_a_thousand_people_are_all_counted_once():
-    point = OperatingPoint("rule", None, sensitivity=0.835, specificity=0.991)
+    point = rates(0.835, 0.991)
     counts = screened(point, prevalence=0.197)
     assert counts == (164, 33, 7, 796)
     assert sum(counts) == 1000
     assert "33 of the 829 who are not" in screened_text(*counts)
-    assert screened_text(*screened(OperatingPoint("none", None, 0.0, 1.0), 0.2)).endswith("It refers none of them.")
-    assert screened_text(*screened(OperatingPoint("all", None, 1.0, 0.0), 0.2)).endswith("It refers all of them.")
+    assert screened_text(*screened(rates(0.0, 1.0), 0.2)).endswith("It refers none of them.")
+    assert screened_text(*screened(rates(1.0, 0.0), 0.2)).endswith("It refers all of them.")
 
 
 def test_undefined_metrics_are_null_in_json_and_a_dash_in_the_report():
@@ -200,7 +206,7 @@ def test_with_the_test_set_at_hand_the_report_tells_intervals_screening_calibrat
     for part in (
         "95&nbsp;% interval",
         "10 patients",
-        "sensitivity ≥ 90&nbsp;%",
+        "No thresholds were frozen",
         "Of 1,000 people screened",
         "ECE",
         "Most confident mistakes",

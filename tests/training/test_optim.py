@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from fastretina.errors import UsageError
 from fastretina.models.resnet import build_model
 from fastretina.training.config import TrainConfig
 from fastretina.training.optim import ExponentialAverage, build_optimizer, parameter_groups, rate_factor
@@ -33,6 +34,33 @@ def test_the_head_learns_at_the_full_rate_and_the_backbone_at_its_share():
     rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert {name for name, rate in rates.items() if rate == 0.1} == {"fc.weight", "fc.bias"}
     assert {rate for name, rate in rates.items() if not name.startswith("fc.")} == {0.1 * 0.2}
+
+
+def rates_by_name(model, **settings) -> dict[str, float]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {names[id(p)]: group["lr"] for group in parameter_groups(model, 0.1, 0.05, **settings) for p in group["params"]}
+
+
+def test_the_rates_of_a_transformer_fall_with_every_block_from_the_head_to_the_patches():
+    """As BEiT has it (Bao et al. 2021, optim_factory.py): its 6 blocks are layers 1 to 6, the embeddings 0, the rest 7."""
+    rates = rates_by_name(build_model("timm:test_vit", resolution=32), backbone_lr=0.5, layer_decay=0.75)
+    layers = {"cls_token": 0, "pos_embed": 0, "patch_embed": 0, "norm": 6}
+    for name, rate in rates.items():
+        parts = name.split(".")
+        layer = 1 + int(parts[1]) if parts[0] == "blocks" else layers.get(parts[0])
+        assert rate == pytest.approx(0.1 if parts[0] == "head" else 0.1 * 0.5 * 0.75 ** (7 - layer)), name
+
+
+def test_the_rates_of_a_resnet_fall_with_every_stage():
+    rates = rates_by_name(build_model("resnet18"), layer_decay=0.5)
+    expected = {"fc": 0.1, "layer4": 0.05, "layer3": 0.025, "layer2": 0.0125, "layer1": 0.00625, "conv1": 0.003125, "bn1": 0.003125}
+    assert rates == pytest.approx({name: expected[name.split(".")[0]] for name in rates})
+
+
+def test_a_network_that_does_not_say_its_layers_has_no_layer_decay():
+    assert set(rates_by_name(nn.Linear(4, 2), layer_decay=1.0).values()) == {0.1}
+    with pytest.raises(UsageError, match="--layer-decay: a Linear does not say"):
+        parameter_groups(nn.Linear(4, 2), 0.1, 0.05, layer_decay=0.75)
 
 
 def test_an_average_lags_behind_noisy_weights_and_comes_closer_to_their_centre():

@@ -238,7 +238,7 @@ def test_several_packings_are_one_set_with_metrics_of_each_and_doubles_are_told(
     with (settings.out / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     parts = found["sources"]["test"]
-    assert [(part["path"], part["images"]) for part in parts] == [(str(here), 20), (str(there), 40)]
+    assert [(part["name"], part["images"]) for part in parts] == [(str(here), 20), (str(there), 40)]
     for part, mine in zip(parts, (rows[:20], rows[20:]), strict=True):
         grades, predicted = ([int(row[column]) for row in mine] for column in ("grade", "predicted"))
         assert part["accuracy"] == pytest.approx(oracle.accuracy_score(grades, predicted))

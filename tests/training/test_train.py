@@ -80,7 +80,7 @@ def test_a_run_leaves_exactly_the_files_promised(whole):
     assert (whole.out / "last.prev.pt").is_file()
     assert {entry.name for entry in whole.out.iterdir()} - spare == {
         *("config.json", "results.csv", "metrics.json", "curves.png", "confusion_train.png", "confusion_test.png", "batch.png"),
-        *("best.safetensors", "last.pt", "predictions.csv", "report.html", ".lock"),
+        *("best.safetensors", "last.pt", "predictions.csv", "report.html", "card.md", ".lock"),
     }
 
 
