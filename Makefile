@@ -29,14 +29,15 @@ $(DATA)/%.beton: $(SAMPLE)/test_label.csv | setup
 demo: data
 	$(PYTHON_IN) -m fastretina.train --amp --train $(DATA)/train.beton --test $(DATA)/test.beton --out $(RUNS)/demo $(DEMO_FLAGS)
 
-# One thread of torch for each process: with more than there are cores they spin and steal from each other.
+# One thread of torch for each process: with more than there are cores they spin and steal from each other. A file to a process, in the
+# order of tests/conftest.py: what a file trains for all its tests is trained once.
 test: export FASTRETINA_BROWSER := 1
 test: setup
 	$(PYTHON_IN) -m ruff check .
 	$(PYTHON_IN) -m ruff format --check .
 	$(PYTHON_IN) -m mypy
 	.venv/bin/lint-imports
-	OMP_NUM_THREADS=1 $(PYTHON_IN) -m pytest -n auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(PYTHON_IN) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Every fault of docs/reliability.md in full number: a quarter of an hour on two cores. `make test` tries a few of each.
 test-faults: setup

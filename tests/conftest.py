@@ -19,6 +19,13 @@ from fastretina import write_beton
 # A colour for each grade, so that a network can learn them from a few images.
 GRADE_COLOURS = np.array([[200, 60, 40], [60, 200, 40], [40, 60, 200], [200, 200, 40], [40, 200, 200]])
 
+# A minute and more each: begun last, one would leave the other processes without work.
+LONGEST = frozenset({"test_readme.py", "test_distributed.py", "test_wheel.py"})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 class TinyBetons(NamedTuple):
     """Two small .beton files, 40 and 20 images of 64 × 64 px, and the folders of JPEGs that they were packed from."""
