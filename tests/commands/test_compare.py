@@ -58,9 +58,9 @@ def whole(tiny_betons, weights, tmp_path_factory) -> CompareConfig:
     return config
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def undrawn_after_it(whole):
-    """The pictures of that comparison are looked at, and no others."""
+    """The pictures of that comparison are looked at."""
     with one_pixel_pictures():
         yield
 
@@ -92,6 +92,7 @@ def test_the_table_holds_what_the_runs_found(whole):
     assert {"torch", "fastretina"} <= summary["versions"].keys()
 
 
+@pytest.mark.usefixtures("undrawn_after_it")
 def test_each_run_is_the_one_that_train_makes(whole, tmp_path):
     train.main(replace(plan(whole)[1].config, out=tmp_path / "alone"))
     compared, alone = (load_state(folder / "last.pt")["model"] for folder in (folders(whole)[1], tmp_path / "alone"))
@@ -133,6 +134,7 @@ def test_a_finished_comparison_is_shown_again_and_nothing_is_trained(whole, caps
     assert [(folder / "last.pt").stat().st_mtime_ns for folder in folders(whole)] == before
 
 
+@pytest.mark.usefixtures("undrawn_after_it")
 def test_a_killed_comparison_restarts_where_it_stopped(whole, tmp_path, capsys):
     """SIGKILL in the second epoch of the second run; the first is not touched, the second becomes what it would have been."""
     settings = replace(whole, out=tmp_path / "compare")
@@ -186,6 +188,7 @@ def test_a_comparison_whose_data_were_packed_anew_is_refused_by_name(whole, tiny
     assert not (tmp_path / "compare" / "resnet50-scratch").exists()
 
 
+@pytest.mark.usefixtures("undrawn_after_it")
 def test_a_run_with_the_report_of_another_state_is_not_taken_for_finished(whole, tmp_path, capsys):
     shutil.copytree(whole.out, tmp_path / "compare")
     settings = replace(whole, out=tmp_path / "compare")
