@@ -105,8 +105,10 @@ def fit_operating(
     """Thresholds for validation data: (N,) true classes and (N, C) float64 calibrated probabilities.
 
     high-sensitivity is the highest observed score that reaches that sensitivity, high-specificity the lowest that reaches that
-    specificity, both 0-1; youden the one with the highest sensitivity + specificity - 1 (Youden, Cancer 3:32, 1950), of equals the
-    lowest. None where no class is referable, or where the data hold no referable image, or nothing else.
+    specificity, both 0-1. Where the first of them lies above the second they change places: both then reach both targets, and on
+    data that the network finds harder the one called high-sensitivity is still the one that refers more. youden has the highest
+    sensitivity + specificity - 1 (Youden, Cancer 3:32, 1950), of equals it is the lowest. None where no class is referable, or where
+    the data hold no referable image, or nothing else.
     """
     ill = np.isin(labels, classes.referable)
     if not ill.any() or ill.all():
@@ -118,9 +120,10 @@ def fit_operating(
     referred, spared = len(sick) - np.searchsorted(sick, values, "left"), np.searchsorted(well, values, "left")
     # One division rounds 9 of 10 just as a target of 0.9 was rounded; whole numbers keep two equal sums equal.
     reached, cleared = referred / len(sick), spared / len(well)
+    low, high = sorted((int(np.flatnonzero(reached >= sensitivity)[-1]), int(np.flatnonzero(cleared >= specificity)[0])))
     places = {
-        HIGH_SENSITIVITY: (int(np.flatnonzero(reached >= sensitivity)[-1]), sensitivity),
-        HIGH_SPECIFICITY: (int(np.flatnonzero(cleared >= specificity)[0]), specificity),
+        HIGH_SENSITIVITY: (low, sensitivity),
+        HIGH_SPECIFICITY: (high, specificity),
         YOUDEN: (int(np.argmax(referred * len(well) + spared * len(sick))), None),
     }
     found = [

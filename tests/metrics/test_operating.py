@@ -28,6 +28,7 @@ def test_thresholds_are_those_that_a_search_of_all_finds(seed):
     every = searched(ill, probabilities[:, [2, 3, 4]].sum(axis=1))
     high = max(row for row in every if row[1] >= wanted - 1e-12)
     low = min(row for row in every if row[2] >= spared - 1e-12)
+    high, low = sorted((high, low))
     best = max(row[1] + row[2] for row in every)
     youden = min(row for row in every if row[1] + row[2] > best - 1e-12)
     for name, target, row in (("high-sensitivity", wanted, high), ("high-specificity", spared, low), ("youden", None, youden)):
@@ -53,6 +54,17 @@ def test_a_target_that_is_a_share_of_the_images_asks_for_no_image_more(percent):
     assert found.named("high-specificity").value == score[percent]
     assert found.named("high-specificity").specificity == percent / 100
     assert found.named("youden").value == score[0]  # of equals the lowest
+
+
+def test_where_one_threshold_reaches_both_targets_the_more_sensitive_refers_more():
+    score = np.array([0.01, 0.02, 0.03, 0.04, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.995])
+    labels, probabilities = (score > 0.5).astype(np.int64), np.stack([1 - score, score], axis=1)
+    found = fit_operating(labels, probabilities, Classes(("no", "yes"), (1,)), 0.7, 0.9)
+    low, high = found.named("high-sensitivity"), found.named("high-specificity")
+    assert (low.value, low.sensitivity, low.specificity) == (0.6, 1.0, 1.0)
+    assert (high.value, high.sensitivity, high.specificity) == (0.8, 5 / 7, 1.0)
+    assert low.sensitivity >= low.target
+    assert high.specificity >= high.target
 
 
 def test_there_are_none_without_referable_images_or_without_others():
