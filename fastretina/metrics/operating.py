@@ -107,7 +107,7 @@ def fit_operating(
     high-sensitivity is the highest observed score that reaches that sensitivity, high-specificity the lowest that reaches that
     specificity, both 0-1. Where the first of them lies above the second they change places: both then reach both targets, and on
     data that the network finds harder the one called high-sensitivity is still the one that refers more. youden has the highest
-    sensitivity + specificity - 1 (Youden, Cancer 3:32, 1950), of equals it is the lowest. None where no class is referable, or where
+    sensitivity + specificity - 1 (Youden, Cancer 3:32, 1950), of equals the lowest. None where no class is referable, or where
     the data hold no referable image, or nothing else.
     """
     ill = np.isin(labels, classes.referable)
