@@ -119,7 +119,7 @@ class EngineBenchmark:
     data: Path = Path("data/train.beton")
     """What the processes read."""
     rounds: int = 15
-    """Interleaved rounds of shards, remote and processes."""
+    """Interleaved rounds of shards, remote and processes; fresh processes whose memory is looked at, 5 at most."""
     batches: int = 150
     """Of 64, in one measurement of a batch's work."""
     seconds: float = 2.0
@@ -164,7 +164,7 @@ def memory(config: EngineBenchmark, folder: Path) -> dict[str, Any]:
     found = {}
     for samples in (4_000, 40_000):
         write(folder / f"{samples}.beton", samples)
-        found[samples] = [lines(MEMORY, folder / f"{samples}.beton")[0] for _ in range(5)]
+        found[samples] = [lines(MEMORY, folder / f"{samples}.beton")[0] for _ in range(min(5, config.rounds))]
     ratio = summary([large / small for small, large in zip(*found.values(), strict=True)])
     return {"private_memory_ratio": ratio, "private_mb": {samples: summary(values) for samples, values in found.items()}}
 
