@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fastretina.errors import RunError, UsageError
+from fastretina.errors import CheckpointError, RunError, UsageError
 from fastretina.metrics.operating import Operating
 from fastretina.models.card import card
-from fastretina.models.checkpoint import CheckpointInfo, sealed_bytes
+from fastretina.models.checkpoint import CheckpointInfo, read_info, sealed_bytes
 from fastretina.models.photographs import rules
 from fastretina.system.files import sync_folder, write_bytes, write_json
 from fastretina.system.json_text import read_json
@@ -27,19 +26,21 @@ def save_folder(folder: Path, members: Sequence[tuple[Path, CheckpointInfo]], si
         raise UsageError(f"{folder}: is there already; give a new or an empty folder")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        unfinished.mkdir()
     except OSError as error:
         raise RunError(f"{folder}: cannot be made: {error.strerror}") from error
     try:
         for number, (path, info) in enumerate(members, start=1):
             suffix = f"-{number}" if len(members) > 1 else ""
             data = sealed_bytes(path)
+            if read_info(path) != info:
+                raise CheckpointError(f"{path}: is another checkpoint than the one that was loaded; load it again")
             write_bytes(unfinished / f"model{suffix}.safetensors", data)
             write_bytes(unfinished / f"card{suffix}.md", _card(path, info, hashlib.sha256(data).hexdigest()).encode())
         write_json(unfinished / "thresholds.json", operating and operating.as_dict())
         write_json(unfinished / "preparation.json", _preparation([info for _, info in members], size))
-        unfinished.chmod(0o777 & ~_umask())  # mkdtemp's is for one's own eyes
-        os.rename(unfinished, folder)  # noqa: PTH104  Path.replace would say the same
+        unfinished.replace(folder)
         sync_folder(folder.parent)
     except OSError as error:
         raise RunError(f"{folder}: cannot be written: {error.strerror}") from error
@@ -73,9 +74,3 @@ def _card(path: Path, info: CheckpointInfo, digest: str) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         fits = False
     return card(info, metrics if fits else None, digest)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
