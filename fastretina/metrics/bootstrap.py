@@ -90,6 +90,16 @@ def resample(
     return {name: list(islice(found, len(several))) for name, several in statistics.items()}
 
 
+def at_the_end(found: Interval, people: int) -> Interval:
+    """A share of so many independent people with its interval. Of one that is 0 or 1 every resample says the same, as if no other
+    people could be otherwise: its interval is Clopper and Pearson's (Biometrika 26:404, 1934), which ends (alpha / 2)^(1 / people)
+    from the other end."""
+    if found.value not in (0.0, 1.0) or people < 1:
+        return found
+    bound = float(((1 - LEVEL) / 2) ** (1 / people))
+    return Interval(found.value, bound, 1.0) if found.value else Interval(found.value, 0.0, 1 - bound)
+
+
 def tallies(true: Ints, called: Ints, owner: Ints, number: int) -> Callable[[Floats], Floats]:
     """What makes (R, number, number) confusion matrices, rows true, of weights as a Statistic has them. true, called: (N,) integers
     from 0. owner: (N,) the person of each."""

@@ -48,6 +48,10 @@ class Cases:
         """Those for which `where`, (N,), is true."""
         return Cases(**{name: column[where] for name, column in vars(self).items()})
 
+    def people(self, where: npt.NDArray[np.bool_]) -> int:
+        """How many persons have a case for which `where`, (N,), is true."""
+        return len(np.unique(self.owner[where]))
+
     def persons(self) -> Cases:
         """One for each person that has an image here."""
         people, number = np.unique(self.owner, return_inverse=True)

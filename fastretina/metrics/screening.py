@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastretina.grading import Classes
-from fastretina.metrics.bootstrap import Interval, Statistic, measured, tallies
+from fastretina.metrics.bootstrap import Interval, Statistic, at_the_end, measured, tallies
 from fastretina.metrics.cases import Cases, Unit
 from fastretina.metrics.curves import Curve, precision_recall, roc
 from fastretina.metrics.operating import Operating
@@ -42,7 +42,8 @@ class OperatingPoint:
     Attributes:
         name, rule, threshold: see `Rule`; rule is its text.
         tp, fp, fn, tn: counts: ill and referred, well and referred, ill and missed, well and not referred.
-        sensitivity, specificity, ppv, npv: with intervals; the value is None where it is undefined, of data without anybody ill.
+        sensitivity, specificity, ppv, npv: with intervals, see `at_the_end`; the value is None where it is undefined, of data
+            without anybody ill.
     """
 
     name: str
@@ -152,7 +153,8 @@ def screening(unit: Unit, cases: Cases, rules: Sequence[Rule], found: Mapping[st
         referred = rule.refers(cases)
         counts = [int((ill & called).sum()) for ill in (cases.ill, ~cases.ill) for called in (referred, ~referred)]
         tp, fn, fp, tn = counts
-        rates = {rate: found[f"{rule.name} {rate}"] for rate in RATES}
+        of_whom = {"sensitivity": cases.ill, "specificity": ~cases.ill, "ppv": referred, "npv": ~referred}
+        rates = {rate: at_the_end(found[f"{rule.name} {rate}"], cases.people(of_whom[rate])) for rate in RATES}
         points.append(OperatingPoint(rule.name, rule.text, rule.threshold, tp, fp, fn, tn, **rates))
     names = [name for name in ("accuracy", "qwk", "auroc", "auprc") if name in found]
     return Screening(

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastretina.beton.reader import GROUP, QUALITY, Beton
 from fastretina.grading import Classes
-from fastretina.metrics.bootstrap import Interval, Statistic, measured, tallies
+from fastretina.metrics.bootstrap import Interval, Statistic, at_the_end, measured, tallies
 from fastretina.metrics.cases import Cases
 from fastretina.metrics.operating import HIGH_SENSITIVITY
 from fastretina.metrics.ranking import AUROC_REFERABLE, Question, auroc
@@ -158,4 +158,6 @@ def _subgroup(name: str, cases: Cases, classes: Classes, known: bool, found: Map
     ill = int(cases.ill.sum())
     small = len(cases) < FEW_IMAGES or (bool(classes.referable) and min(ill, len(cases) - ill) < FEW_OF_A_KIND)
     people = len(np.unique(cases.owner)) if known else None
-    return Subgroup(name, len(cases), people, ill if classes.referable else None, dict(found), small)
+    ends = {"sensitivity": cases.ill, "specificity": ~cases.ill, "accuracy": np.ones(len(cases), np.bool_)}
+    intervals = {name: at_the_end(one, cases.people(ends[name])) if name in ends else one for name, one in found.items()}
+    return Subgroup(name, len(cases), people, ill if classes.referable else None, intervals, small)

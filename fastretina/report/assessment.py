@@ -107,7 +107,9 @@ def intervals(assessment: Assessment) -> Section:
             note(f"The intervals may be too narrow: {UNKNOWN_OWNERS}.") if assessment.patients is None else "",
             remark(
                 "With other test patients of the same kind the metrics would have come out differently: the interval shows "
-                f"by how much. {how} What another seed of the training, or the choice of the epoch, changes comes on top."
+                f"by how much. {how} What another seed of the training, or the choice of the epoch, changes comes on top. "
+                "An interval that is a single number, as of an area of 1, says that these data hold no error, not that others will "
+                "hold none."
             ),
         ],
     )

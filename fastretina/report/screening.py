@@ -114,7 +114,10 @@ def screening_section(assessment: Assessment) -> Section | None:
                 counts,
                 f"Of {PEOPLE:,} people, {percent(assessment.prevalence)} of them ill as in this test set",
             ),
-            remark(f"Thresholds are on {_referable(classes)}. Small print in tables: {100 * LEVEL:.0f} % intervals."),
+            remark(
+                f"Thresholds are on {_referable(classes)}. Small print in tables: {100 * LEVEL:.0f} % intervals; of a rate of 0 or "
+                "100 %, where all resamples are alike, those of Clopper and Pearson for so many people."
+            ),
         ],
     )
 

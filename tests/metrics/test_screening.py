@@ -10,7 +10,7 @@ from answer_cases import answers, patients, predictions, stored
 
 from fastretina.grading import RETINOPATHY, Classes
 from fastretina.metrics.assessment import Assessment
-from fastretina.metrics.bootstrap import draws, patient_groups, resample
+from fastretina.metrics.bootstrap import Interval, at_the_end, draws, patient_groups, resample
 from fastretina.metrics.cases import Cases
 from fastretina.metrics.operating import Operating, Threshold, fit_operating
 from fastretina.metrics.screening import referring, rules
@@ -177,3 +177,29 @@ def test_data_of_the_well_alone_have_a_specificity_and_no_sensitivity():
     point = found.screening["person"].point("youden")
     assert (point.sensitivity.value, point.sensitivity.low) == (None, None)
     assert point.specificity.low <= point.specificity.value <= point.specificity.high
+
+
+@pytest.mark.parametrize(("people", "value"), [(1, 1.0), (5, 0.0), (58, 1.0), (300, 0.0)])
+def test_a_rate_without_an_exception_has_the_exact_interval_of_so_many_people(people, value):
+    from scipy.stats import binomtest
+
+    exact = binomtest(int(value * people), people).proportion_ci(0.95, "exact")
+    found = at_the_end(Interval(value, value, value), people)
+    assert (found.value, found.low, found.high) == pytest.approx((value, exact.low, exact.high))
+
+
+def test_rates_between_the_ends_and_undefined_ones_keep_the_interval_that_they_have():
+    for kept in (Interval(0.5, 0.4, 0.6), Interval(None, None, None), Interval(1.0, 0.9, 1.0)):
+        assert at_the_end(kept, 0 if kept.value == 1.0 else 9) == kept
+
+
+def test_a_perfect_model_is_not_said_to_be_perfect_for_other_people():
+    labels = np.repeat([0, 2], 10)
+    probabilities = np.eye(5)[labels]
+    screened = Assessment.of(predictions(labels, probabilities), RETINOPATHY, [str(n // 2) for n in range(20)]).screening
+    for unit, people in (("image", 5), ("person", 5)):
+        point = screened[unit].point("answer")
+        for rate in ("sensitivity", "specificity", "ppv", "npv"):
+            interval = getattr(point, rate)
+            assert (interval.value, interval.high) == (1.0, 1.0)
+            assert interval.low == pytest.approx(0.025 ** (1 / people))
