@@ -1,4 +1,4 @@
-"""A trained model as one folder that can leave the house: weights, model card, thresholds, preparation."""
+"""Folders of trained models: those of runs, and one that can leave the house, with weights, card, thresholds and preparation."""
 
 from __future__ import annotations
 
@@ -18,6 +18,25 @@ from fastretina.models.photographs import rules
 from fastretina.system.files import sync_folder, write_bytes, write_json
 from fastretina.system.json_text import read_json
 from fastretina.version import __version__
+
+
+def checkpoint_files(path: Path) -> list[Path]:
+    """A checkpoint itself; those of a folder that `Grader.save` wrote, of a run, or of all folds of a cross-validation.
+    CheckpointError where there is none, or where folds are missing."""
+    if not path.is_dir():
+        return [path]
+    if found := sorted(path.glob("model*.safetensors")) or [file for file in [path / "best.safetensors"] if file.is_file()]:
+        return found
+    try:
+        folds = int(read_json(path / "config.json")["folds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        folds = 0
+    if not folds:
+        raise CheckpointError(f"{path}: a folder without a checkpoint: neither model.safetensors nor best.safetensors is in it")
+    files = [path / f"fold-{number}" / "best.safetensors" for number in range(1, folds + 1)]
+    if missing := [str(file) for file in files if not file.is_file()]:
+        raise CheckpointError(f"{path}: {len(missing)} of its {folds} folds have no checkpoint, {missing[0]} first; train them all")
+    return files
 
 
 def save_folder(folder: Path, members: Sequence[tuple[Path, CheckpointInfo]], size: int, operating: Operating | None) -> None:

@@ -23,19 +23,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fastretina.beton.reader import Beton
-from fastretina.errors import CheckpointError, RunError, UsageError
+from fastretina.errors import RunError, UsageError
 from fastretina.loading.loader import Loader
 from fastretina.metrics.fusion import Eye, fuse_eyes
 from fastretina.metrics.operating import Operating, referable_scores
 from fastretina.metrics.predictions import Predictions
 from fastretina.metrics.uncertainty import disagreement
 from fastretina.models.checkpoint import CheckpointInfo, open_checkpoint
-from fastretina.models.folder import save_folder
+from fastretina.models.folder import checkpoint_files, save_folder
 from fastretina.models.heads import SMALLEST_PROBABILITY
 from fastretina.models.inference import Outputs, check_views, run_model, view_outputs
 from fastretina.models.options import AmpChoice
-from fastretina.models.photographs import Photograph, Picture, photographs, prepared
-from fastretina.models.photographs import Tally as Tally
+from fastretina.models.photographs import Photograph, Picture, Tally, photographs, prepared
 from fastretina.models.precision import Precision
 
 Given = str | os.PathLike[str] | bytes | Picture
@@ -136,7 +135,7 @@ class Grader:
         """Read one checkpoint, or several for an ensemble.
 
         Args:
-            checkpoint: a run's best.safetensors, its folder, or a folder that `save` wrote.
+            checkpoint: a run's best.safetensors, its folder, that of all folds of a run, or one that `save` wrote.
             device: auto takes a GPU where there is one. amp: auto takes the number format of the training, where the device has it.
             tta: average over so many of the square's 8 symmetries (test-time augmentation).
 
@@ -307,16 +306,6 @@ def as_photographs(images: Given | Sequence[Given]) -> list[Photograph]:
         else:
             kind = f"an array of {one.dtype}, {one.shape}" if isinstance(one, np.ndarray) else f"a {type(one).__name__}"
             raise UsageError(f"image {number}: is {kind}; give a path, bytes of a file, (H, W, 3) uint8 RGB pixels or a PIL image")
-    return found
-
-
-def checkpoint_files(path: Path) -> list[Path]:
-    """A checkpoint itself; those of a folder that `Grader.save` wrote, or of a run. CheckpointError where there is none."""
-    if not path.is_dir():
-        return [path]
-    found = sorted(path.glob("model*.safetensors")) or [file for file in [path / "best.safetensors"] if file.is_file()]
-    if not found:
-        raise CheckpointError(f"{path}: a folder without a checkpoint: neither model.safetensors nor best.safetensors is in it")
     return found
 
 

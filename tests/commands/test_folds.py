@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastretina import one_run
-from fastretina.errors import RunError, UsageError
+from fastretina import Grader, one_run
+from fastretina.errors import CheckpointError, RunError, UsageError
 from fastretina.folds import plan
 from fastretina.models import heads
 from fastretina.train import main
@@ -261,3 +261,13 @@ def test_runs_are_called_by_their_folds_where_no_folder_is_named():
     assert TrainConfig().folder == Path("runs/resnet18-512px-seed0")
     assert TrainConfig(folds=5).folder == Path("runs/resnet18-512px-seed0-5folds")
     assert TrainConfig(folds=5, fold=2).folder == TrainConfig(folds=5).folder / "fold-2"
+
+
+def test_the_folder_of_all_folds_stands_for_their_ensemble(whole, tmp_path):
+    members = Grader.load(whole.out).members
+    assert [member.path for member in members] == [whole.out / f"fold-{number}" / "best.safetensors" for number in (1, 2)]
+    (tmp_path / "config.json").write_text((whole.out / "config.json").read_text())
+    (tmp_path / "fold-1").mkdir()
+    shutil.copy(members[0].path, tmp_path / "fold-1")
+    with pytest.raises(CheckpointError, match=r"1 of its 2 folds have no checkpoint, .*fold-2.best\.safetensors first"):
+        Grader.load(tmp_path)
