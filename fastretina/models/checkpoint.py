@@ -110,7 +110,9 @@ def read_info(path: Path) -> CheckpointInfo:
             values["operating"] = Operating.stored(values["operating"])
         info = CheckpointInfo(**values)
         numbers = (info.num_classes, info.resolution, info.epoch, 1 if info.size is None else info.size)
-        if not is_arch(info.arch) or not all(isinstance(number, int) and 0 < number < 100_000 for number in numbers):
+        if not (isinstance(info.arch, str) and is_arch(info.arch)) or not all(
+            isinstance(number, int) and 0 < number < 100_000 for number in numbers
+        ):
             raise ValueError(f"arch {info.arch!r}, {numbers}")
         if info.data is not None and not isinstance(info.data, dict):
             raise ValueError(f"data {info.data!r}")

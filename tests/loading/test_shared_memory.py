@@ -103,6 +103,7 @@ def assert_same_batches(parts: list[Loader], path: Path, epochs: int = 2) -> Non
 
 
 def test_memory_is_the_same_for_all_and_freed_with_the_last():
+    gc.collect()  # what tests before this one have left to be closed
     before = open_files()
     first, second = on_all(2, lambda peers: shared_memory(10_000, peers))
     assert open_files() == before + 2  # one for each map

@@ -80,6 +80,8 @@ def test_classes_come_back_and_a_bare_list_of_names_is_that_of_an_older_checkpoi
     "change",
     [
         {"arch": '"resnet9"'},
+        {"arch": "1.5"},
+        {"arch": "[]"},
         {"num_classes": "0"},
         {"resolution": '"big"'},
         {"std": "[0.1]"},
