@@ -165,6 +165,9 @@ def _warnings(config: EvaluateConfig, grader: Grader, beton: Beton) -> list[str]
             found.append(f"{config.data}: is the very set that {name} was trained on: its metrics say nothing of other images")
         elif beton.digest == known.get(member.info.selected_on):
             found.append(f"{config.data}: is the very set that {name}'s epoch was chosen on: its metrics are optimistic")
+    asked = [flag for flag, given in (("--tta", config.tta > 1), ("--fuse-eyes", config.fuse_eyes > 0)) if given]
+    if asked and grader.operating is not None:
+        found.append(f"The temperature and the thresholds were frozen on answers without {' and '.join(asked)}")
     learned = grader.members[0].info.size
     if learned is not None and beton.side != learned:
         size = "different sizes" if beton.side is None else f"{beton.side} px"

@@ -72,6 +72,8 @@ def test_predict_evaluate_and_grader_agree_to_the_bit(runs, tiny_betons, tmp_pat
     assert {row["name"]: int(row["predicted"]) for row in evaluated} == {
         Path(name).stem: grade for name, grade in zip(table["name"], table["grade"], strict=True)
     }
+    warned = json.loads((tmp_path / "e" / "metrics.json").read_text())["warnings"]
+    assert warned == ["The temperature and the thresholds were frozen on answers without --tta"] * (views > 1)
     if len(which) > 1:
         unsure = as_written(table["uncertainty"].to_numpy()).tolist()
         assert [float(row["uncertainty"]) for row in predicted] == unsure
