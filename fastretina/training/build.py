@@ -25,6 +25,7 @@ from fastretina.models.resnet import build_model, load_initial
 from fastretina.models.timm_backbones import check_growth
 from fastretina.packing.preprocessing import common_preparation
 from fastretina.system.cuda import training_bytes
+from fastretina.training.batchnorm_statistics import BATCH, estimate_statistics, has_batchnorm
 from fastretina.training.batchnorm_values import refuse_single_values
 from fastretina.training.compile import CompileChoice, StepForward, choose_compile
 from fastretina.training.config import TrainConfig
@@ -97,8 +98,17 @@ def build_run(
     reserve = training_bytes(model, largest, image_dtype(world, precision), world.device, precision.autocast) or None
     options = {"reserve": reserve, **decoding(config, model, world, state)}
 
-    def loader(name: str, resolution: int) -> Loader:
-        return make_loader(config, name, data[name], resolution, world, precision, **options)
+    def loader(name: str, resolution: int, **more: Any) -> Loader:
+        return make_loader(config, name, data[name], resolution, world, precision, **options, **more)
+
+    def estimate(model: nn.Module, epoch: int) -> None:
+        if not (config.batchnorm_images and has_batchnorm(model)):
+            return
+        # Where they are not of all ranks' parts, each rank sees the same images by itself, and finds the same.
+        alone = {} if config.sync_batchnorm else {"rank": 0, "world_size": 1}
+        few = {"resident": "off", "peers": None, "batch_size": min(BATCH, len(data["train"])), "drop_last": True}
+        with loader("train", config.resolution, **few, **alone) as images:
+            estimate_statistics(model, images, config.batchnorm_images, epoch, precision)
 
     growth = stack.enter_context(closing(Growth(config, lambda resolution: loader("train", resolution))))
     evaluated = {name: stack.enter_context(loader(name, config.resolution)) for name in data if name != "train"}
@@ -137,6 +147,7 @@ def build_run(
         world=world,
         train_loader=growth,
         full_batch=full_batch(config, world),
+        estimate_statistics=estimate,
         test_loader=evaluated["test"],
         val_loader=evaluated.get("val"),
         profiler=StepProfiler(folder, config.profile if world.is_main else 0),

@@ -161,25 +161,25 @@ def decoding(config: TrainConfig, model: nn.Module, world: World, state: dict[st
 def make_loader(
     config: TrainConfig, name: str, beton: Beton, resolution: int, world: World, precision: Precision, **options: Any
 ) -> Loader:
-    """The loader of the data set called `name`, of which only `train` is shuffled and augmented. options: more of `Loader`'s."""
+    """The loader of the data set called `name`, of which only `train` is shuffled and augmented. options: more of `Loader`'s, or
+    others than these."""
     train = name == "train"
-    return Loader(
-        beton,
-        batch_size=config.batch_size,
-        train=train,
-        resolution=resolution,
-        device=str(world.device),
-        seed=config.seed,
-        workers=config.workers or max(1, len(os.sched_getaffinity(0)) // world.local_size),
-        resident=config.resident,
-        dtype=image_dtype(world, precision),
-        sampling=config.sampling if train else None,
-        augment=AUGMENTATIONS[config.augment] if train else Augment.none(),
-        rank=world.rank,
-        world_size=world.size,
-        peers=world.peers,
-        **options,
-    )
+    usual: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "train": train,
+        "resolution": resolution,
+        "device": str(world.device),
+        "seed": config.seed,
+        "workers": config.workers or max(1, len(os.sched_getaffinity(0)) // world.local_size),
+        "resident": config.resident,
+        "dtype": image_dtype(world, precision),
+        "sampling": config.sampling if train else None,
+        "augment": AUGMENTATIONS[config.augment] if train else Augment.none(),
+        "rank": world.rank,
+        "world_size": world.size,
+        "peers": world.peers,
+    }
+    return Loader(beton, **{**usual, **options})
 
 
 class Growth:

@@ -68,7 +68,7 @@ class Training:
         wrap: makes of `model` what is called in training: itself, of several ranks a DistributedDataParallel, or what torch.compile
             makes of either. average: of its weights; what is evaluated and kept, if there is one.
         train_loader: gives the loader of an epoch, from 0; the same one until the resolution changes. full_batch: images that this
-            rank has of every batch but the last.
+            rank has of every batch but the last. estimate_statistics: those of the model's BatchNorms, anew, in an epoch, from 0.
     """
 
     config: TrainConfig
@@ -85,6 +85,7 @@ class Training:
     world: World
     train_loader: Callable[[int], Loader]
     full_batch: int
+    estimate_statistics: Callable[[nn.Module, int], None]
     test_loader: Loader
     val_loader: Loader | None
     profiler: StepProfiler
@@ -244,7 +245,9 @@ def _evaluate(training: Training, stop: Callable[[], None]) -> bool:
     """End the epoch with its evaluation: validation first, from which alone the head's decision is fitted; then the test.
     Returns whether this epoch is the best so far. All ranks run the model; rank 0 judges, and the others take it over."""
     started = time.perf_counter()
-    at, world = training.progress, training.world
+    at, world, config = training.progress, training.world, training.config
+    if at.epoch >= config.freeze_epochs:  # until then they are those that the backbone came with
+        training.estimate_statistics(training.graded, at.epoch)
     world.share(training.graded)  # BatchNorm's statistics, unless synchronised, are of each rank's own images
     validation = None if training.val_loader is None else _outputs(training, training.val_loader, "validating", stop)
     tested = _outputs(training, training.test_loader, "testing", stop)

@@ -55,10 +55,11 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
             assert self.running_mean is not None
             assert self.running_var is not None
             assert self.num_batches_tracked is not None
-            assert self.momentum is not None  # so of every network of torchvision and timm
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
             self.num_batches_tracked += 1
+            # None: the plain average of all batches.
+            momentum = 1.0 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), momentum)
         scale = (variance + self.eps).rsqrt() * self.weight
         output: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
         return self._finished(output.to(input.dtype))
