@@ -217,7 +217,7 @@ def cropped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_a_checkpoint_carries_the_preparation_of_its_training_set(cropped, tiny_betons, tmp_path, monkeypatch) -> None:
     out = tmp_path / "run"
-    settings = {"epochs": 1, "batch_size": 20, "resolution": 32, "workers": 1}
+    settings = {"epochs": 1, "batch_size": 20, "resolution": 32, "workers": 1, "val_fraction": 0}
     train.main(TrainConfig(train=cropped[0], test=cropped[1], out=out, **settings))
     assert read_info(out / "best.safetensors").preparation == FUNDUS
 

@@ -47,7 +47,7 @@ def packed(tiny_betons, tmp_path):
 
 
 def config(train: Path | str, test: Path | str | None, out: Path, **changes) -> TrainConfig:
-    settings = {"epochs": 2, "batch_size": 8, "resolution": 32, "lr": 1e-2, "seed": 7, "workers": 1} | changes
+    settings = {"epochs": 2, "batch_size": 8, "resolution": 32, "lr": 1e-2, "seed": 7, "workers": 1, "val_fraction": 0} | changes
     return TrainConfig(train=Path(train), test=None if test is None else Path(test), out=out, **settings)
 
 
