@@ -217,7 +217,7 @@ for name in "$@"; do
       for decode in cpu $([ "$DEVICE" = cpu ] || echo gpu); do
         step "timeline-$decode" 40 "$PYTHON" -m fastretina.train --train "$DATA" --test "$DATA" --amp --batch-size "$(sizes 128)" \
           --resolution "$SIZE" --device "$DEVICE" --decode "$decode" --resident off $([ "$DEVICE" = cpu ] || echo --compile default) \
-          --profile 5 --stop-after-steps 16 --out "$runs/timeline-$decode"
+          --profile 5 --stop-after-steps 16 --val-fraction 0 --out "$runs/timeline-$decode"
         [ ! -e "$runs/timeline-$decode/profile.json.gz" ] ||
           cp "$runs/timeline-$decode/profile.json.gz" "$OUT/timeline-$decode.json.gz"
       done
@@ -225,7 +225,7 @@ for name in "$@"; do
     run)
       runs="$(mktemp -d)"  # its checkpoints are hundreds of megabytes; what it says is in the log
       step run 120 "$PYTHON" -m fastretina.train --train "$DATA" --test "$DATA" --amp --epochs 2 --batch-size "$(sizes 128)" \
-        --resolution "$SIZE" --device "$DEVICE" --out "$runs/run"
+        --resolution "$SIZE" --device "$DEVICE" --val-fraction 0 --out "$runs/run"
       [ ! -e "$runs/run/report.html" ] || cp "$runs/run/report.html" "$OUT/run.html"
       rm -rf "$runs" ;;
   esac

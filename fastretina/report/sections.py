@@ -92,6 +92,7 @@ def data_section(data: Mapping[str, Any], classes: Classes) -> Section:
             table(["set", *set_titles], counts, "Images and patients"),
             table(["sets", "patients in both", "images in both"], shared, "What two sets share") if shared else "",
             note(" ".join([*warnings, FLATTERED])) if warnings else "",
+            note(data["split_note"]) if data.get("split_note") else "",
             note(unknown) if unknown else "",
             remark("Images in both: those of the second set that are, byte for byte, in the first, too."),
         ],

@@ -37,6 +37,8 @@ def header(config: TrainConfig, run: Run, folder: RunFolder) -> str:
     ]
     for name, data in info.data.items():
         lines.append(f"{name:<10} {data.path}: {data.images:,} images, {_counts(data.grades, info.classes)}")
+    if info.split_note is not None:
+        lines.append(f"split      {info.split_note}")
     lines += _shared(info)
     lines += [f"loader     {info.loader}", f"selection  {info.selection_note}", f"run folder {folder.path}"]
     if progress.step:

@@ -24,11 +24,12 @@ from fastretina.system.json_text import read_json
 from fastretina.training.presets import PRESETS, RecipeName, flag, presets_in_words
 
 MOST_FOLDS = 20
+VALIDATION_SHARE = 0.1  # of --train, where nothing else is said
 REFERENCE_BATCH = 256  # what --lr is meant for with --scale-lr
 OptimizerName = Literal["adamw", "sgd"]
 ScheduleName = Literal["cosine", "two-phase", "onecycle", "constant"]
 CompileSetting = Literal["auto", "off", "default", "max-autotune-no-cudagraphs", "reduce-overhead"]
-SplitBy = Literal["patient", "image"]
+SplitBy = Literal["auto", "patient", "image"]
 AugmentName = Literal["off", "flips", "on", "full"]
 AUGMENTATIONS: dict[AugmentName, Augment] = {
     "off": Augment.none(),
@@ -61,9 +62,13 @@ class Recipe:
     train: Path = Path("data/train.beton")
     test: Path | None = None  # test set; none: data/test.beton, or what --test-fraction takes from --train
     test_fraction: float = 0.0  # instead of --test: share of --train to test on, which is not trained on, 0-0.5
-    val: Path | None = None  # validation set; the best epoch is chosen on it, without it on the test set
-    val_fraction: float = 0.0  # instead of --val: share of --train to validate on, which is not trained on, 0-0.5
-    split_by: SplitBy = "patient"  # patient: all images of a patient stay on one side of --val-fraction and --test-fraction
+    val: Path | None = None  # validation set, instead of --val-fraction; the best epoch is chosen on it
+    # share of --train to validate on, which is not trained on, 0-0.5; left away: 0.1, or none with --val or --folds;
+    # 0: none, and the best epoch is then chosen on the test set, whose metrics are optimistic
+    val_fraction: float | None = None
+    # patient: all images of a patient stay on one side; image: a person's two eyes may part; auto: by patient, and where patients
+    # are unknown --val-fraction by image, which is said
+    split_by: SplitBy = "auto"
     # the metric that the best epoch is chosen by; auto: qwk where the classes have an order, else balanced_accuracy
     select_by: SelectionMetric = "auto"
     # what the thresholds for referring that the checkpoint keeps must reach on the validation set, 0-1
@@ -118,6 +123,13 @@ class Recipe:
         return Path("data/test.beton") if self.test is None and not self.test_fraction else self.test
 
     @property
+    def validation_share(self) -> float:
+        """The share of --train that is validated on and not trained on, 0-0.5; 0 where validation data come from elsewhere."""
+        if self.val_fraction is not None:
+            return self.val_fraction
+        return VALIDATION_SHARE if self.val is None else 0.0
+
+    @property
     def learning_rate(self) -> float:
         """The highest learning rate, scaled if it is to be: Goyal et al., Accurate, large minibatch SGD, 2017."""
         return self.lr * self.batch_size / REFERENCE_BATCH if self.scale_lr else self.lr
@@ -149,6 +161,11 @@ class TrainConfig(Recipe):
     fold: int | None = None  # of --folds, from 1: train this one alone, in a run folder of its own; none: all, one after the other
 
     @property
+    def validation_share(self) -> float:
+        """See `Recipe`; 0 with --folds, each of which is validated on its own part of --train."""
+        return 0.0 if self.folds and self.val_fraction is None else super().validation_share
+
+    @property
     def all_folds(self) -> bool:
         """Whether these are the settings of several runs, one for each fold, and not of one run."""
         return bool(self.folds) and self.fold is None
@@ -177,7 +194,8 @@ def as_settings(config: Recipe) -> dict[str, Any]:
     """The settings as config.json holds them: plain values, paths as text; not the file that they came from."""
     found = {key: str(as_path(value)) if isinstance(value, Path) else value for key, value in asdict(config).items()}
     del found["config"]
-    return found | {"test": None if config.test_file is None else str(as_path(config.test_file))}
+    test = None if config.test_file is None else str(as_path(config.test_file))
+    return found | {"test": test, "val_fraction": config.validation_share}
 
 
 def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,10 +205,11 @@ def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def differing(stored: Mapping[str, Any], now: Mapping[str, Any], keys: Iterable[str]) -> dict[str, tuple[Any, Any]]:
     """Those of these settings that are not what they were, (was, now) each. What an older run had no setting for was as it is by
-    default now; `auto` is what older runs said in full."""
-    was = as_settings(TrainConfig()) | renamed(stored)
-    if now.get("select_by") == "auto" and was["select_by"] == "qwk":
-        was["select_by"] = "auto"
+    default now, but for --val-fraction, which was 0; `auto` is what older runs said in full."""
+    was = as_settings(TrainConfig(val_fraction=0.0)) | renamed(stored)
+    for name, in_full in (("select_by", "qwk"), ("split_by", "patient")):
+        if now.get(name) == "auto" and was[name] == in_full:
+            was[name] = "auto"
     return {key: (was.get(key), now.get(key)) for key in sorted(keys) if was.get(key) != now.get(key)}
 
 
@@ -250,7 +269,7 @@ def check(config: TrainConfig) -> None:
         "layer_decay": 1,
     }
     for name, high in ranges.items():
-        if not 0 <= getattr(config, name) <= high:
+        if not 0 <= (getattr(config, name) or 0) <= high:
             raise UsageError(f"--{name.replace('_', '-')} must lie in 0-{high:g}, got {getattr(config, name)}")
     for name in ("target_sensitivity", "target_specificity"):
         if not 0 < getattr(config, name) <= 1:
@@ -277,14 +296,17 @@ def _check_folds(config: TrainConfig) -> None:
     if config.fold is not None and not 1 <= config.fold <= config.folds:
         raise UsageError(f"--fold {config.fold}: is one of --folds {config.folds}, from 1")
     if config.folds and (config.val is not None or config.val_fraction):
-        raise UsageError("--folds with --val or --val-fraction: each fold is validated on its own part of --train; leave them away")
+        raise UsageError(
+            "--folds with --val or --val-fraction: each fold is validated on its own part of --train; leave them away, or say "
+            "--val-fraction 0 where a --config gives it"
+        )
 
 
 def _check_data(config: TrainConfig) -> None:
     if config.test is not None and config.test_fraction:
         raise UsageError("--test and --test-fraction: give one of them")
     if config.val is not None and config.val_fraction:
-        raise UsageError("--val and --val-fraction: give one of them")
+        raise UsageError("--val and --val-fraction: give one of them, and --val-fraction 0 where a --config gives it")
     if missing := _missing(config.train):
         raise UsageError(f"{missing}: no such file. Make it of photographs and their grades:  {_packing(missing, 'train')}")
     test = config.test_file
@@ -299,7 +321,8 @@ def _check_data(config: TrainConfig) -> None:
         raise UsageError(f"--val {missing}: no such file")
     if test is not None and set(files_of(config.val)) & set(files_of(test)):
         raise UsageError(
-            f"--val {config.val}: is the test set; leave --val away and the report says that the choice was made on it"
+            f"--val {config.val}: is the test set; leave --val away, or say --val-fraction 0 instead, and the report says that the "
+            "choice was made on the test set"
         )
 
 

@@ -50,9 +50,9 @@ def open_data(config: TrainConfig, stack: ExitStack) -> dict[str, Beton]:
             )
     if config.test_fraction:
         data |= _parted(data["train"], "test", config.test_fraction, config.split_by)
-    if config.val_fraction:
+    if share := config.validation_share:
         # Both are shares of the file, and this one is taken from what the other leaves.
-        data |= _parted(data["train"], "val", config.val_fraction / (1 - config.test_fraction), config.split_by)
+        data |= _parted(data["train"], "val", share / (1 - config.test_fraction), config.split_by)
     if config.fold is not None:
         groups = split_groups(data["train"], config.split_by, "--folds")
         rest, part = fold_of(groups, data["train"].labels, config.folds, config.fold)
@@ -95,13 +95,19 @@ def _parted(whole: Beton, name: str, fraction: float, by: SplitBy) -> dict[str, 
 
 
 def split_groups(beton: Beton, by: SplitBy, flag: str) -> list[str]:
-    """What must not be parted, for each image (N,): its patient, or the image itself. UsageError where a patient is unknown."""
+    """What must not be parted, for each image (N,): its patient, or the image itself.
+
+    Where a patient is unknown, `auto` is by image for a validation set alone: eyes that part there choose a worse epoch, in a test
+    set they would flatter the metrics. UsageError for the others.
+    """
     if by == "image":
         return list(beton.names)
     patients = beton.patients or [None] * len(beton)
     if (known := all_known(patients)) is None:
+        if by == "auto" and flag == "--val-fraction":
+            return list(beton.names)
         raise UsageError(
-            f"{flag} with --split-by patient: {beton.path}: the patients of {patients.count(None):,} of {len(beton):,} images "
+            f"{flag} with --split-by {by}: {beton.path}: the patients of {patients.count(None):,} of {len(beton):,} images "
             "are unknown; pack it with --patient-column or --patient-pattern, or use --split-by image, which may part a "
             "person's two eyes"
         )
@@ -124,6 +130,7 @@ def split(
     if not 0 < len(taken) < len(labels):
         raise UsageError(
             f"{flag}: takes {len(taken)} of {len(labels)} images and leaves {len(labels) - len(taken)}; both sides need some"
+            + ("; --val-fraction 0 takes none, and the best epoch is chosen on the test set" if flag == "--val-fraction" else "")
         )
     return rest, taken
 

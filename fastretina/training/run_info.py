@@ -34,8 +34,8 @@ def selection_note(metric: str, selected_on: str) -> str:
     if selected_on == "val":
         return f"Best epoch chosen by {title} on the validation set; the test set had no part in it."
     return (
-        f"Best epoch chosen by {title} on the TEST set, since no validation set was given: its metrics are optimistic. "
-        "Give --val FILE or --val-fraction for an honest choice."
+        f"Best epoch chosen by {title} on the TEST set, as --val-fraction 0 says: its metrics are optimistic. "
+        "Leave that flag away, or give --val FILE, for an honest choice."
     )
 
 
@@ -133,6 +133,20 @@ class RunInfo:
         """What a reader must know about that choice."""
         return selection_note(self.selection_metric, self.selected_on)
 
+    @property
+    def split_note(self) -> str | None:
+        """What a reader must know where `--split-by auto` knew no patients to take the validation set by; None elsewhere."""
+        if self.settings.get("split_by") != "auto" or not self.settings.get("val_fraction"):
+            return None
+        parts = [self.data[name] for name in ("train", "val") if name in self.data]
+        unknown, images = sum(part.unknown for part in parts), sum(part.images for part in parts)
+        if not unknown:
+            return None
+        return (
+            f"The validation set was taken from the training set by image, since the patients of {unknown:,} of {images:,} images "
+            "are unknown: a person's two eyes may be on both sides."
+        )
+
     def _shared(self, count: Callable[[DataInfo, DataInfo], int | None]) -> dict[str, int | None]:
         pairs = [(one, other) for one, other in PAIRS if one in self.data and other in self.data]
         return {f"{one}_{other}": count(self.data[one], self.data[other]) for one, other in pairs}
@@ -198,6 +212,7 @@ class RunInfo:
             **{name: data.as_dict() for name, data in self.data.items()},
             "patients_in_train_and_test": self.patients_shared.get("train_test"),
             "patients_shared": self.patients_shared,
+            "split_note": self.split_note,
             "duplicates_shared": self.duplicates_shared,
         }
 

@@ -31,7 +31,7 @@ from fastretina.training.state import load_state, report_ending
 from tests.conftest import one_pixel_pictures, write_tiny_folder
 
 NAMES = ("accuracy", "balanced_accuracy", "qwk", "macro_f1")
-SMALL = {"epochs": 2, "batch_size": 20, "resolution": 32, "lr": 3e-4, "workers": 1}
+SMALL = {"epochs": 2, "batch_size": 20, "resolution": 32, "lr": 3e-4, "workers": 1, "val_fraction": 0}
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

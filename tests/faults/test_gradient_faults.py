@@ -57,7 +57,7 @@ def scaled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(tiny_betons, out: Path, **changes: object) -> TrainConfig:
-    settings = {"epochs": 8, "batch_size": 8, "resolution": 32, "seed": 7, "workers": 1} | changes
+    settings = {"epochs": 8, "batch_size": 8, "resolution": 32, "seed": 7, "workers": 1, "val_fraction": 0} | changes
     return TrainConfig(train=tiny_betons.train, test=tiny_betons.test, out=out, **settings)
 
 

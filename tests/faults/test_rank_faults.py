@@ -25,7 +25,7 @@ class Ranks:
     """Starts runs in the process of fork_ranks.py."""
 
     def __init__(self, train: Path, test: Path) -> None:
-        self.data = [f"--train={train}", f"--test={test}"]
+        self.data = [f"--train={train}", f"--test={test}", "--val-fraction=0"]
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).parent / "fork_ranks.py"), str(train)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

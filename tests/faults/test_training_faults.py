@@ -45,7 +45,7 @@ class Runs:
     """Starts runs in the process of fork_runs.py."""
 
     def __init__(self, train: Path, test: Path) -> None:
-        self.data = [f"--train={train}", f"--test={test}"]
+        self.data = [f"--train={train}", f"--test={test}", "--val-fraction=0"]
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).parent / "fork_runs.py"), str(train)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -249,7 +249,7 @@ def test_the_memory_of_a_run_of_many_epochs_stays_flat(tiny_betons, tmp_path: Pa
 def test_a_run_under_OO_is_the_same_run(whole: tuple[Path, dict[int, str], int], tiny_betons, tmp_path: Path) -> None:
     """Python without assertions and docstrings."""
     flags = [f"--train={tiny_betons.train}", f"--test={tiny_betons.test}", f"--out={tmp_path / 'run'}", "--epochs=3"]
-    flags += ["--batch-size=8", "--resolution=32", "--seed=7", "--workers=1"]
+    flags += ["--batch-size=8", "--resolution=32", "--seed=7", "--workers=1", "--val-fraction=0"]
     script = "import sys, torch, fork_runs; fork_runs.run({'flags': sys.argv[1:], 'tiny': True}, [0])"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
     done = subprocess.run(

@@ -217,7 +217,7 @@ def cropped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_a_checkpoint_carries_the_preparation_of_its_training_set(cropped, tiny_betons, tmp_path, monkeypatch) -> None:
     out = tmp_path / "run"
-    settings = {"epochs": 1, "batch_size": 20, "resolution": 32, "workers": 1}
+    settings = {"epochs": 1, "batch_size": 20, "resolution": 32, "workers": 1, "val_fraction": 0}
     train.main(TrainConfig(train=cropped[0], test=cropped[1], out=out, **settings))
     assert read_info(out / "best.safetensors").preparation == FUNDUS
 
@@ -251,7 +251,7 @@ def test_predict_rejects_a_black_photograph(preparation: Preparation, tmp_path: 
 def test_sets_that_were_prepared_differently_are_refused_by_name(other: str, cropped, tiny_betons, tmp_path) -> None:
     files = {"train": cropped[0], "test": cropped[1], other: tiny_betons.test}
     with pytest.raises(UsageError) as refused:
-        train.main(TrainConfig(**files, out=tmp_path / "run"))
+        train.main(TrainConfig(**files, val_fraction=0, out=tmp_path / "run"))
     for named in (f"--train {cropped[0]}", "--crop fundus", f"--{other} {tiny_betons.test}", "--crop none"):
         assert named in str(refused.value)
     with Beton(tiny_betons.train) as one, Beton(tiny_betons.test) as two:

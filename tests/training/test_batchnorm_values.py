@@ -124,7 +124,7 @@ def betons(tmp_path_factory) -> dict[int, Path]:
 
 def recipe(tiny_betons, train_set: Path, out: Path, resolution: int) -> dict[str, Any]:
     sizes = {"epochs": 1, "batch_size": 32, "resolution": resolution}
-    return {"train": train_set, "test": tiny_betons.test, "out": out, "workers": 1, **sizes}
+    return {"train": train_set, "test": tiny_betons.test, "out": out, "workers": 1, "val_fraction": 0, **sizes}
 
 
 @pytest.mark.parametrize(("images", "resolution"), [(34, 32), (33, 33)])

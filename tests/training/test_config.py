@@ -51,7 +51,7 @@ def small(monkeypatch: pytest.MonkeyPatch):
 
 
 def config(tiny_betons, out: Path, **changes) -> TrainConfig:
-    settings = {"epochs": 3, "batch_size": 8, "resolution": 32, "lr": 1e-2, "seed": 7, "workers": 1} | changes
+    settings = {"epochs": 3, "batch_size": 8, "resolution": 32, "lr": 1e-2, "seed": 7, "workers": 1, "val_fraction": 0} | changes
     return TrainConfig(train=tiny_betons.train, test=tiny_betons.test, out=out, **settings)
 
 

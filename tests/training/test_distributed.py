@@ -32,7 +32,7 @@ TIMINGS = {"images_per_second", "data_wait_seconds", "train_seconds", "epoch_sec
 
 
 def config(tiny_betons, out: Path, **changes) -> TrainConfig:
-    settings = {"epochs": EPOCHS, "batch_size": BATCH, "resolution": 32, "lr": 1e-2, "seed": 7, "workers": 1}
+    settings = {"epochs": EPOCHS, "batch_size": BATCH, "resolution": 32, "lr": 1e-2, "seed": 7, "workers": 1, "val_fraction": 0}
     settings |= {"class_weights": "sqrt", "ema": 0.9, "sync_batchnorm": True, "schedule": "two-phase"}
     settings |= {
         "freeze_epochs": 1,

@@ -85,7 +85,7 @@ def test_no_step_waits_for_the_device(tiny_betons, tmp_path, device, changes, mo
     monkeypatch.setattr(loop, "_timed", strict)
     monkeypatch.setattr(loop, "READ_EVERY", 3)
     data = {"train": tiny_betons.train, "test": tiny_betons.test, "out": tmp_path / "run"}
-    common = {"amp": True, "epochs": 1, "batch_size": 2, "resolution": 64, "device": device, "resident": "on"}
+    common = {"amp": True, "epochs": 1, "batch_size": 2, "resolution": 64, "device": device, "resident": "on", "val_fraction": 0}
     try:
         train.main(TrainConfig(**data, **common, **changes))
     finally:

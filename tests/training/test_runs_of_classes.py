@@ -47,7 +47,7 @@ def packed(tiny_betons, tmp_path):
 
 
 def config(train: Path | str, test: Path | str | None, out: Path, **changes) -> TrainConfig:
-    settings = {"epochs": 2, "batch_size": 8, "resolution": 32, "lr": 1e-2, "seed": 7, "workers": 1} | changes
+    settings = {"epochs": 2, "batch_size": 8, "resolution": 32, "lr": 1e-2, "seed": 7, "workers": 1, "val_fraction": 0} | changes
     return TrainConfig(train=Path(train), test=None if test is None else Path(test), out=out, **settings)
 
 
@@ -158,7 +158,7 @@ def test_unknown_patients_are_called_unknown_and_not_split_by(packed, tmp_path, 
     """Of two images nobody knows whose they are, so that of the set it is unknown who is in it."""
     people = ["", "", *(str(n) for n in range(38))]
     train, test = packed("train", RETINOPATHY, patients=people), packed("test", RETINOPATHY)
-    settings = config(train, test, tmp_path / "run", epochs=1, val_fraction=0.3)
+    settings = config(train, test, tmp_path / "run", epochs=1, val_fraction=0.3, split_by="patient")
     with pytest.raises(
         UsageError, match=r"--val-fraction with --split-by patient: .*train\.beton: .* of 2 of 40 images are unknown"
     ):
