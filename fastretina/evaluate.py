@@ -163,6 +163,8 @@ def _warnings(config: EvaluateConfig, grader: Grader, beton: Beton) -> list[str]
         known = member.info.data or {}
         if beton.digest == known.get("train"):
             found.append(f"{config.data}: is the very set that {name} was trained on: its metrics say nothing of other images")
+        elif beton.digest == known.get("whole"):
+            found.append(f"{config.data}: holds all that {name} was trained on: its metrics say little of other images")
         elif beton.digest == known.get(member.info.selected_on):
             found.append(f"{config.data}: is the very set that {name}'s epoch was chosen on: its metrics are optimistic")
     asked = [flag for flag, given in (("--tta", config.tta > 1), ("--fuse-eyes", config.fuse_eyes > 0)) if given]

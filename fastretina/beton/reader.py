@@ -54,6 +54,7 @@ class Beton:
     _columns: tuple[str, ...] = ("labels", "ids", "crcs", "widths", "heights", "modes", "_pointers", "_sizes")
     _indices: NDArray[np.int64] | None = None  # of the samples in the file, where these are a selection
     _digest: str | None = None  # once it was asked for
+    _whole: Beton | None = None  # of a selection
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -82,6 +83,7 @@ class Beton:
         """The samples at these indices (N,), in this order, as a Beton of its own over the same open file; closing either
         leaves the other open. The index that a SampleError names stays that in the file."""
         part = copy.copy(self)
+        part._whole = self.whole
         for name in self._columns:
             column = getattr(self, name)
             setattr(part, name, None if column is None else column[indices])
@@ -89,6 +91,11 @@ class Beton:
         part._indices = indices if self._indices is None else self._indices[indices]
         part._digest, part._walked = None, bytearray(len(indices))
         return part
+
+    @property
+    def whole(self) -> Beton:
+        """What this was selected from by `select`, in one step or several; itself where it was not."""
+        return self._whole or self
 
     @property
     def digest(self) -> str:

@@ -41,8 +41,8 @@ class CheckpointInfo:
         head, decision: what the last layer means.
         preparation: what was done to the photographs that it learned from, and is to be done to those that it grades.
         classes: what it tells apart.
-        data: digests (`Beton.digest`) of the data sets that had a part in it, by name: train, and what its epoch was chosen on
-            (val, else test); None where they are not known.
+        data: digests (`Beton.digest`) of the data sets that had a part in it, by name: train, what its epoch was chosen on
+            (val, else test), and whole, the files that the training set is of; None where they are not known.
         operating: thresholds for referring, frozen on its validation data; None without such data, or where nothing is referable.
         size: side in pixels of the photographs that it learned from, as they were packed; None where unknown, or not all alike.
     """

@@ -132,6 +132,8 @@ def seen(info: CheckpointInfo, digest: str) -> str:
     known = info.data or {}
     if digest == known.get("train"):
         return "trained on these very data"
+    if digest == known.get("whole"):
+        return "trained on a part of these very data"
     if digest == known.get(info.selected_on):
         return "its epoch chosen on these very data"
     if known.get("train") is None or known.get(info.selected_on) is None:

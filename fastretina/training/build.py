@@ -171,7 +171,8 @@ def build_run(
             decision=progress.decision,
             preparation=preparation,
             classes=classes,
-            data={name: info.digests[name] for name in ("train", info.selected_on)},  # not a test set that had no part in it
+            # Not a test set that had no part in it. "whole": the file that the training set is a part of.
+            data={**{name: info.digests[name] for name in ("train", info.selected_on)}, "whole": data["train"].whole.digest},
             operating=info.freeze(progress.best_val),
             size=data["train"].side,
         )

@@ -78,6 +78,18 @@ def test_evaluate_says_that_the_training_has_seen_these_very_data(run, tiny_beto
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["data_digest"] == known
 
 
+def test_evaluate_says_that_the_training_has_seen_most_of_these_data(tiny_betons, tmp_path, capsys):
+    """The file that --val-fraction, the default, parts."""
+    train.main(
+        TrainConfig(
+            train=tiny_betons.train, test=tiny_betons.test, val_fraction=0.3, epochs=1, batch_size=8, resolution=32, device="cpu",
+            split_by="image", out=tmp_path / "run",
+        )
+    )  # fmt: skip
+    evaluate.main(EvaluateConfig(tmp_path / "run" / "best.safetensors", tiny_betons.train, batch_size=8))
+    assert "holds all that this model was trained on" in capsys.readouterr().err
+
+
 def test_evaluate_says_nothing_of_data_that_the_training_has_not_seen(run, tiny_betons, tmp_path, capsys):
     images = tiny_betons.test_images
     lines = (images / "labels.csv").read_text().splitlines()[:-1]

@@ -252,6 +252,7 @@ def test_names_are_no_markup(unknown):
     ("known", "said"),
     [
         ({"train": TESTED, "val": CHOSEN}, "trained on these very data"),
+        ({"train": TRAINED, "val": CHOSEN, "whole": TESTED}, "trained on a part of these very data"),
         ({"train": TRAINED, "val": TESTED}, "its epoch chosen on these very data"),
         ({"train": TRAINED, "val": CHOSEN}, "neither trained nor chosen on these data"),
         ({"train": None, "val": CHOSEN}, "unknown whether it has seen these data"),
