@@ -70,12 +70,12 @@ def run(
     main: Callable[[Config], int | None],
     argv: Sequence[str] | None = None,
     prog: str | None = None,
-    flags_from: Callable[[Path], list[str]] | None = None,
+    flags_before: Callable[[Sequence[str]], list[str]] | None = None,
 ) -> NoReturn:
     """Parse the command line into `config` (unknown flags: exit 2), call `main(config)` and exit.
 
-    prog: how messages call the program; None: as it was called. flags_from: reads the file of `--config` into flags, which those
-    of the command line override.
+    prog: how messages call the program; None: as it was called. flags_before: makes of the words of the command line flags that are
+    to stand before them, and that they override.
 
     Exit codes: what `main` returns (None is 0); a FastretinaError's own (1, or 2 for UsageError) after one line on
     standard error; 1 where the system refuses something (a line), or for a bug (its traceback); 130 on SIGINT; 143 on SIGTERM,
@@ -90,11 +90,8 @@ def run(
     atexit.register(gc.freeze)
     words = sys.argv[1:] if argv is None else list(argv)
     with standard_streams() as streams, _one_line_errors():
-        if flags_from is not None:
-            file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-            file.add_argument("--config", type=Path)
-            if (given := file.parse_known_args(words)[0].config) is not None:
-                words = [*flags_from(given), *words]
+        if flags_before is not None:
+            words = [*flags_before(words), *words]
         _check_current_folder()
         for word in words:
             if "\0" in word:  # out of a config.json; a command line cannot hold one

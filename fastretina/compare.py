@@ -21,7 +21,7 @@ from fastretina import cli, several
 from fastretina.errors import CheckpointError, UsageError
 from fastretina.models.options import backbone_of, folder_name, is_arch
 from fastretina.several import PlannedRun
-from fastretina.training.config import Recipe, TrainConfig, as_settings, flags_from
+from fastretina.training.config import Recipe, TrainConfig, as_settings, flags_before
 from fastretina.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _check_model(run: PlannedRun, training: Beton) -> None:
         ) from error
 
 
-run_command = partial(cli.run, CompareConfig, main, flags_from=partial(flags_from, CompareConfig))
+run_command = partial(cli.run, CompareConfig, main, flags_before=partial(flags_before, CompareConfig))
 
 if __name__ == "__main__":
     run_command()

@@ -13,7 +13,7 @@ from __future__ import annotations
 from functools import partial
 
 from fastretina import cli
-from fastretina.training.config import TrainConfig, flags_from
+from fastretina.training.config import TrainConfig, flags_before
 
 
 def main(config: TrainConfig) -> int:
@@ -26,7 +26,7 @@ def main(config: TrainConfig) -> int:
     return one_run.main(config)
 
 
-run_command = partial(cli.run, TrainConfig, main, flags_from=partial(flags_from, TrainConfig))
+run_command = partial(cli.run, TrainConfig, main, flags_before=partial(flags_before, TrainConfig))
 
 if __name__ == "__main__":
     run_command()

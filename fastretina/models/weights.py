@@ -126,6 +126,13 @@ def refuse_inflating(path: Path) -> None:
 
 def weights_file(arch: str, weights: str | Path) -> Path:
     path = Path(weights)
+    if path.is_dir():
+        from fastretina.models.folder import checkpoint_files  # which imports this module, too
+
+        first, *others = checkpoint_files(path)
+        if others:
+            raise UsageError(f"--weights {weights}: holds {1 + len(others)} checkpoints; name one, such as {first}")
+        return first
     if path.suffix in {".pth", ".pt", ".safetensors"} or path.exists():
         return path
     if not BACKBONES.get(arch, Backbone(arch)).builder.startswith("torchvision."):

@@ -14,6 +14,7 @@ from fastretina.report.sections import shared_images, shared_patients
 from fastretina.training.build import Run
 from fastretina.training.config import REFERENCE_BATCH, TrainConfig
 from fastretina.training.distributed import World
+from fastretina.training.presets import recipe_in_words
 from fastretina.training.progress import EpochRecord, Progress
 from fastretina.training.run_folder import RunFolder
 from fastretina.training.run_info import SET_TITLES, RunInfo
@@ -27,6 +28,7 @@ def header(config: TrainConfig, run: Run, folder: RunFolder) -> str:
     lines = [
         f"fastretina {__version__}: {config.arch} ({info.parameters / 1e6:.1f} M parameters), {start}, {config.resolution} px, "
         f"{config.optimizer} {config.learning_rate:g} {config.schedule}, batch {config.batch_size}, seed {config.seed}",
+        *([f"recipe     {recipe_in_words(config.recipe, info.settings)}"] if config.recipe else []),
         *([f"weights    {info.start}"] if config.weights else []),
         *_batch_lines(config, run.training.world),
         f"device     {info.device}",

@@ -5,8 +5,9 @@ Imports no torch: --help should not wait for it.
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -20,6 +21,7 @@ from fastretina.loading.augment import Augment
 from fastretina.metrics.table import SelectionMetric
 from fastretina.models.options import AmpDtype, ClassWeights, HeadName, backbone_of, folder_name
 from fastretina.system.json_text import read_json
+from fastretina.training.presets import PRESETS, RecipeName, flag, presets_in_words
 
 MOST_FOLDS = 20
 REFERENCE_BATCH = 256  # what --lr is meant for with --scale-lr
@@ -54,6 +56,7 @@ CompileFlag = Annotated[
 class Recipe:
     """What the runs of a comparison have in common: data, training and machine."""
 
+    recipe: Annotated[RecipeName | None, arg(help=f"settings by name, which every flag overrides. {presets_in_words()}")] = None
     # training set: a .beton file, or a pattern for its shards ("data/train-*.beton"); several packings with commas between
     train: Path = Path("data/train.beton")
     test: Path | None = None  # test set; none: data/test.beton, or what --test-fraction takes from --train
@@ -205,9 +208,19 @@ def flags_from(kind: type[Recipe], path: Path) -> list[str]:
             raise UsageError(f"--config {path}: {name}: no setting of this command")
         if isinstance(value, bool) != isinstance(known[name], bool):
             raise UsageError(f"--config {path}: {name}: cannot be {json.dumps(value)}")
-        flag = name.replace("_", "-")
-        flags.append(f"--{flag}={value}" if not isinstance(value, bool) else f"--{flag}" if value else f"--no-{flag}")
+        flags.append(flag(name, value))
     return flags
+
+
+def flags_before(kind: type[Recipe], words: Sequence[str]) -> list[str]:
+    """The flags that --config and --recipe among `words` stand for. They are to stand before `words`, whose own flags override
+    them; and a recipe that is asked for overrides that of the file."""
+    asking = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    asking.add_argument("--config", type=Path)
+    asking.add_argument("--recipe")
+    given = asking.parse_known_args(words)[0]
+    flags = [] if given.config is None else flags_from(kind, given.config)
+    return flags + (PRESETS[given.recipe].flags if given.recipe in PRESETS else [])
 
 
 def check(config: TrainConfig) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from fastretina import cli
 from fastretina.compare import CompareConfig
-from fastretina.training.config import Recipe, TrainConfig, as_settings, flags_from
+from fastretina.training.config import Recipe, TrainConfig, as_settings, flags_before
 
 # One other than the default of every kind: paths, numbers, words, switches, and what may be missing.
 SETTINGS = TrainConfig(
@@ -23,7 +23,7 @@ def parsed(kind: type[Recipe], *words: object) -> Recipe:
     """The settings that the command line `words` stands for. SystemExit where it is refused."""
     found: list[Recipe] = []
     with pytest.raises(SystemExit) as end:
-        cli.run(kind, found.append, [str(word) for word in words], flags_from=partial(flags_from, kind))
+        cli.run(kind, found.append, [str(word) for word in words], flags_before=partial(flags_before, kind))
     if end.value.code:
         raise end.value
     return found[0]
