@@ -94,8 +94,9 @@ def measure_gap(epoch: Epoch, device: str) -> dict[str, float]:
 class SideProcess:
     """The parent's end: starts the process, asks for epochs. A side that ends, or does not answer in time, is a RuntimeError."""
 
-    def __init__(self, side: str, task: Task, patience: float = 300.0, script: str = __file__) -> None:
-        """patience: seconds that it has for its first batch, and for each answer after that. script: what it runs."""
+    def __init__(self, side: str, task: Any, patience: float = 300.0, script: str = __file__) -> None:
+        """task: a dataclass, which the process gets as JSON. patience: seconds that it has for its first batch, and for each answer
+        after that. script: what it runs."""
         command = [sys.executable, str(Path(script).resolve()), side, json.dumps(asdict(task))]
         self.name, self._patience = side, patience
         # A file: from a pipe that nobody reads until the end, a side that writes 64 KB would wait for ever.
@@ -154,7 +155,8 @@ class SideProcess:
         self._errors.close()
 
 
-def _say(answer: dict[str, Any]) -> None:
+def say(answer: dict[str, Any]) -> None:
+    """To the parent."""
     print(_MARK + json.dumps(answer), flush=True)
 
 
@@ -167,11 +169,11 @@ def main() -> None:
     epoch = SIDES[side](task)
     iterator = iter(epoch())
     next(iterator)
-    _say({"cold_first_batch": time.perf_counter() - start})
+    say({"cold_first_batch": time.perf_counter() - start})
     for _ in iterator:
         pass
     for question in sys.stdin:
-        _say(measure_gap(epoch, task.device) if question.strip() == "gap" else measure_epoch(epoch, task.device))
+        say(measure_gap(epoch, task.device) if question.strip() == "gap" else measure_epoch(epoch, task.device))
 
 
 if __name__ == "__main__":

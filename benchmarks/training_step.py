@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastretina.errors import UsageError
 from fastretina.loading.loader import Loader
-from fastretina.models.precision import choose_precision
+from fastretina.models.precision import Precision, choose_precision
 from fastretina.models.resnet import build_model
 from fastretina.system.cuda import DataWait, Pace, current_stream
 from fastretina.system.tracing import span
@@ -46,13 +46,16 @@ class TrainingStep:
         device: torch.device,
         mode: str | None,
         memory_format: str = "channels_last",
+        precision: Precision | None = None,
     ) -> None:
-        """mode: torch.compile's, None: eager. memory_format: of weights and images; a key of FORMATS."""
+        """mode: torch.compile's, None: eager. memory_format: of weights and images; a key of FORMATS. precision: another than
+        the device's."""
         torch.manual_seed(0)
         torch.backends.cudnn.benchmark = True
         self.device, self._format = device, FORMATS[memory_format]
-        self._precision = choose_precision(device.type == "cuda", device, "bfloat16")
-        self.dtype = self._precision.dtype or torch.float32
+        self._precision = precision or choose_precision(device.type == "cuda", device, "bfloat16")
+        # On a CPU the trainer's loader makes float32 too, which autocast converts.
+        self.dtype = (self._precision.dtype if device.type == "cuda" else None) or torch.float32
         self.model = build_model(arch).to(device=device, memory_format=self._format)  # type: ignore[call-overload]
         self._optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9, fused=True)
         self._forward = StepForward(self.model, mode, batch_size)

@@ -7,13 +7,17 @@ BatchNorm, 2021, section 3, "precise BN").
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from itertools import islice
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
+from fastretina.loading.batches import Batch
 from fastretina.loading.loader import Loader
+from fastretina.models.inference import no_cudnn_benchmark
 from fastretina.models.precision import Precision
 
 # Of one forward pass, over all ranks if they are synchronised: always as many, so that statistics do not depend on --batch-size.
@@ -25,16 +29,31 @@ def has_batchnorm(model: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
-def estimate_statistics(model: nn.Module, loader: Loader, images: int, epoch: int, precision: Precision) -> None:
+def batches_of(images: int, ranks: int) -> dict[str, Any]:
+    """The loader's options for a training set of so many images, whose batches `ranks` ranks divide: each has one at least."""
+    size = max(min(BATCH, images), ranks)
+    # A last batch would count as a whole one, and be of a single image perhaps, on which BatchNorm cannot be trained.
+    return {"batch_size": size, "drop_last": size <= images}
+
+
+def estimate_statistics(
+    model: nn.Module, loader: Loader, images: int, epoch: int, precision: Precision, stop: Callable[[], None] = lambda: None
+) -> None:
     """Replace the mean and variance of every BatchNorm of the model by their average over the first batches of an epoch.
 
-    A pure function of weights, data and epoch. Under synchronised BatchNorm to be called by all ranks.
+    Of weights, data and epoch alone. Under synchronised BatchNorm to be called by all ranks. `stop` is called between batches and
+    may raise: the statistics are then of no use, and have to be estimated anew.
 
     Args:
-        loader: of the training set, as training sees it: augmented, and sampled in the same way; with no batch of a single image.
-        images: of how many; all where the training set has no more. epoch: from 0.
+        loader: of the training set, as training sees it: augmented, and sampled in the same way; see `batches_of`.
+        images: of how many at least, in whole batches; of fewer where an epoch has not as many. epoch: from 0.
     """
     loader.set_epoch(epoch)
-    batches = -(-images // loader.batch_size)
-    with precision.autocast():
-        update_bn(islice(loader, batches), model)
+
+    def batches() -> Iterator[Batch]:
+        for batch in islice(loader, -(-images // loader.batch_size)):
+            yield batch
+            stop()
+
+    with precision.autocast(), no_cudnn_benchmark():
+        update_bn(batches(), model)

@@ -25,7 +25,7 @@ from fastretina.models.resnet import build_model, load_initial
 from fastretina.models.timm_backbones import check_growth
 from fastretina.packing.preprocessing import common_preparation
 from fastretina.system.cuda import training_bytes
-from fastretina.training.batchnorm_statistics import BATCH, estimate_statistics, has_batchnorm
+from fastretina.training.batchnorm_statistics import batches_of, estimate_statistics, has_batchnorm
 from fastretina.training.batchnorm_values import refuse_single_values
 from fastretina.training.compile import CompileChoice, StepForward, choose_compile
 from fastretina.training.config import TrainConfig
@@ -101,14 +101,14 @@ def build_run(
     def loader(name: str, resolution: int, **more: Any) -> Loader:
         return make_loader(config, name, data[name], resolution, world, precision, **options, **more)
 
-    def estimate(model: nn.Module, epoch: int) -> None:
+    def estimate(model: nn.Module, epoch: int, stop: Callable[[], None]) -> None:
         if not (config.batchnorm_images and has_batchnorm(model)):
             return
         # Where they are not of all ranks' parts, each rank sees the same images by itself, and finds the same.
         alone = {} if config.sync_batchnorm else {"rank": 0, "world_size": 1}
-        few = {"resident": "off", "peers": None, "batch_size": min(BATCH, len(data["train"])), "drop_last": True}
-        with loader("train", config.resolution, **few, **alone) as images:
-            estimate_statistics(model, images, config.batchnorm_images, epoch, precision)
+        few = batches_of(len(data["train"]), world.size if config.sync_batchnorm else 1)
+        with loader("train", config.resolution, resident="off", peers=None, **few, **alone) as images:
+            estimate_statistics(model, images, config.batchnorm_images, epoch, precision, stop)
 
     growth = stack.enter_context(closing(Growth(config, lambda resolution: loader("train", resolution))))
     evaluated = {name: stack.enter_context(loader(name, config.resolution)) for name in data if name != "train"}

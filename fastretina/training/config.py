@@ -188,6 +188,10 @@ def fold_name(fold: int) -> str:
 # Settings that a resumed run may change: none of them has a part in what a step computes.
 FREE_SETTINGS = frozenset({"epochs", "patience", "out", "resume", "stop_after_steps", "profile", "tensorboard", "workers"})
 RENAMED = {"trunk_lr": "backbone_lr"}  # settings of older runs, and what they are called now
+BEFORE = {
+    "batchnorm_images": 0,
+    "val_fraction": 0.0,
+}  # what older runs did that had no setting for it, where another thing is the default now
 
 
 def as_settings(config: Recipe) -> dict[str, Any]:
@@ -204,9 +208,9 @@ def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differing(stored: Mapping[str, Any], now: Mapping[str, Any], keys: Iterable[str]) -> dict[str, tuple[Any, Any]]:
-    """Those of these settings that are not what they were, (was, now) each. What an older run had no setting for was as it is by
-    default now, but for --val-fraction, which was 0; `auto` is what older runs said in full."""
-    was = as_settings(TrainConfig(val_fraction=0.0)) | renamed(stored)
+    """Those of these settings that are not what they were, (was, now) each. What an older run had no setting for was as `BEFORE`
+    says, else as it is by default now; `auto` is what older runs said in full."""
+    was = as_settings(TrainConfig()) | BEFORE | renamed(stored)
     for name, in_full in (("select_by", "qwk"), ("split_by", "patient")):
         if now.get(name) == "auto" and was[name] == in_full:
             was[name] = "auto"
@@ -256,8 +260,9 @@ def check(config: TrainConfig) -> None:
             f"--compile reduce-overhead with --accumulate {config.accumulate}: CUDA graphs may lose gradients that add up "
             "over micro-batches; use --compile default, or leave --accumulate away"
         )
-    if config.profile < 0:
-        raise UsageError(f"--profile must be 0 or more, got {config.profile}")
+    for name in ("profile", "batchnorm_images"):
+        if getattr(config, name) < 0:
+            raise UsageError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(config, name)}")
     if not config.lr > 0 or config.weight_decay < 0:
         raise UsageError(f"--lr must be above 0 and --weight-decay not below, got {config.lr} and {config.weight_decay}")
     ranges = {

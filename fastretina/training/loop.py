@@ -68,7 +68,8 @@ class Training:
         wrap: makes of `model` what is called in training: itself, of several ranks a DistributedDataParallel, or what torch.compile
             makes of either. average: of its weights; what is evaluated and kept, if there is one.
         train_loader: gives the loader of an epoch, from 0; the same one until the resolution changes. full_batch: images that this
-            rank has of every batch but the last. estimate_statistics: those of the model's BatchNorms, anew, in an epoch, from 0.
+            rank has of every batch but the last. estimate_statistics: those of the model's BatchNorms, anew, in an epoch,
+            from 0; calls the function it is given between batches, which may raise.
     """
 
     config: TrainConfig
@@ -85,7 +86,7 @@ class Training:
     world: World
     train_loader: Callable[[int], Loader]
     full_batch: int
-    estimate_statistics: Callable[[nn.Module, int], None]
+    estimate_statistics: Callable[[nn.Module, int, Callable[[], None]], None]
     test_loader: Loader
     val_loader: Loader | None
     profiler: StepProfiler
@@ -247,7 +248,7 @@ def _evaluate(training: Training, stop: Callable[[], None]) -> bool:
     started = time.perf_counter()
     at, world, config = training.progress, training.world, training.config
     if at.epoch >= config.freeze_epochs:  # until then they are those that the backbone came with
-        training.estimate_statistics(training.graded, at.epoch)
+        training.estimate_statistics(training.graded, at.epoch, stop)
     world.share(training.graded)  # BatchNorm's statistics, unless synchronised, are of each rank's own images
     validation = None if training.val_loader is None else _outputs(training, training.val_loader, "validating", stop)
     tested = _outputs(training, training.test_loader, "testing", stop)
