@@ -188,7 +188,8 @@ def fold_name(fold: int) -> str:
 # Settings that a resumed run may change: none of them has a part in what a step computes.
 FREE_SETTINGS = frozenset({"epochs", "patience", "out", "resume", "stop_after_steps", "profile", "tensorboard", "workers"})
 RENAMED = {"trunk_lr": "backbone_lr"}  # settings of older runs, and what they are called now
-BEFORE = {
+# What older runs did that had no setting for it, where another thing is the default now.
+BEFORE = {"batchnorm_images": 0, "val_fraction": 0.0}
     "batchnorm_images": 0,
     "val_fraction": 0.0,
 }  # what older runs did that had no setting for it, where another thing is the default now
