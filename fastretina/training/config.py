@@ -190,9 +190,6 @@ FREE_SETTINGS = frozenset({"epochs", "patience", "out", "resume", "stop_after_st
 RENAMED = {"trunk_lr": "backbone_lr"}  # settings of older runs, and what they are called now
 # What older runs did that had no setting for it, where another thing is the default now.
 BEFORE = {"batchnorm_images": 0, "val_fraction": 0.0}
-    "batchnorm_images": 0,
-    "val_fraction": 0.0,
-}  # what older runs did that had no setting for it, where another thing is the default now
 
 
 def as_settings(config: Recipe) -> dict[str, Any]:
