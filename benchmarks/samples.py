@@ -28,18 +28,24 @@ SAMPLES: dict[str, list[str]] = {
     "few": ["--train", "300"],
     "hard": ["--hard"],
     "small": ["--train", "600", "--test", "100"],
-    "large": ["--train", "10000"],  # TODO
+    "large": ["--train", "10000", "--seed", "1"],  # other people than the easy one's
 }
 
 
-def make_data(out: Path, kind: str) -> None:
-    """The sample data set of a kind and its two .beton files, where they are not there yet."""
+def make_data(out: Path, kind: str, contrast: str = "none") -> None:
+    """The sample data set of a kind and its two .beton files, where they are not there yet: easy-train.beton, or with its local
+    contrast easy-local-train.beton, and so on."""
     out.mkdir(parents=True, exist_ok=True)
     tool(["make_sample.py", "--out", str(out / kind), *SAMPLES[kind]])
     for split in ("train", "test"):
-        target = out / f"{kind}-{split}.beton"
+        target = out / packed(kind, split, contrast)
         if not target.exists():
-            tool(["write_beton.py", "--root", str(out / kind), "--split", split, "--out", str(target)])
+            tool(["write_beton.py", "--root", str(out / kind), "--split", split, "--contrast", contrast, "--out", str(target)])
+
+
+def packed(kind: str, split: str, contrast: str = "none") -> Path:
+    """The name of the file that `make_data` makes of a split."""
+    return Path(f"{kind}-{split}.beton" if contrast == "none" else f"{kind}-{contrast}-{split}.beton")
 
 
 def tool(arguments: list[str]) -> None:

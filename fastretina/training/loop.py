@@ -248,7 +248,8 @@ def _evaluate(training: Training, stop: Callable[[], None]) -> bool:
     started = time.perf_counter()
     at, world, config = training.progress, training.world, training.config
     if at.epoch >= config.freeze_epochs:  # until then they are those that the backbone came with
-        training.estimate_statistics(training.graded, at.epoch, stop)
+        # From what the next epoch begins with: a file on a server is read in one order then, and none of it for this alone.
+        training.estimate_statistics(training.graded, at.epoch + 1, stop)
     world.share(training.graded)  # BatchNorm's statistics, unless synchronised, are of each rank's own images
     validation = None if training.val_loader is None else _outputs(training, training.val_loader, "validating", stop)
     tested = _outputs(training, training.test_loader, "testing", stop)

@@ -109,8 +109,8 @@ def test_they_are_of_the_weights_that_are_evaluated_over_as_many_images_as_asked
     if ema:
         last = {key.removeprefix("module."): value for key, value in state["average"].items() if key.startswith("module.")}
     best = load_file(settings.out / "best.safetensors")
-    assert_close(last, expected(last["0.weight"], tiny_betons.train, 1, 8, 3))
-    assert_close(best, expected(best["0.weight"], tiny_betons.train, read_info(settings.out / "best.safetensors").epoch - 1, 8, 3))
+    assert_close(last, expected(last["0.weight"], tiny_betons.train, 2, 8, 3))
+    assert_close(best, expected(best["0.weight"], tiny_betons.train, read_info(settings.out / "best.safetensors").epoch, 8, 3))
     assert noted.estimated == 2 * [8, 8, 8]
     assert [images for images, learnt in noted.passes if learnt] == 2 * STEPS * [8]
 
@@ -137,7 +137,7 @@ def test_a_training_set_smaller_than_a_batch_is_one(tiny_betons, tmp_path, noted
     main(settings)
     state = load_state(settings.out / "last.pt")["model"]
     assert noted.estimated == [5]
-    assert_close(state, expected(state["0.weight"], data, 0, 5, 1))
+    assert_close(state, expected(state["0.weight"], data, 1, 5, 1))
 
 
 def test_none_asked_for_leaves_the_running_averages_of_the_steps(tiny_betons, tmp_path, noted):
@@ -247,7 +247,7 @@ def test_all_ranks_find_what_one_would(tiny_betons, tmp_path, synchronised):
     for key in STATISTICS:
         assert torch.equal(first[key], second[key])
         assert torch.equal(first[key], state[key])
-    assert_close(state, expected(state["0.weight"], tiny_betons.train, 0, 32, 1))
+    assert_close(state, expected(state["0.weight"], tiny_betons.train, 1, 32, 1))
 
 
 def test_fewer_than_no_images_are_wrong_usage(tiny_betons, tmp_path):
