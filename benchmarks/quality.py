@@ -1,22 +1,18 @@
-"""What the recipe is worth, and where its models look: experiments on sample data sets, with fixed seeds.
+"""What the recipes are worth, and where their models look: experiments on sample data sets, with fixed seeds.
 
     python benchmarks/quality.py --json out.json
-    python benchmarks/quality.py --only collapse
+    python benchmarks/quality.py --only search
 
-`rotation`: 300 photographs seen 24 times, with and without it, tested on eyes rotated by any angle. `options`: each schedule, head
-and remedy for imbalance in turn. `collapse`: the hard sample, the recipe that answers one grade for all, and one that does not.
-`heat`: how much denser that of Grad-CAM is on lesions, which a sample data set knows, than on all of the retina. The epoch is
-chosen on validation images that share no patient with training; metrics are of the test set. All in float32; on another CPU
-models still differ, by what rounding makes of it, and their QWK by up to a tenth. A second call goes on where the first one
-stopped: in all it trains on some 200,000 images of 96 to 256 px.
+`rotation`: 300 photographs seen 24 times, with and without it, tested on eyes rotated by any angle. `search` and `recipes`: see
+search.py. `heat`: how much denser that of Grad-CAM is on lesions, which a sample data set knows, than on all of the retina. The
+epoch is chosen on validation images that share no patient with training; metrics are of the test set. On another CPU models still
+differ, by what rounding makes of it, and their QWK by up to a tenth. A second call goes on where the first one stopped.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,8 +25,9 @@ import numpy as np
 import torch
 from measure import save
 from numpy.typing import NDArray
+from samples import SEEDS, make_data, metrics, trained
+from search import recipes, search
 
-from fastretina import train
 from fastretina.cli import run
 from fastretina.errors import UsageError
 from fastretina.loading.augment import Augment
@@ -46,47 +43,15 @@ from fastretina.sample.dataset import STAMP, plan_eyes
 from fastretina.sample.lesions import LesionSettings
 from fastretina.training.config import TrainConfig
 
-ROOT = Path(__file__).parent.parent
-SEEDS = (0, 1, 2)
 ROTATED = Augment(flip_horizontal=0.0, flip_vertical=0.0)  # any angle, drawn by the sample's id
 
-# Arguments of tools/make_sample.py by name of the sample.
-SAMPLES: dict[str, list[str]] = {
-    "easy": [],
-    "few": ["--train", "300"],
-    "hard": ["--hard"],
-    "small": ["--train", "600", "--test", "100"],
-}
-# As `make demo` trains, but choosing on validation images.
+# What both experiments here have in common.
 EASY = TrainConfig(
     epochs=7, resolution=96, lr=2e-3, schedule="onecycle", val_fraction=0.15, train=Path("easy-train.beton"),
     test=Path("easy-test.beton"),
 )  # fmt: skip
 # So few photographs, seen so often, are learnt by heart where nothing varies them.
 FEW = replace(EASY, train=Path("few-train.beton"), test=Path("few-test.beton"), epochs=24)
-OPTIONS: dict[str, dict[str, Any]] = {
-    "as the demo": {},
-    "schedule cosine": {"schedule": "cosine"},
-    "schedule two-phase": {"schedule": "two-phase", "lr": 1e-3},
-    "schedule constant": {"schedule": "constant", "lr": 1e-3},
-    "head regression": {"head": "regression"},
-    "head ordinal": {"head": "ordinal"},
-    "class weights sqrt": {"class_weights": "sqrt"},
-    "class weights balanced": {"class_weights": "balanced"},
-    "logit adjustment 1": {"logit_adjustment": 1.0},
-    "sampling sqrt": {"sampling": "sqrt"},
-    "sampling balanced": {"sampling": "balanced"},
-    "average of the weights": {"ema": 0.98},
-    "growing from 64 px": {"grow_from": 64},
-    "the old recipe": {"augment": "off", "schedule": "constant", "lr": 1e-3},
-}
-HARD = replace(EASY, train=Path("hard-train.beton"), test=Path("hard-test.beton"))
-# What the four models of the report had in common: no augmentation, a constant learning rate.
-OLD = replace(HARD, resolution=224, lr=1e-3, schedule="constant", augment="off", class_weights="sqrt")
-# The cure: learn what lesions are where they are plain, then first the head anew, then all of it with care.
-PLAIN = replace(EASY, resolution=128, head="regression")
-CURE = replace(HARD, resolution=128, head="regression", epochs=5, lr=3e-3, schedule="cosine", freeze_epochs=1, backbone_lr=0.1)
-CURED_SEEDS = (0, 1)
 COARSE = replace(EASY, train=Path("small-train.beton"), test=Path("small-test.beton"), epochs=5)
 FINE = replace(COARSE, resolution=256, epochs=3)
 VISIBLE = 12  # grey levels by which a lesion differs from the same eye's photograph without disease
@@ -95,17 +60,17 @@ DARK = 20  # grey levels, below which there is no retina
 
 @dataclass(frozen=True)
 class QualityBenchmark:
-    """Rotation, every option of the recipe, a collapse and its cure, the heat of Grad-CAM."""
+    """Rotation, the search for the recipes, what they reach, the heat of Grad-CAM."""
 
     out: Path = Path("runs/quality")  # data and run folders
     json: Path | None = None  # write the results here
-    only: Literal["rotation", "options", "collapse", "heat"] | None = None
+    only: Literal["rotation", "search", "recipes", "heat"] | None = None
 
 
 def main(config: QualityBenchmark) -> None:
-    """Rotation, every option of the recipe, a collapse and its cure, the heat of Grad-CAM."""
+    """Rotation, the search for the recipes, what they reach, the heat of Grad-CAM."""
     results: dict[str, Any] = {}
-    for name, experiment in (("rotation", rotation), ("options", options), ("collapse", collapse), ("heat", heat)):
+    for name, experiment in (("rotation", rotation), ("search", search), ("recipes", recipes), ("heat", heat)):
         if config.only in (None, name):
             started = time.perf_counter()
             results[name] = {**experiment(config.out), "seconds": time.perf_counter() - started}
@@ -157,26 +122,6 @@ def difference_interval(one: Sequence[Floats], other: Sequence[Floats]) -> tuple
     return float(low), float(high)
 
 
-def options(out: Path) -> dict[str, Any]:
-    """Test metrics of one run with each option, at the demo's budget."""
-    make_data(out, "easy")
-    return {"runs": {name: metrics(trained(out, f"option-{name}", replace(EASY, **changes))) for name, changes in OPTIONS.items()}}
-
-
-def collapse(out: Path) -> dict[str, Any]:
-    """The old recipe and the shipped one on the hard sample, by seed; the cure's seconds hold its training on the easy sample."""
-    make_data(out, "easy")
-    make_data(out, "hard")
-    found: dict[str, Any] = {"old": [], "cure": []}
-    for seed in CURED_SEEDS:
-        plain = trained(out, f"hard-plain-{seed}", replace(PLAIN, seed=seed))
-        weights = str(plain / "best.safetensors")
-        cured = metrics(trained(out, f"hard-cure-{seed}", replace(CURE, seed=seed, weights=weights)))
-        found["cure"].append(cured | {"seconds": cured["seconds"] + metrics(plain)["seconds"]})
-        found["old"].append(metrics(trained(out, f"hard-old-{seed}", replace(OLD, seed=seed))))
-    return found
-
-
 def heat(out: Path) -> dict[str, Any]:
     """By the map's side in cells: the heat's mean on lesions by its mean on all of the retina, over the diseased test eyes."""
     make_data(out, "small")
@@ -209,52 +154,6 @@ def lesions_and_retina(eye: Eye) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Two (512, 512) masks."""
     ill, well = (render(each, LesionSettings(), CameraSettings()).astype(np.int16) for each in (eye, replace(eye, grade=0)))
     return np.abs(ill - well).max(axis=2) > VISIBLE, ill.max(axis=2) > DARK
-
-
-def make_data(out: Path, kind: str) -> None:
-    """The sample data set of a kind and its two .beton files, where they are not there yet."""
-    out.mkdir(parents=True, exist_ok=True)
-    tool(["make_sample.py", "--out", str(out / kind), *SAMPLES[kind]])
-    for split in ("train", "test"):
-        target = out / f"{kind}-{split}.beton"
-        if not target.exists():
-            tool(["write_beton.py", "--root", str(out / kind), "--split", split, "--out", str(target)])
-
-
-def tool(arguments: list[str]) -> None:
-    """One of tools/, as a user calls it."""
-    subprocess.run([sys.executable, str(ROOT / "tools" / arguments[0]), *arguments[1:]], check=True, stdout=subprocess.DEVNULL)
-
-
-def trained(out: Path, name: str, config: TrainConfig) -> Path:
-    """Train where that is not done yet; the run folder."""
-    folder = out / name.replace(" ", "-")
-    settings = replace(config, train=out / config.train, test=out / str(config.test), out=folder)
-    print(f"\n{name}", flush=True)
-    train.main(settings)
-    return folder
-
-
-def metrics(folder: Path) -> dict[str, Any]:
-    """What a finished run's folder says of its test set, at the best epoch and at the last, and of its cost."""
-    found = json.loads((folder / "metrics.json").read_text())
-    return {
-        **outcome(found["best"]),
-        "best_epoch": found["best_epoch"],
-        "last_epoch": outcome(found["last"]),
-        "seconds": sum(found["epoch_seconds"]),
-        "images_per_second": statistics.median(found["images_per_second"]),
-    }
-
-
-def outcome(epoch: dict[str, Any]) -> dict[str, Any]:
-    """An epoch's metrics of the test set, as metrics.json has them."""
-    return {
-        "test_qwk": epoch["qwk"],
-        "test_accuracy": epoch["accuracy"],
-        "test_balanced_accuracy": epoch["balanced_accuracy"],
-        "answers_by_grade": [sum(column) for column in zip(*epoch["confusion"], strict=True)],
-    }
 
 
 if __name__ == "__main__":

@@ -66,23 +66,23 @@ def trained(out: Path, name: str, config: TrainConfig) -> Path:
     return settings.folder
 
 
-def trained_side_by_side(out: Path, runs: Mapping[str, TrainConfig]) -> dict[str, Path]:
+def trained_side_by_side(out: Path, runs: Mapping[str, TrainConfig], prefix: str = "") -> dict[str, Path]:
     """The run folders by name. As many processes at a time as there are cores, each with one thread: more images a second than one
-    run after the other, and the same models as on any number of cores."""
+    run after the other. prefix: of the folders' names."""
 
-    def work(name: str) -> Path:
-        settings = placed(out, name, replace(runs[name], workers=1))
-        file = out / f"{settings.folder.name}.json"
+    def train_one(name: str) -> Path:
+        settings = placed(out, prefix + name, replace(runs[name], workers=1))
+        file, log = (out / f"{settings.folder.name}.{suffix}" for suffix in ("json", "log"))
         write_json(file, as_settings(settings))
         command = [sys.executable, "-m", "fastretina.train", "--config", str(file)]
-        with (out / f"{settings.folder.name}.log").open("w") as log:
-            subprocess.run(command, check=True, stdout=log, stderr=log, env=environment(OMP_NUM_THREADS="1"))
-        file.unlink()
-        print(name, json.dumps(metrics(settings.folder)), flush=True)
+        with log.open("w") as lines:
+            subprocess.run(command, check=True, stdout=lines, stderr=lines, env=environment(OMP_NUM_THREADS="1"))
+        found = metrics(settings.folder)
+        print(f"{name}: QWK {found['test_qwk']:.3f}, balanced accuracy {found['test_balanced_accuracy']:.3f}", flush=True)
         return settings.folder
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return dict(zip(runs, pool.map(work, runs), strict=True))
+        return dict(zip(runs, pool.map(train_one, runs), strict=True))
 
 
 def metrics(folder: Path) -> dict[str, Any]:

@@ -57,7 +57,7 @@ CompileFlag = Annotated[
 class Recipe:
     """What the runs of a comparison have in common: data, training and machine."""
 
-    recipe: Annotated[RecipeName | None, arg(help=f"settings by name, which every flag overrides. {presets_in_words()}")] = None
+    recipe: Annotated[RecipeName | None, arg(help=f"settings by name, which every flag overrides\n{presets_in_words()}")] = None
     # training set: a .beton file, or a pattern for its shards ("data/train-*.beton"); several packings with commas between
     train: Path = Path("data/train.beton")
     test: Path | None = None  # test set; none: data/test.beton, or what --test-fraction takes from --train

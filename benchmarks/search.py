@@ -1,0 +1,101 @@
+"""The search behind `--recipe`, and what its presets reach over three seeds: a part of quality.py, which says how runs are kept.
+
+python benchmarks/quality.py --only search --json search.json
+python benchmarks/quality.py --only recipes --json recipes.json
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from samples import SEEDS, make_data, metrics, packed, trained_side_by_side
+
+from fastretina.training.config import TrainConfig
+from fastretina.training.presets import PRESETS, RecipeName
+
+# What is tried, one at a time: the settings of the preset `fast` that are changed.
+TRIALS: dict[str, dict[str, Any]] = {
+    "fast": {},
+    "sampling shuffle": {"sampling": "shuffle"},
+    "sampling sqrt": {"sampling": "sqrt"},
+    "class weights balanced": {"sampling": "shuffle", "class_weights": "balanced"},
+    "logit adjustment 1": {"sampling": "shuffle", "logit_adjustment": 1.0},
+    "head ordinal": {"head": "ordinal"},
+    "head regression": {"head": "regression"},
+    "label smoothing 0.1": {"label_smoothing": 0.1},
+    "no average of the weights": {"ema": 0.0},
+    "augment flips": {"augment": "flips"},
+    "augment full": {"augment": "full"},
+    "schedule cosine": {"schedule": "cosine"},
+    "schedule two-phase": {"schedule": "two-phase"},
+    "half the batch and rate": {"batch_size": 16, "lr": 1e-3},
+    "half the rate": {"lr": 1e-3},
+    "weight decay 0.1": {"weight_decay": 0.1},
+    "growing from 64 px": {"grow_from": 64},
+    "128 px": {"resolution": 128},
+    "BatchNorm's own averages": {"batchnorm_images": 0},
+    "64 images for BatchNorm": {"batchnorm_images": 64},
+}
+# Packed as they are: what of all this is owed to --contrast local.
+AS_THEY_ARE = "contrast none"
+
+
+def preset(name: RecipeName, kind: str, contrast: str = "local", **more: Any) -> TrainConfig:
+    """A recipe on a sample."""
+    files: dict[str, Any] = {split: packed(kind, split, contrast) for split in ("train", "test")}
+    return TrainConfig(**{**PRESETS[name].settings, **files, "recipe": name, **more})
+
+
+def search(out: Path) -> dict[str, Any]:
+    """Test metrics of one run with each change, on both samples."""
+    runs: dict[str, TrainConfig] = {}
+    for kind in ("easy", "hard"):
+        make_data(out, kind)
+        make_data(out, kind, "local")
+        runs |= {f"{kind} {name}": preset("fast", kind, **changes) for name, changes in TRIALS.items()}
+        runs[f"{kind} {AS_THEY_ARE}"] = preset("fast", kind, "none")
+    return {"runs": {name: metrics(folder) for name, folder in trained_side_by_side(out, runs, "search-").items()}}
+
+
+def recipes(out: Path) -> dict[str, Any]:
+    """What each preset reaches on each sample, three seeds: medians and ranges; `tune` from `best` on the easy sample."""
+    for kind in ("easy", "hard"):
+        make_data(out, kind)
+        make_data(out, kind, "local")
+    found: dict[str, Any] = {}
+    for kind in ("easy", "hard"):
+        for name in ("baseline", "fast", "best"):
+            contrast = "none" if name == "baseline" else "local"
+            runs = {f"{name} {kind} {seed}": preset(name, kind, contrast, seed=seed) for seed in SEEDS}
+            found[f"{name}, {kind}"] = summary(list(trained_side_by_side(out, runs).values()))
+    runs = {
+        f"tune hard {seed}": preset("tune", "hard", seed=seed, weights=str(out / f"best-easy-{seed}" / "best.safetensors"))
+        for seed in SEEDS
+    }
+    found["tune, hard"] = summary(list(trained_side_by_side(out, runs).values()))
+    return found
+
+
+def summary(folders: Sequence[Path]) -> dict[str, Any]:
+    """Of runs that differ in their seed alone."""
+    runs = [metrics(folder) for folder in folders]
+    numbers = {
+        "qwk": [run["test_qwk"] for run in runs],
+        "balanced_accuracy": [run["test_balanced_accuracy"] for run in runs],
+        "lowest_qwk_from_epoch_2": [min(run["test_qwk_by_epoch"][1:]) for run in runs],
+        "largest_fall_of_qwk_from_epoch_2": [fall(run["test_qwk_by_epoch"][1:]) for run in runs],
+        "grades_answered": [sum(count > 0 for count in run["answers_by_grade"]) for run in runs],
+        "seconds": [run["seconds"] for run in runs],
+    }
+    found = {name: {"median": statistics.median(values), "values": values} for name, values in numbers.items()}
+    recalls = zip(*(run["test_recalls"] for run in runs), strict=True)
+    return {**found, "recalls": [{"median": statistics.median(values), "values": values} for values in recalls], "runs": runs}
+
+
+def fall(kappas: Sequence[float]) -> float:
+    """By how much QWK fell from one epoch to the next, at most."""
+    return max((before - after for before, after in pairwise(kappas)), default=0.0)
