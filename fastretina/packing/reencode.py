@@ -283,6 +283,11 @@ class ReencodePool:
             worker.process.wait()
 
 
+# Of glibc, bytes: an image's arrays come out of memory that a worker has already. As it is, each is fetched from the kernel and given
+# back, which took 10 of the 26 ms of an image of 512 px with --contrast local.
+_KEEPING_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(64 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
+
+
 def _start() -> _Worker:
     ours, theirs = Pipe()
     code = f"import sys; sys.path[:] = {sys.path!r}; from fastretina.packing.reencode import serve\n"
@@ -295,7 +300,7 @@ def _start() -> _Worker:
             stdout=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             process_group=0,  # a Ctrl-C while it starts must not print a traceback
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1", **_KEEPING_MEMORY},
         )
     except BaseException:
         ours.close()
