@@ -35,10 +35,10 @@ def flag(name: str, value: Any) -> str:
 EVERY_GRADE: dict[str, Any] = {
     "amp": True,
     "batch_size": 32,
-    "lr": 2e-3,
+    "lr": 1e-3,
     "schedule": "onecycle",
-    "sampling": "balanced",
-    "select_by": "balanced_accuracy",
+    "sampling": "sqrt",
+    "select_by": "loss",
 }
 PRESETS: dict[RecipeName, Preset] = {
     "baseline": Preset(
