@@ -32,13 +32,13 @@ TRIALS: dict[str, dict[str, Any]] = {
     "augment full": {"augment": "full"},
     "schedule cosine": {"schedule": "cosine"},
     "schedule two-phase": {"schedule": "two-phase"},
-    "half the batch": {"batch_size": 16},
+    "twice the batch": {"batch_size": 32},
     "twice the rate": {"lr": 2e-3},
     "weight decay 0.1": {"weight_decay": 0.1},
     "growing from 64 px": {"grow_from": 64},
     "128 px": {"resolution": 128},
     "BatchNorm's own averages": {"batchnorm_images": 0},
-    "64 images for BatchNorm": {"batchnorm_images": 64},
+    "256 images for BatchNorm": {"batchnorm_images": 256},
 }
 # Packed as they are: what of all this is owed to --contrast local.
 AS_THEY_ARE = "contrast none"

@@ -93,7 +93,7 @@ class Recipe:
     # decay of the exponential average of the weights that is evaluated and kept; 0: the weights themselves
     ema: Annotated[float, arg(aliases=["--model-ema-decay"])] = 0.0
     # training images that BatchNorm's statistics are estimated from, anew before each evaluation; 0: averages of the steps before
-    batchnorm_images: int = 256
+    batchnorm_images: int = 64
     schedule: ScheduleName = "cosine"  # two-phase: --lr for half of the epochs, then a tenth of it from the best weights so far
     head: HeadName = "softmax"  # regression: the grade as a number, divided by thresholds fitted on validation data; ordinal: CORN
     # shuffle, or shards (a few files at a time): each image once an epoch; grades by the root of their number, or equally often

@@ -34,7 +34,7 @@ def flag(name: str, value: Any) -> str:
 # What `fast` and `best` have in common.
 EVERY_GRADE: dict[str, Any] = {
     "amp": True,
-    "batch_size": 32,
+    "batch_size": 16,
     "lr": 1e-3,
     "schedule": "onecycle",
     "sampling": "sqrt",

@@ -154,7 +154,7 @@ def test_state_metrics_checkpoint_and_report_say_of_what_data_they_are(tiny_beto
     with open_beton(tiny_betons.train) as train, open_beton(tiny_betons.test) as test:
         digests = {"train": train.digest, "test": test.digest}
     assert load_state(run.last)["data"] == digests
-    assert read_info(run.best).data == digests
+    assert read_info(run.best).data == digests | {"whole": digests["train"]}
     assert {name: json.loads(run.metrics.read_text())["data"][name]["digest"] for name in digests} == digests
     assert all(digest[:12] in run.report.read_text() for digest in digests.values())
 
