@@ -28,7 +28,6 @@ SAMPLES: dict[str, list[str]] = {
     "few": ["--train", "300"],
     "hard": ["--hard"],
     "small": ["--train", "600", "--test", "100"],
-    "large": ["--train", "10000", "--seed", "1"],  # other people than the easy one's
 }
 
 

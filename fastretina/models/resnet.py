@@ -49,8 +49,8 @@ def build_model(
 def centre_filters(layer: nn.Conv2d) -> None:
     """Take from each filter its mean over height and width, (outputs, inputs): it then answers nothing to an even colour.
 
-    A photograph of a retina is an even orange with a few small dark dots. With random filters what BatchNorm sees, and scales to
-    one, is the orange and its shading; with centred ones it is edges and dots. docs/recipe.md says what that is worth.
+    A photograph of a retina is an even orange with a few small dark dots, which are what the network is to see. docs/recipe.md has
+    the runs that were compared; they are too few to be sure of a gain.
     """
     layer.weight -= layer.weight.mean(dim=(2, 3), keepdim=True)
 
