@@ -91,6 +91,19 @@ class Ended(BaseException):
     """From outside."""
 
 
+def at_work(others: set[int], count: int) -> set[int]:
+    """The idents of so many threads besides the others, as soon as all of them are within their function: one that the system has
+    not let run yet cannot be ended there."""
+    begin = pipeline._work.__code__
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        frames = {ident: frame for ident, frame in sys._current_frames().items() if ident not in others}
+        if len(frames) == count and all(f.f_code is not begin or f.f_lineno > begin.co_firstlineno + 1 for f in frames.values()):
+            return set(frames)
+        time.sleep(0.01)
+    raise AssertionError(f"{len(frames)} of {count} threads are at work")
+
+
 def test_a_thread_that_has_ended_is_an_error_and_replaced_as_soon_as_one_can_be_had(path, monkeypatch):
     expected = epoch(path)
     assert same(expected[0], expected[0])  # torch starts threads of its own for it
@@ -98,7 +111,7 @@ def test_a_thread_that_has_ended_is_an_error_and_replaced_as_soon_as_one_can_be_
     alone, others = threads(), set(sys._current_frames())  # pytest-xdist's among them, which threading does not know either
     with Loader(path, **kwargs()) as loader:
         next(iter(loader))
-        for ident in set(sys._current_frames()) - others:
+        for ident in at_work(others, count=2):
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(Ended))
         with pytest.raises(LoaderError, match=r"a thread of the loader was ended by Ended; the next iteration starts another"):
             list(itertools.chain.from_iterable(itertools.repeat(loader, 10)))
