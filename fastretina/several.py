@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from fastretina import one_run
 from fastretina.errors import FastretinaError, RunError, UsageError, printable
 from fastretina.system.json_text import read_json
-from fastretina.training.config import FREE_SETTINGS, TrainConfig, as_settings, check, differing
+from fastretina.training.config import FREE_SETTINGS, REMOVED, TrainConfig, as_settings, check, differing
 from fastretina.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found")
 # A run by itself may be given more epochs later; those of several are compared at equal epochs.
-FIXED = frozenset(as_settings(TrainConfig())) - (FREE_SETTINGS - {"epochs"})
+FIXED = frozenset({*as_settings(TrainConfig()), *REMOVED}) - (FREE_SETTINGS - {"epochs"})
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,7 @@ def build_model(
 
     Args:
         arch: one of `options.BACKBONES`, or `timm:NAME`.
-        weights: None for torch's random initialisation (set the seed before; a ResNet's first layer is centred, see
-            `centre_filters`); or what `load_initial` takes.
+        weights: None for torch's random initialisation (set the seed before); or what `load_initial` takes.
         num_classes: units of the last layer; see `fastretina.models.heads` for what they may mean.
         resolution: H and W of the images, px, which a network with positions or windows is made for; None: what timm made it for.
             A ResNet takes any.
@@ -39,20 +38,9 @@ def build_model(
         model = build_timm(arch, num_classes, resolution)
     else:
         model = getattr(import_module(module), function)(num_classes=num_classes)
-        centre_filters(next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d)))
     if weights is not None:
         load_initial(model, arch, weights, resolution)
     return model.to(memory_format=torch.channels_last)
-
-
-@torch.no_grad()
-def centre_filters(layer: nn.Conv2d) -> None:
-    """Take from each filter its mean over height and width, (outputs, inputs): it then answers nothing to an even colour.
-
-    A photograph of a retina is an even orange with a few small dark dots, which are what the network is to see. docs/recipe.md has
-    the runs that were compared; they are too few to be sure of a gain.
-    """
-    layer.weight -= layer.weight.mean(dim=(2, 3), keepdim=True)
 
 
 def load_initial(model: nn.Module, arch: str, weights: str | Path, resolution: int | None = None) -> str:

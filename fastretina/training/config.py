@@ -99,8 +99,6 @@ class Recipe:
     # shuffle, or shards (a few files at a time): each image once an epoch; grades by the root of their number, or equally often
     sampling: Literal["shuffle", "shards", "sqrt", "balanced"] = "shuffle"
     class_weights: ClassWeights = "none"  # on the loss of each image, by the number of its grade
-    logit_adjustment: float = 0.0  # times the logarithm of each grade's share, on the logits while training; 1 favours none
-    label_smoothing: float = 0.0  # share of the target that is spread over all grades, 0-1
     augment: AugmentName = "on"  # on: any rotation, and flips; full: also zoom, shift, brightness, contrast and saturation
     seed: int = 0  # of weights, sampler and augmentation
     amp: bool = False  # bfloat16 or float16 where the hardware has it
@@ -190,6 +188,8 @@ FREE_SETTINGS = frozenset({"epochs", "patience", "out", "resume", "stop_after_st
 RENAMED = {"trunk_lr": "backbone_lr"}  # settings of older runs, and what they are called now
 # What older runs did that had no setting for it, where another thing is the default now.
 BEFORE = {"batchnorm_images": 0, "val_fraction": 0.0}
+# Settings of older runs that there are no more, and what they were where they did nothing: docs/recipe.md says why.
+REMOVED = {"logit_adjustment": 0.0, "label_smoothing": 0.0}
 
 
 def as_settings(config: Recipe) -> dict[str, Any]:
@@ -201,8 +201,8 @@ def as_settings(config: Recipe) -> dict[str, Any]:
 
 
 def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings out of a config.json or last.pt, by the names of now."""
-    return {RENAMED.get(key, key): value for key, value in settings.items()}
+    """Settings out of a config.json or last.pt, by the names of now; without those that are gone and did nothing."""
+    return {RENAMED.get(key, key): value for key, value in settings.items() if key not in REMOVED or value != REMOVED[key]}
 
 
 def differing(stored: Mapping[str, Any], now: Mapping[str, Any], keys: Iterable[str]) -> dict[str, tuple[Any, Any]]:
@@ -267,7 +267,6 @@ def check(config: TrainConfig) -> None:
         "val_fraction": 0.5,
         "test_fraction": 0.5,
         "ema": 0.99999,
-        "label_smoothing": 0.99,
         "backbone_lr": 1e6,
         "layer_decay": 1,
     }

@@ -40,6 +40,7 @@ EVERY_GRADE: dict[str, Any] = {
     "sampling": "sqrt",
     "select_by": "loss",
 }
+FINE: dict[str, Any] = {**EVERY_GRADE, "resolution": 160, "ema": 0.99}
 PRESETS: dict[RecipeName, Preset] = {
     "baseline": Preset(
         "what collapses to one grade: no rotation, a constant rate, the epoch chosen on the test set",
@@ -54,19 +55,8 @@ PRESETS: dict[RecipeName, Preset] = {
         },
     ),
     "fast": Preset("a first look", {**EVERY_GRADE, "resolution": 96, "epochs": 5}),
-    "best": Preset("longer and finer", {**EVERY_GRADE, "resolution": 160, "epochs": 12, "ema": 0.99}),
-    "tune": Preset(
-        "from another run's weights, or ImageNet's (--weights)",
-        {
-            **EVERY_GRADE,
-            "resolution": 160,
-            "epochs": 8,
-            "ema": 0.99,
-            "schedule": "cosine",
-            "freeze_epochs": 1,
-            "backbone_lr": 0.1,
-        },
-    ),
+    "best": Preset("longer and finer", {**FINE, "epochs": 10}),
+    "tune": Preset("from another run's weights, or ImageNet's (--weights)", {**FINE, "epochs": 8}),
 }
 
 

@@ -357,6 +357,20 @@ def test_a_state_that_knows_a_setting_by_its_old_name_goes_on(tiny_betons, tmp_p
     assert load_state(settings.out / "last.pt")["progress"]["epoch"] == 1
 
 
+def test_a_state_with_a_setting_that_is_gone_goes_on_only_where_it_did_nothing(tiny_betons, tmp_path):
+    settings = config(tiny_betons, tmp_path / "run", epochs=1, stop_after_steps=2)
+    main(settings)
+    state = load_state(settings.out / "last.pt")
+    state["settings"]["logit_adjustment"] = 1.0
+    save_state(settings.out / "last.pt", state)
+    with pytest.raises(RunError, match=r"begun with other settings \(logit_adjustment was 1\.0, now None\)"):
+        main(replace(settings, stop_after_steps=None))
+    state["settings"]["logit_adjustment"] = 0.0
+    save_state(settings.out / "last.pt", state)
+    main(replace(settings, stop_after_steps=None))
+    assert load_state(settings.out / "last.pt")["progress"]["epoch"] == 1
+
+
 def test_the_bare_command_says_which_command_makes_the_data(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "fastretina.train", "--amp"], cwd=tmp_path, capture_output=True, text=True, timeout=60
