@@ -23,6 +23,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "sampling shuffle": {"sampling": "shuffle"},
     "sampling balanced": {"sampling": "balanced"},
     "class weights sqrt": {"sampling": "shuffle", "class_weights": "sqrt"},
+    "logit adjustment 1": {"sampling": "shuffle", "logit_adjustment": 1.0},
     "head ordinal": {"head": "ordinal"},
     "head regression": {"head": "regression"},
     "average of the weights": {"ema": 0.98},

@@ -192,22 +192,34 @@ def head_for(name: HeadName, classes: Classes) -> Head:
 class Loss:
     """The training loss of a head: the mean over images, weighted by `weight`."""
 
-    def __init__(self, head: Head, counts: Sequence[int], class_weights: ClassWeights = "none") -> None:
+    def __init__(
+        self, head: Head, counts: Sequence[int], class_weights: ClassWeights = "none", logit_adjustment: float = 0.0
+    ) -> None:
         """
         Args:
             counts: training images by grade.
             class_weights: of each image's loss, 1 / count (balanced) or 1 / sqrt(count), scaled to a mean of 1 over the images.
+            logit_adjustment: tau; the logits get tau log(prior) while training, so that without it they favour no grade (Menon et
+                al., Long-tail learning via logit adjustment, ICLR 2021, equation 10). Softmax alone.
+
+        Raises UsageError for what the head cannot use.
         """
+        if not isinstance(head, Softmax) and logit_adjustment:
+            raise UsageError(
+                f"--logit-adjustment: is for --head softmax, not {head.name}; --class-weights and --sampling suit every head"
+            )
         self.head = head
         images = torch.tensor(counts, dtype=torch.float64)
         present = images.clamp_min(1.0)  # a grade without images has no part in any loss; its weight only must be finite
         power = {"none": 0.0, "sqrt": -0.5, "balanced": -1.0}[class_weights]
         weights = present**power
         self.weights = None if class_weights == "none" else (weights * images.sum() / (weights * images).sum()).float()
+        self.offsets = (logit_adjustment * (present / images.sum()).log()).float() if logit_adjustment else None
 
     def to(self, device: torch.device) -> Loss:
         """Move the weights to the device; returns itself."""
         self.weights = None if self.weights is None else self.weights.to(device)
+        self.offsets = None if self.offsets is None else self.offsets.to(device)
         return self
 
     def weight(self, labels: Tensor) -> Tensor:
@@ -228,7 +240,8 @@ class Loss:
         total = self.weight(labels) if total is None else total
         outputs = outputs.float()
         if isinstance(self.head, Softmax):
-            return cross_entropy(outputs, labels, self.weights, reduction="sum") / total
+            logits = outputs if self.offsets is None else outputs + self.offsets
+            return cross_entropy(logits, labels, self.weights, reduction="sum") / total
         weights = self._weights(labels)
         if isinstance(self.head, Regression):
             return (weights * (outputs[:, 0] - labels).square()).sum() / total

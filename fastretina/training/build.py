@@ -92,7 +92,7 @@ def build_run(
         model = synchronise_batchnorm(model, world.device)
     preparation = common_preparation(data)
     described = {name: DataInfo.of(beton) for name, beton in data.items()}
-    loss = Loss(head, described["train"].grades, config.class_weights)
+    loss = Loss(head, described["train"].grades, config.class_weights, config.logit_adjustment)
 
     # Measured before any data is on the device, so that --resident auto leaves the model its room.
     reserve = training_bytes(model, largest, image_dtype(world, precision), world.device, precision.autocast) or None

@@ -99,6 +99,7 @@ class Recipe:
     # shuffle, or shards (a few files at a time): each image once an epoch; grades by the root of their number, or equally often
     sampling: Literal["shuffle", "shards", "sqrt", "balanced"] = "shuffle"
     class_weights: ClassWeights = "none"  # on the loss of each image, by the number of its grade
+    logit_adjustment: float = 0.0  # times the logarithm of each grade's share, on the logits while training; 1 favours none
     augment: AugmentName = "on"  # on: any rotation, and flips; full: also zoom, shift, brightness, contrast and saturation
     seed: int = 0  # of weights, sampler and augmentation
     amp: bool = False  # bfloat16 or float16 where the hardware has it
@@ -189,7 +190,7 @@ RENAMED = {"trunk_lr": "backbone_lr"}  # settings of older runs, and what they a
 # What older runs did that had no setting for it, where another thing is the default now.
 BEFORE = {"batchnorm_images": 0, "val_fraction": 0.0}
 # Settings of older runs that there are no more, and what they were where they did nothing: docs/recipe.md says why.
-REMOVED = {"logit_adjustment": 0.0, "label_smoothing": 0.0}
+REMOVED = {"label_smoothing": 0.0}
 
 
 def as_settings(config: Recipe) -> dict[str, Any]:

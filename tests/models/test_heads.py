@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastretina.errors import UsageError
 from fastretina.models.heads import HEADS, Decision, Loss, Ordinal, Regression, Softmax
 
 COUNTS = [70, 10, 12, 5, 3]
@@ -97,6 +98,30 @@ def test_a_weighted_loss_is_the_loss_of_images_repeated_so_often(head):
     rows = torch.arange(32).repeat_interleave(repeats)
     plain = Loss(HEADS[head](5), counts)
     assert float(loss(outputs, labels)) == pytest.approx(float(plain(outputs[rows], labels[rows])), rel=1e-5)
+
+
+def test_logit_adjustment_learns_balanced_logits_from_skewed_labels():
+    """With no information in the inputs the best plain logits are the log priors; adjusted ones are equal for all grades."""
+    labels = torch.arange(5).repeat_interleave(torch.tensor(COUNTS))
+    for tau, expected in ((0.0, torch.tensor(COUNTS) / 100), (1.0, torch.full((5,), 0.2))):
+        logits = torch.zeros(5, requires_grad=True)
+        loss = Loss(Softmax(5), COUNTS, logit_adjustment=tau)
+        optimizer = torch.optim.LBFGS([logits], max_iter=200, tolerance_grad=1e-9)
+
+        def closure(logits=logits, loss=loss, optimizer=optimizer):
+            optimizer.zero_grad()
+            value = loss(logits.expand(len(labels), 5), labels)
+            value.backward()
+            return value
+
+        optimizer.step(closure)
+        assert torch.allclose(logits.detach().softmax(0), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("head", ["regression", "ordinal"])
+def test_an_option_that_a_head_cannot_use_is_refused(head):
+    with pytest.raises(UsageError, match="--head softmax"):
+        Loss(HEADS[head](5), COUNTS, logit_adjustment=1.0)
 
 
 def test_views_are_averaged_as_probabilities():

@@ -64,7 +64,7 @@ def metrics(settings: TrainConfig) -> dict:
     [
         {"head": "regression", "val_fraction": 0.3},
         {"head": "ordinal", "class_weights": "sqrt", "sampling": "balanced"},
-        {"clip_norm": 1.0, "optimizer": "sgd"},
+        {"logit_adjustment": 1.0, "clip_norm": 1.0, "optimizer": "sgd"},
         {"ema": 0.9, "augment": "full", "class_weights": "balanced"},
         {"ema": 0.9, "schedule": "two-phase", "backbone_lr": 0.1},
         {"grow_from": 16, "sampling": "sqrt", "augment": "flips"},
@@ -264,7 +264,7 @@ def test_the_best_epoch_is_chosen_by_the_metric_asked_for(tiny_betons, tmp_path,
     [
         {"val_fraction": 0.6}, {"val_fraction": -0.1}, {"ema": 1.0}, {"clip_norm": 0.0}, {"patience": 0},
         {"profile": -1},
-        {"grow_from": 64}, {"freeze_epochs": 1}, {"backbone_lr": -1.0},
+        {"grow_from": 64}, {"freeze_epochs": 1}, {"backbone_lr": -1.0}, {"logit_adjustment": 1.0, "head": "ordinal"},
         {"compile": "reduce-overhead", "accumulate": 2},
     ],
     ids=str,

@@ -82,7 +82,7 @@ def test_settings_of_older_runs_keep_their_meaning(tmp_path):
 
 
 def test_a_setting_of_older_runs_that_is_gone_may_only_be_what_did_nothing(tmp_path, capsys):
-    assert parsed(TrainConfig, "--config", saved(tmp_path, {"label_smoothing": 0.0, "logit_adjustment": 0, "lr": 0.5})).lr == 0.5
+    assert parsed(TrainConfig, "--config", saved(tmp_path, {"label_smoothing": 0.0, "lr": 0.5})).lr == 0.5
     with pytest.raises(SystemExit) as end:
         parsed(TrainConfig, "--config", saved(tmp_path, {"label_smoothing": 0.1}))
     assert end.value.code == 2

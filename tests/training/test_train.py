@@ -361,11 +361,11 @@ def test_a_state_with_a_setting_that_is_gone_goes_on_only_where_it_did_nothing(t
     settings = config(tiny_betons, tmp_path / "run", epochs=1, stop_after_steps=2)
     main(settings)
     state = load_state(settings.out / "last.pt")
-    state["settings"]["logit_adjustment"] = 1.0
+    state["settings"]["label_smoothing"] = 1.0
     save_state(settings.out / "last.pt", state)
-    with pytest.raises(RunError, match=r"begun with other settings \(logit_adjustment was 1\.0, now None\)"):
+    with pytest.raises(RunError, match=r"begun with other settings \(label_smoothing was 1\.0, now None\)"):
         main(replace(settings, stop_after_steps=None))
-    state["settings"]["logit_adjustment"] = 0.0
+    state["settings"]["label_smoothing"] = 0.0
     save_state(settings.out / "last.pt", state)
     main(replace(settings, stop_after_steps=None))
     assert load_state(settings.out / "last.pt")["progress"]["epoch"] == 1
