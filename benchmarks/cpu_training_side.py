@@ -27,6 +27,7 @@ from torchvision.transforms import InterpolationMode, v2
 from fastretina.beton.reader import Beton
 from fastretina.errors import UsageError
 from fastretina.loading.augment import IMAGENET_MEAN, IMAGENET_STD
+from fastretina.system.malloc import keep_freed_memory
 from fastretina.training.build import build_run
 from fastretina.training.config import TrainConfig, as_settings
 from fastretina.training.data import open_data
@@ -132,6 +133,7 @@ def plain(data: Dataset[tuple[Tensor, int]], task: EpochTask, workers: int, dtyp
 def fastretina(task: EpochTask, amp: bool, stack: ExitStack) -> tuple[Epoch, str]:
     """The loop of `fastretina train`, with --amp or without, epoch by epoch and without the evaluations between them; and the
     precision that it has chosen. As in a run, its loader makes the first batches of an epoch before that begins."""
+    keep_freed_memory()  # as the command does
     out = stack.enter_context(tempfile.TemporaryDirectory(prefix="fastretina-cpu-"))
     config = TrainConfig(
         train=Path(task.data), test=Path(task.data), val_fraction=0.0, arch=task.arch, resolution=task.resolution, amp=amp,

@@ -53,6 +53,7 @@ def main(config: EvaluateConfig, loaded: Grader | None = None, opened: Beton | N
     from fastretina.report import plots, terminal
     from fastretina.report.evaluation import Evaluation, evaluation_html
     from fastretina.system import files
+    from fastretina.system.malloc import keep_freed_memory
     from fastretina.training.run_folder import RunFolder
     from fastretina.training.run_info import versions
 
@@ -61,6 +62,8 @@ def main(config: EvaluateConfig, loaded: Grader | None = None, opened: Beton | N
     if config.out is not None and RunFolder(config.out).config.exists():
         raise UsageError(f"--out {config.out}: is the folder of a training run, whose metrics.json would be lost; give another")
     grader = loaded or Grader.load(parts_of(config.checkpoint), device=config.device, amp=config.amp, tta=config.tta)
+    if grader.device.type == "cpu":
+        keep_freed_memory()
     with nullcontext(opened) if opened is not None else open_beton(config.data) as beton:
         unlabelled = _check(config, beton, grader)
         classes = grader.classes

@@ -15,6 +15,7 @@ def main(config: TrainConfig) -> int:
     from fastretina.report import terminal
     from fastretina.report.run import RunPictures
     from fastretina.system.files import write_json
+    from fastretina.system.malloc import keep_freed_memory
     from fastretina.training import build, data, distributed, recorder, state, tensorboard
     from fastretina.training.loop import fit
 
@@ -22,6 +23,8 @@ def main(config: TrainConfig) -> int:
     settings = as_settings(config) | {"out": str(folder.path)}
     with distributed.joined(config.device, compiling=config.compile != "off") as world, ExitStack() as stack:
         check(config)
+        if world.device.type == "cpu":
+            keep_freed_memory()
         world.decided(lambda: stack.enter_context(folder.locked()))
         sets = data.open_data(config, stack)
         data.require_same(sets, world)

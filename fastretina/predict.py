@@ -55,6 +55,7 @@ def main(config: PredictConfig) -> int:
     from fastretina.report.overlays import explainer_of
     from fastretina.system.csv_text import csv_line
     from fastretina.system.files import write_atomically
+    from fastretina.system.malloc import keep_freed_memory
     from fastretina.system.progress import progress_bar
 
     if not config.images:
@@ -62,6 +63,8 @@ def main(config: PredictConfig) -> int:
     if config.batch_size < 1 or (config.workers is not None and config.workers < 1):
         raise UsageError("--batch-size and --workers must be at least 1")
     grader = Grader.load(parts_of(config.checkpoint), device=config.device, amp=config.amp, tta=config.tta)
+    if grader.device.type == "cpu":
+        keep_freed_memory()
     threshold = None if config.threshold is None else grader.threshold(config.threshold)
     Image.MAX_IMAGE_PIXELS = None  # reencode.square has its own limit, which is an error rather than a warning
     explain = None
