@@ -27,6 +27,7 @@ SAMPLES: dict[str, list[str]] = {
     "easy": [],
     "few": ["--train", "300"],
     "hard": ["--hard"],
+    "large": ["--train", "1600"],
     "small": ["--train", "600", "--test", "100"],
 }
 

@@ -35,6 +35,7 @@ class Backbone(NamedTuple):
 
 
 BACKBONES: dict[str, Backbone] = {
+    "resnet10": Backbone("fastretina.models.resnet:resnet10", gradcam="layer4"),
     "resnet18": Backbone("torchvision.models:resnet18", gradcam="layer4"),
     "resnet34": Backbone("torchvision.models:resnet34", gradcam="layer4"),
     "resnet50": Backbone("torchvision.models:resnet50", gradcam="layer4"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from fastretina.errors import CheckpointError
 from fastretina.models.heads import head_layer
@@ -41,6 +42,12 @@ def build_model(
     if weights is not None:
         load_initial(model, arch, weights, resolution)
     return model.to(memory_format=torch.channels_last)
+
+
+def resnet10(num_classes: int) -> ResNet:
+    """A ResNet18 with one block instead of two in each of its four stages: half of the work, and 4.9 instead of 11.2 million
+    parameters. torchvision has none of this depth, and nobody's weights to start from are as common."""
+    return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=num_classes)
 
 
 def load_initial(model: nn.Module, arch: str, weights: str | Path, resolution: int | None = None) -> str:

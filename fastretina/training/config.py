@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -147,7 +147,7 @@ class Recipe:
 class TrainConfig(Recipe):
     """Train a network to grade fundus photographs; the run folder gets weights, metrics, plots and report.html."""
 
-    # a ResNet by its name (resnet18, 34, 50, 101, 152), retfound, or timm:NAME for any network of timm (extra timm)
+    # a ResNet by its name (resnet10, 18, 34, 50, 101, 152), retfound, or timm:NAME for any network of timm (extra timm)
     arch: str = "resnet18"
     # file (.pth, .safetensors), torchvision's name (IMAGENET1K_V1), or pretrained for timm's own; none: from scratch
     weights: str | None = None
@@ -235,13 +235,17 @@ def flags_from(kind: type[Recipe], path: Path) -> list[str]:
 
 def flags_before(kind: type[Recipe], words: Sequence[str]) -> list[str]:
     """The flags that --config and --recipe among `words` stand for. They are to stand before `words`, whose own flags override
-    them; and a recipe that is asked for overrides that of the file."""
+    them; and a recipe that is asked for overrides that of the file. An architecture it sets for a single run alone: a comparison
+    has its own."""
     asking = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     asking.add_argument("--config", type=Path)
     asking.add_argument("--recipe")
     given = asking.parse_known_args(words)[0]
     flags = [] if given.config is None else flags_from(kind, given.config)
-    return flags + (PRESETS[given.recipe].flags if given.recipe in PRESETS else [])
+    if given.recipe in PRESETS:
+        known = {field.name for field in fields(kind)}
+        flags += [flag(name, value) for name, value in PRESETS[given.recipe].settings.items() if name in known]
+    return flags
 
 
 def check(config: TrainConfig) -> None:

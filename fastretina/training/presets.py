@@ -14,7 +14,8 @@ RecipeName = Literal["baseline", "fast", "best", "tune"]
 
 @dataclass(frozen=True)
 class Preset:
-    """title: what it is for, in a few words. settings: by their names in `config.Recipe`; the others have their defaults."""
+    """title: what it is for, in a few words. settings: by their names in `config.Recipe`, and `arch`; the others have their
+    defaults."""
 
     title: str
     settings: Mapping[str, Any]
@@ -54,7 +55,7 @@ PRESETS: dict[RecipeName, Preset] = {
             "batchnorm_images": 0,
         },
     ),
-    "fast": Preset("a first look", {**EVERY_GRADE, "resolution": 96, "epochs": 5}),
+    "fast": Preset("a first look", {**EVERY_GRADE, "arch": "resnet10", "resolution": 160, "epochs": 5}),
     "best": Preset("longer and finer", {**FINE, "epochs": 10}),
     "tune": Preset("from another run's weights, or ImageNet's (--weights)", {**FINE, "epochs": 8}),
 }
