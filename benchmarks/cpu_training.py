@@ -31,6 +31,7 @@ from training_step import FORMATS, TrainingStep
 from fastretina.cli import run
 from fastretina.errors import UsageError
 from fastretina.models.precision import Precision
+from fastretina.system.malloc import keep_freed_memory
 
 CPU = torch.device("cpu")
 PRECISIONS = {"float32": Precision("cpu", None, ""), "bfloat16": Precision("cpu", torch.bfloat16, "")}
@@ -95,6 +96,7 @@ def main(config: CpuTraining) -> None:
     header = {"benchmark": "cpu_training", "command": command(), "tunables": os.environ.get("GLIBC_TUNABLES")}
     results = Results(config.json, header | {"settings": {key: str(value) for key, value in asdict(config).items()}})
     if "step" in config.parts:
+        keep_freed_memory()  # as the command does; the sides of epochs have processes of their own
         results.found["step"] = []
         for resolution, threads, batch in itertools.product(config.resolutions, threads_of(config), config.batches):
             steps(config, resolution, threads, batch, results)
