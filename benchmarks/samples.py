@@ -93,6 +93,7 @@ def metrics(folder: Path) -> dict[str, Any]:
     kappas = [float(row[names.index("test_qwk")]) for row in rows]
     return {
         **outcome(found["best"]),
+        "test_intervals": {name: found["best"]["intervals"][name] for name in ("qwk", "balanced_accuracy")},
         "best_epoch": found["best_epoch"],
         "last_epoch": outcome(found["last"]),
         "test_qwk_by_epoch": kappas,

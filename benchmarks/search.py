@@ -82,7 +82,9 @@ def summary(folders: Sequence[Path]) -> dict[str, Any]:
         "grades_answered": [sum(count > 0 for count in run["answers_by_grade"]) for run in runs],
         "seconds": [run["seconds"] for run in runs],
     }
-    found = {name: {"median": statistics.median(values), "values": values} for name, values in numbers.items()}
+    found: dict[str, Any] = {name: {"median": statistics.median(values), "values": values} for name, values in numbers.items()}
+    for name in ("qwk", "balanced_accuracy"):  # by bootstrap of the test set's patients, of each seed's model
+        found[name]["intervals"] = [run["test_intervals"][name] for run in runs]
     recalls = zip(*(run["test_recalls"] for run in runs), strict=True)
     return {**found, "recalls": [{"median": statistics.median(values), "values": values} for values in recalls], "runs": runs}
 
