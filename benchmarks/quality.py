@@ -1,7 +1,7 @@
 """What the recipes are worth, and where their models look: experiments on sample data sets, with fixed seeds.
 
     python benchmarks/quality.py --json out.json
-    python benchmarks/quality.py --only search-hard
+    python benchmarks/quality.py --only search
 
 `rotation`: 300 photographs seen 24 times, with and without it, tested on eyes rotated by any angle. `search-easy`, `search-hard`
 and `recipes`: see search.py. `heat`: how much denser that of Grad-CAM is on lesions, which a sample data set knows, than on all of
@@ -65,7 +65,7 @@ class QualityBenchmark:
 
     out: Path = Path("runs/quality")  # data and run folders
     json: Path | None = None  # write the results here
-    only: Literal["rotation", "search-easy", "search-hard", "recipes", "heat"] | None = None
+    only: Literal["rotation", "search", "search-easy", "search-hard", "recipes", "heat"] | None = None
 
 
 def main(config: QualityBenchmark) -> None:
@@ -79,7 +79,7 @@ def main(config: QualityBenchmark) -> None:
         "heat": heat,
     }
     for name, experiment in experiments.items():
-        if config.only in (None, name):
+        if config.only is None or name.startswith(config.only):
             started = time.perf_counter()
             results[name] = {**experiment(config.out), "seconds": time.perf_counter() - started}
             save(config.json, results)

@@ -1,6 +1,6 @@
 """The search behind `--recipe`, and what its presets reach over three seeds: a part of quality.py, which says how runs are kept.
 
-python benchmarks/quality.py --only search-hard --json search.json
+python benchmarks/quality.py --only search --json search.json
 python benchmarks/quality.py --only recipes --json recipes.json
 """
 
