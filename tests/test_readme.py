@@ -39,7 +39,7 @@ SMALLER = {
     "fastretina verify": "",
     "fastretina train": SMALL_RUN,
     "python -m fastretina.train --train": f"{SMALL_RUN} --arch resnet18",
-    "fastretina compare": f"{SMALL_RUN} --archs resnet18",
+    "fastretina compare": f"{SMALL_RUN} --archs resnet10",
     "fastretina evaluate": "",
     "fastretina predict": "",
     "fastretina export": "--no-time",
