@@ -18,8 +18,8 @@ def keep_freed_memory(largest: int = _LARGEST, most: int = _MOST) -> bool:
     environment says nothing of its thresholds.
 
     By itself glibc gives large arrays back, and the kernel clears all pages anew: of the activations of every step and every batch.
-    ResNet18 in bfloat16, two threads of an AMD EPYC, images a second with over without: training in batches of 16 1.10 to 1.20 at
-    96 px and 1.05 to 1.15 at 224 px, evaluation 1.03 to 1.3.
+    ResNet18 in bfloat16, two threads of an AMD EPYC, images a second with over without, by interleaved runs: training in batches of
+    16 1.17 and 1.38 at 96 px, 1.07 and 1.07 at 224 px; evaluation in batches of 16 and 64 1.03 to 1.33.
 
     Args:
         largest: bytes of an array that is kept. most: bytes that are kept at the heap's end.
