@@ -47,9 +47,10 @@ class TrainingStep:
         mode: str | None,
         memory_format: str = "channels_last",
         precision: Precision | None = None,
+        plain_stem: bool = False,
     ) -> None:
         """mode: torch.compile's, None: eager. memory_format: of weights and images; a key of FORMATS. precision: another than
-        the device's."""
+        the device's. plain_stem: torchvision's own, on CUDA too."""
         torch.manual_seed(0)
         torch.backends.cudnn.benchmark = True
         self.device, self._format = device, FORMATS[memory_format]
@@ -57,6 +58,10 @@ class TrainingStep:
         # On a CPU the trainer's loader makes float32 too, which autocast converts.
         self.dtype = (self._precision.dtype if device.type == "cuda" else None) or torch.float32
         self.model = build_model(arch).to(device=device, memory_format=self._format)  # type: ignore[call-overload]
+        if device.type == "cuda" and not plain_stem:
+            from fastretina.models.stem import accelerate_stem
+
+            accelerate_stem(self.model)
         self._optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9, fused=True)
         self._forward = StepForward(self.model, mode, batch_size)
         self._pace = Pace(device)

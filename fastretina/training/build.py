@@ -81,6 +81,10 @@ def build_run(
     model = build_model(config.arch, head.outputs, resolution=config.resolution)
     start = "from scratch" if config.weights is None else load_initial(model, config.arch, config.weights, config.resolution)
     model.to(world.device)
+    if world.device.type == "cuda":
+        from fastretina.models.stem import accelerate_stem  # here, because a CPU needs no Triton
+
+        accelerate_stem(model)
     begun = 0 if state is None else int(state["progress"]["epoch"])
     refuse_single_values(config, model, len(data["train"]), world.size, begun)
     largest = -(-config.batch_size // world.size), 3, config.resolution, config.resolution  # of a rank's steps
