@@ -22,7 +22,7 @@
 # $OUT/session.log, to which a second call appends, and $OUT/session.json says how each ended, from the moment that it does. The whole
 # call ends within $LIMIT seconds: what did not get its time is named there. At most 8 files are left in $OUT.
 #
-# Environment: OUT (benchmarks/results), DATA (/tmp/fastretina-bench.beton), LIMIT (560), PYTHON (python3), CACHE (the caches.tar.gz
+# Environment: OUT (benchmarks/results), DATA (/tmp/fastretina-bench.beton), LIMIT (560), PYTHON (python3), CACHE (the caches.tar.xz
 # that an earlier call left: what torch.compile and Triton have compiled), ROUNDS, and for a rehearsal without a GPU: DEVICE=cpu
 # TRITON_INTERPRET=1, COUNT, SIZE (px), BATCH, STEPS.
 set -uo pipefail
@@ -62,7 +62,7 @@ finish() {
 }
 trap finish EXIT
 printf '\n==== %s: %s, at most %s s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$*" "$LIMIT"
-if [ -n "${CACHE:-}" ]; then tar -C "$caches" -xzf "$CACHE" && printf 'unpacked %s\n' "$CACHE"; fi
+if [ -n "${CACHE:-}" ]; then tar -C "$caches" -xf "$CACHE" && printf 'unpacked %s\n' "$CACHE"; fi
 
 declare -A ended
 order=()
@@ -109,9 +109,9 @@ sizes() {  # batch sizes; in a rehearsal multiples of its own
 pack() {  # what has been compiled by now, for a later call
   local packed bytes
   packed="$(mktemp)"
-  tar -C "$caches" -czf "$packed" . || [ $? = 1 ] || { printf 'caches: cannot be packed\n'; return; }  # 1: a file changed meanwhile
+  XZ_OPT='-4 -T0' tar -C "$caches" -cJf "$packed" . || [ $? = 1 ] || { printf 'caches: cannot be packed\n'; return; }  # 1: a file changed meanwhile
   bytes="$(stat -c %s "$packed")"
-  if [ "$bytes" -le $((16 << 20)) ]; then cp "$packed" "$OUT/.caches.tmp" && mv "$OUT/.caches.tmp" "$OUT/caches.tar.gz"
+  if [ "$bytes" -le $((16 << 20)) ]; then cp "$packed" "$OUT/.caches.tmp" && mv "$OUT/.caches.tmp" "$OUT/caches.tar.xz"
   else printf 'caches: %s bytes packed, more than 16 MiB: left out\n' "$bytes"; fi
   rm -f "$packed"
 }
@@ -179,7 +179,7 @@ for name in "$@"; do
   esac
   case "$name" in
     check)
-      step check 15 bash -c check
+      step check 40 bash -c check
       # Out of time is not missing: a cold disk may take as long to import torch.
       if [ "$code" -ne 0 ] && [ "$code" -ne 124 ]; then
         [ -z "$maker" ] || kill "$maker" 2>/dev/null
@@ -201,16 +201,16 @@ for name in "$@"; do
       headline sweep50 215 --arch resnet50 --compile-deadline 60 --modes "${modes[@]}" --batch-size $(sizes 64 128) \
         --memory-format channels_last contiguous --sides clone ;;
     device) device device 60 roof kernel decode ;;
-    fill) device fill 60 fill ;;
+    fill) device fill 90 fill ;;
     shares) device shares 60 shares ;;
     tests)
       # Their files alone, because the others may need what a GPU machine lacks, and the nearest to the device first.
       mapfile -t files < <(grep -slE '\bDEVICES|mark\.gpu' tests/loading/test_{augment_gpu,device_stage,decode_gpu}.py tests/*/test_*.py | awk '!seen[$0]++')
       for file in "${files[@]}"; do
-        case "$file" in *gpu_training*) ;; *) gpu_tests "$(basename "$file" .py)" 60 "$file" ;; esac
+        case "$file" in *gpu_training*) ;; *) gpu_tests "$(basename "$file" .py)" 120 "$file" ;; esac
       done ;;
     training) gpu_tests test_gpu_training 150 tests/training/test_gpu_training.py ;;
-    loader) throughput loader 130 ;;
+    loader) throughput loader 200 ;;
     resident) throughput resident 60 ;;
     timeline)
       runs="$(mktemp -d)"  # its table is in the log

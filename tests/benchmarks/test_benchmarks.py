@@ -263,7 +263,7 @@ def test_a_gpu_session_starts_the_headline_again_at_most_twice_and_keeps_what_wa
     assert exits(tmp_path) == {"headline18": 4}
     (tmp_path / "fastretina-caches" / "triton" / "kernel").unlink()
     python = stand_in(tmp_path, 'cat "$TRITON_CACHE_DIR/kernel"')
-    done = session(tmp_path, "run", PYTHON=python, CACHE=str(tmp_path / "out" / "caches.tar.gz"))
+    done = session(tmp_path, "run", PYTHON=python, CACHE=str(tmp_path / "out" / "caches.tar.xz"))
     assert "compiled\n" in done.stdout
 
 
