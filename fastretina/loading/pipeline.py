@@ -311,7 +311,8 @@ class Pipeline:
         if getattr(_here, "works", False):
             return
         deadline = time.monotonic() + CLOSING
-        if any([not shared.join(deadline) for shared in closing]):  # noqa: C419  # each, though one be left
+        left = [shared for shared in closing if not shared.join(deadline)]
+        if left:
             warnings.warn(
                 f"a thread of the closed loader is still at work after {CLOSING:g} s, and ends when it is done", stacklevel=2
             )
