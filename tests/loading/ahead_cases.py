@@ -31,8 +31,8 @@ needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="the batches
 class Codec:
     """Decodes as a device library would, on any thread. Decodes are counted from 0, the loader's trial left out.
 
-    gates: by decode, what it waits for. threads: of each decode, the trial among them. refuses, claims: JPEGs that it cannot decode,
-    and those that it only says it has decoded.
+    gates: by decode, what it waits for. threads: of each decode, the trial among them. refuses, claims: JPEGs that it cannot
+    decode, and those that it only says it has decoded.
     """
 
     name = "stand-in"
