@@ -74,6 +74,8 @@ class DeviceStage:
         self._norm = torch.from_numpy(np.ascontiguousarray(feed.norm[:, :3])).to(device)
         self._cuda = device.type == "cuda"
         self._sourcing, self._warping = (torch.cuda.Stream(device) if self._cuda else None for _ in range(2))  # type: ignore[no-untyped-call]
+        # To be entered before a stream is: a new thread is on device 0, and each change back to that would make a context there.
+        self._number = -1 if self._sourcing is None else self._sourcing.device.index
         if self._sourcing is not None:
             # The store's memory is of this stream: what used it before may not have run yet.
             self._sourcing.wait_stream(torch.cuda.current_stream(device))
@@ -90,7 +92,7 @@ class DeviceStage:
         Rows that the device cannot decode, and the CPU neither, become the job's bad rows, or raise SampleError. LoaderError where
         a device decoder claims to have decoded what it did not write.
         """
-        with torch.cuda.stream(self._sourcing):  # stream and device are the calling thread's own
+        with torch.cuda.device(self._number), torch.cuda.stream(self._sourcing):
             in_use = self._begin(job)
             return Sourced(job, self._sources(job, in_use), in_use)
 

@@ -19,6 +19,7 @@ import ahead_cases
 import devices
 import numpy as np
 import pytest
+import torch
 from ahead_cases import COUNT, SIDE, TIMEOUT, Codec, decoded_ahead
 from interrupting import At, interrupt
 from loader_cases import settled, threads
@@ -124,6 +125,29 @@ def test_there_is_a_thread_that_decodes_only_where_a_device_decodes_what_is_stre
         assert sum(len(batch.ids) for batch in loader) == COUNT
         assert all((ident != threading.get_ident()) == ahead for ident in codec.threads[1:])
     assert codec.threads or settings == {"decode": "cpu"}
+
+
+def test_the_thread_works_on_the_loaders_device(file, codec, monkeypatch):
+    at = threading.local()
+    seen = []
+    decode = Codec.decode
+
+    class On:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def __enter__(self) -> None:
+            at.number = self.number
+
+        def __exit__(self, *_: object) -> None:
+            at.number = 0
+
+    with ahead_cases.make(file) as loader:
+        loader._stage._number = 3
+        monkeypatch.setattr(torch.cuda, "device", On)
+        monkeypatch.setattr(Codec, "decode", lambda *given: seen.append(getattr(at, "number", 0)) or decode(*given))
+        assert len(list(loader)) == 3
+    assert set(seen) == {3}
 
 
 BAD = {
@@ -278,18 +302,21 @@ def test_closing_wakes_a_consumer_that_waits_for_a_decode(file, codec, monkeypat
     assert settled(before)
 
 
-def test_closing_needs_no_row_that_the_thread_waits_for(file, codec, monkeypatch):
-    """A consumer that is between two batches: the thread alone waits for rows, which do not come before the loader is closed."""
+def test_closing_ends_the_thread_though_the_rows_that_it_waits_for_do_not_come(file, codec, monkeypatch):
+    monkeypatch.setattr(pipeline, "CLOSING", 0.2)
     waiting, over = threading.Event(), threading.Event()
     before = threads()
-    loader = ahead_cases.make(file)
-    real = Beton.jpeg
-    monkeypatch.setattr(Beton, "jpeg", lambda beton, index: waiting.set() or (over.wait(TIMEOUT) and real(beton, index)))
-    monkeypatch.setattr(Beton, "interrupt", lambda beton: over.set())
-    loader._ahead.start(loader._feed.jobs(0, 0))
-    assert waiting.wait(TIMEOUT)
-    loader.close()
-    assert threads() <= before
+    with Beton(file) as beton:  # the caller's, which is not interrupted
+        loader = ahead_cases.make(beton)
+        monkeypatch.setattr(Beton, "jpeg", lambda beton, index: waiting.set() or over.wait(TIMEOUT))
+        loader._ahead.start(loader._feed.jobs(0, 0))  # as for a consumer that is between two batches
+        assert waiting.wait(TIMEOUT)
+        with pytest.warns(UserWarning, match="still at work") as said:
+            loader.close()
+        assert len(said) == 1  # of those that read rows
+        assert threads() <= before + 2
+        over.set()
+        assert settled(before)
     assert codec.count == 0
 
 

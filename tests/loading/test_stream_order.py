@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -178,6 +179,39 @@ def test_no_batch_is_overwritten_though_what_was_decoded_ahead_was_dropped(beton
 @pytest.mark.parametrize("settings", SOURCES, ids=str)
 def test_no_batch_is_overwritten_by_work_that_runs_late(beton, expected, settings, monkeypatch):
     assert [wrong_batches(beton, expected, settings, seed, monkeypatch) for seed in range(10)] == [0] * 10
+
+
+def test_a_batch_in_whose_midst_another_iteration_began_does_not_release_what_is_being_decoded_for_that(
+    beton, expected, monkeypatch
+):
+    loaders, turns = [], []
+    real = devices.DeviceLoader
+    monkeypatch.setattr(devices, "DeviceLoader", lambda *given, **named: loaders.append(real(*given, **named)) or loaders[0])
+
+    def handler(patch, stage) -> None:
+        warp, decode, begun = device.warp, stage._decoder.decode, threading.Event()
+
+        def interrupted(*given) -> None:
+            patch.setattr(device, "warp", warp)
+            (loader,) = loaders
+            loader.load_state_dict(loader.state_dict())
+            next(iter(loader))
+            assert begun.wait(30)
+            warp(*given)
+
+        def waiting(*given):
+            if turns.count("d") == 3:
+                begun.set()
+                time.sleep(0.3)  # in which the outer batch comes to its end
+            return decode(*given)
+
+        patch.setattr(device, "warp", interrupted)
+        patch.setattr(stage._decoder, "decode", waiting)
+        note_turns(patch, stage._decoder, turns)
+
+    with pytest.raises(LoaderError, match="a later iteration has begun"):
+        wrong_batches(beton, expected, SOURCES[1], 0, monkeypatch, handler)
+    assert "".join(turns) == "drdrd"
 
 
 def never(*_: object) -> None:
