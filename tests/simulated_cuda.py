@@ -3,7 +3,8 @@
 Work that is queued on a stream runs late, in any order that the events allow, and reads and writes bare addresses, as a device
 does. Memory that a program lets go of is overwritten as soon as CUDA's allocator might hand it out again: behind the work of the
 stream that it was allocated on, and behind what the streams named by record_stream had queued by then. So whatever relies on luck,
-a wait too few or a reference dropped too early, shows in the values.
+a wait too few or a reference dropped too early, shows in the values. Threads may share it: each has a current stream of its own,
+and one at a time queues work or runs some.
 
     with monkeypatch.context() as patch:
         cuda = SimulatedCuda(patch, np.random.default_rng(0))
@@ -16,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -47,7 +49,8 @@ class Stream:
         cuda.streams.append(self)
 
     def add(self, work: Callable[[], None], after: Mark | None = None) -> None:
-        self.queue.append((after, work))
+        with self.cuda.lock:
+            self.queue.append((after, work))
 
     def wait_event(self, event: Event) -> None:
         if event.mark is not None:
@@ -69,11 +72,12 @@ class Stream:
 
     def run_until(self, mark: Mark) -> None:
         """No more than what the mark needs, of this stream and of those that it waits for: all else stays as late as it can be."""
-        while not mark.passed:
-            after = self.queue[0][0]
-            if after is not None and not after.passed:
-                after.stream.run_until(after)
-            self.go_on()
+        with self.cuda.lock:
+            while not mark.passed:
+                after = self.queue[0][0]
+                if after is not None and not after.passed:
+                    after.stream.run_until(after)
+                self.go_on()
 
 
 class Event:
@@ -94,11 +98,14 @@ class Event:
 
 
 class SimulatedCuda:
-    """Takes torch.cuda's place while `patch` holds; `current` is the consumer's stream at first."""
+    """Takes torch.cuda's place while `patch` holds; `current` is the consumer's stream at first, and another in other threads."""
 
     def __init__(self, patch, random: np.random.Generator) -> None:
         self.random = random
+        self.lock = threading.RLock()
         self.streams: list[Stream] = []
+        self._entered = threading.local()
+        self._others = Stream(self)
         self.current = Stream(self)
         self._memory: dict[int, tuple[np.ndarray, list[Stream]]] = {}  # by address, with the streams of record_stream
         cuda = self
@@ -139,6 +146,14 @@ class SimulatedCuda:
             lambda *shape, device=None, **others: real_empty(*shape, **others) if device is None else cuda.empty(*shape, **others),
         )
 
+    @property
+    def current(self) -> Stream:
+        return getattr(self._entered, "stream", self._others)
+
+    @current.setter
+    def current(self, stream: Stream) -> None:
+        self._entered.stream = stream
+
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Memory of the current stream, poisoned; given back to it when the last tensor over it is gone."""
         nbytes = int(np.prod(shape)) * dtype.itemsize
@@ -168,18 +183,20 @@ class SimulatedCuda:
 
     def run(self, steps: int) -> None:
         """So many pieces of work, each of a stream drawn at random from those that can go on."""
-        for _ in range(steps):
-            able = [stream for stream in self.streams if stream.can_go_on()]
-            if not able:
-                return
-            able[int(self.random.integers(len(able)))].go_on()
+        with self.lock:
+            for _ in range(steps):
+                able = [stream for stream in self.streams if stream.can_go_on()]
+                if not able:
+                    return
+                able[int(self.random.integers(len(able)))].go_on()
 
     def finish(self, *streams: Stream) -> None:
         """Run until these streams, or all, have nothing left."""
-        while any(stream.queue for stream in streams or self.streams):
-            before = sum(len(stream.queue) for stream in self.streams)
-            self.run(1)
-            assert sum(len(stream.queue) for stream in self.streams) < before, "streams wait for each other"
+        with self.lock:
+            while any(stream.queue for stream in streams or self.streams):
+                before = sum(len(stream.queue) for stream in self.streams)
+                self.run(1)
+                assert sum(len(stream.queue) for stream in self.streams) < before, "streams wait for each other"
 
 
 def bytes_at(address: int, nbytes: int) -> np.ndarray:

@@ -1,13 +1,14 @@
 """The device half of a batch: pixels go to the GPU (or are decoded or kept there) and one kernel makes the batch of them.
 
 Copies and decoding are queued on one stream, the warp on another, so that both run beside the training step; streams wait for
-events, the host for nothing (but for a device decoder, before it writes and until it has: see `decode.gpu`). On a CPU
-device (the tests, with Triton's interpreter) there are no streams.
+events, the host for nothing (but for a device decoder, before it writes and until it has: see `decode.gpu`, and `decode_ahead` for
+the thread that does it). On a CPU device (the tests, with Triton's interpreter) there are no streams.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -55,14 +56,26 @@ class _InUse:
         self.event: torch.cuda.Event | None = None
 
 
+@dataclass(frozen=True)
+class Sourced:
+    """A job whose images are on the device, or will be by what is queued: (rows,) `addresses` of them."""
+
+    job: DeviceJob
+    addresses: NDArray[np.int64]
+    in_use: _InUse
+
+
 class DeviceStage:
-    """Turns decoded jobs into tensors on the device. Not for more than one thread."""
+    """Turns jobs into tensors on the device. One call at a time, from whichever thread; a `source` is followed by its `finish`, or
+    by another `source`, which drops it."""
 
     def __init__(self, feed: Feed, device: torch.device, store: DeviceStore | None, decoder: DeviceDecoder | None) -> None:
         self._feed, self._device, self._store, self._decoder = feed, device, store, decoder
         self._norm = torch.from_numpy(np.ascontiguousarray(feed.norm[:, :3])).to(device)
         self._cuda = device.type == "cuda"
         self._sourcing, self._warping = (torch.cuda.Stream(device) if self._cuda else None for _ in range(2))  # type: ignore[no-untyped-call]
+        # To be entered before a stream is: a new thread is on device 0, and each change back to that would make a context there.
+        self._number = -1 if self._sourcing is None else self._sourcing.device.index
         if self._sourcing is not None:
             # The store's memory is of this stream: what used it before may not have run yet.
             self._sourcing.wait_stream(torch.cuda.current_stream(device))
@@ -70,21 +83,30 @@ class DeviceStage:
         self._in_use: deque[_InUse] = deque()  # in the order of their events
 
     def launch(self, job: DeviceJob) -> Batch:
-        """Queue everything that is left to do, for the job's good rows.
+        """Queue everything that is left to do, for the job's good rows. Raises what `source` raises."""
+        return self.finish(self.source(job))
+
+    def source(self, job: DeviceJob) -> Sourced:
+        """Queue what brings the job's images to the device, or decode them there.
 
         Rows that the device cannot decode, and the CPU neither, become the job's bad rows, or raise SampleError. LoaderError where
         a device decoder claims to have decoded what it did not write.
         """
-        in_use = self._begin(job)
+        with torch.cuda.device(self._number), torch.cuda.stream(self._sourcing):
+            in_use = self._begin(job)
+            return Sourced(job, self._sources(job, in_use), in_use)
+
+    def finish(self, sourced: Sourced) -> Batch:
+        """Queue the rest, for the job's good rows: the batch, in the order of the stream that is current here."""
+        job, in_use = sourced.job, sourced.in_use
         with torch.cuda.stream(self._sourcing):
-            addresses = self._sources(job, in_use)
             good = [row for row in range(job.rows) if row not in job.bad]
-            rows = self._describe(job, addresses, good, in_use)
-            sourced = mark(self._sourcing)
+            rows = self._describe(job, sourced.addresses, good, in_use)
+            described = mark(self._sourcing)
         side, dtype = self._feed.config.resolution, self._feed.config.dtype
         with span("warp"), torch.cuda.stream(self._warping):
-            if sourced is not None and self._warping is not None:
-                self._warping.wait_event(sourced)
+            if described is not None and self._warping is not None:
+                self._warping.wait_event(described)
             images = torch.empty((len(good), side, side, 3), dtype=dtype, device=self._device)
             if good:
                 warp(
@@ -98,9 +120,7 @@ class DeviceStage:
 
     def keep(self, job: DeviceJob) -> None:
         """Queue what brings a job's samples into the store."""
-        in_use = self._begin(job)
-        with torch.cuda.stream(self._sourcing):
-            self._sources(job, in_use)
+        in_use = self.source(job).in_use
         self._hand_over(mark(self._sourcing), in_use, None)
 
     def kept(self) -> None:
@@ -119,7 +139,7 @@ class DeviceStage:
     def _begin(self, job: DeviceJob) -> _InUse:
         """Hold the job's memory, from before anything is queued that reads it: whoever is interrupted has no time for it later.
 
-        What an interrupted call has queued is over when all is that has been queued by now.
+        What an interrupted call has queued, or one whose job was dropped, is over when all is that has been queued by now.
         """
         in_use = _InUse(job)
         if self._sourcing is not None and self._warping is not None:
@@ -133,7 +153,8 @@ class DeviceStage:
 
     def _hand_over(self, event: torch.cuda.Event | None, in_use: _InUse, batch: Batch | None) -> None:
         """Order the consumer's stream after the batch, and hold what the batch is made of until it is made."""
-        if self._decoder is not None:
+        # An event that is there is that of a signal handler's batch, which came in the midst of this one and released its memory.
+        if self._decoder is not None and in_use.event is None:
             self._decoder.release(event)
         if event is None:
             return

@@ -27,6 +27,7 @@ from fastretina.loading.resident import Store, make_store, plan_residence
 from fastretina.system.progress import progress_bar
 
 if TYPE_CHECKING:
+    from fastretina.loading.decode_ahead import DecodeAhead
     from fastretina.loading.device_stage import DeviceStage
 
 # Threads at most where a device decodes and they only read and check: more wait for each other (on two cores, 16: 18,000 images a
@@ -87,6 +88,7 @@ class Loader:
         ahead = 2 + -(-2 * workers // config.rows)
         residence = plan_residence(self.dataset, config)
         self._stage: DeviceStage | None = None
+        store = None
         if self._makes_on_device:
             pixels = int(np.prod(Sizes(self.dataset, config.resolution).largest))
             pool = BufferPool(config.rows * pixels * 3, keep=ahead + 2, pinned=self.device.type == "cuda")
@@ -107,6 +109,11 @@ class Loader:
             where = cpu_threads(workers)
         self._filled = self._feed.on_device is None
         self._pipeline = Pipeline(min(workers, CHECKING_THREADS) if self._feed.device_decodes else workers, ahead)
+        self._ahead: DecodeAhead | None = None
+        if self._stage is not None and self._feed.device_decodes and store is None:
+            from fastretina.loading.decode_ahead import DecodeAhead
+
+            self._ahead = DecodeAhead(self._stage, self._pipeline)
         self._position, self._iterations = _Position(), itertools.count(1)
         self._next_job: tuple[int, int] | None = None  # epoch and batch that the pipeline yields next; None: unknown
         self.description = f"decode on {where}, {kept}"
@@ -194,13 +201,17 @@ class Loader:
     def _make(self, epoch: int, batch: int) -> Batch:
         """The batch of this number; none of its rows may be left."""
         self.fill()
+        stage, ahead = self._stage, self._ahead
         if self._next_job != (epoch, batch):
             self._next_job = None  # first: an interrupt may leave either stream
-            self._pipeline.start(self._feed.jobs(epoch, batch))
+            (ahead or self._pipeline).start(self._feed.jobs(epoch, batch))
         self._next_job = None  # until get() has succeeded
-        stage = self._stage
-        job: Any = self._pipeline.get()  # a DeviceJob where there is a stage, or a CpuJob
-        made = stage.launch(job) if stage else job.batch()
+        job: Any  # a DeviceJob where there is a stage, or a CpuJob
+        if ahead:
+            job, made = ahead.get()
+        else:
+            job = self._pipeline.get()
+            made = stage.launch(job) if stage else job.batch()
         if job.bad:  # on a device, launching may have found more of them
             self._record(job.bad.values())
         return made
@@ -259,8 +270,8 @@ class Loader:
             return
         if self._opened:
             self.dataset.interrupt()
-        self._pipeline.close()
-        self._feed.store = self._stage = None
+        self._pipeline.close(*([self._ahead.pipeline] if self._ahead else []))
+        self._feed.store = self._stage = self._ahead = None
         if self._opened:
             self.dataset.close()
 

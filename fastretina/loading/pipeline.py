@@ -119,6 +119,7 @@ class _Shared:
         self.ended: deque[weakref.ref[Any] | None] = deque([None])
         self._rings: list[weakref.ref[Any] | None] = [None] * workers
         self.stream = _Stream()
+        self.held: _Stream | None = None  # whose job the consumer has, and another is not to be begun for it yet
         self.turn = _thread.allocate_lock()  # to begin a job; never waited for
 
     def advance(self) -> None:
@@ -173,9 +174,8 @@ class _Shared:
         self.tasks.put(self.owner)
         self.ring()
 
-    def join(self) -> bool:
-        """Wait for the threads, for a while. False where some are left, which end after their piece."""
-        deadline = time.monotonic() + CLOSING
+    def join(self, deadline: float) -> bool:
+        """Wait for the threads until then, by time.monotonic(). False where some are left, which end after their piece."""
         while not all(thread in self.ended for thread in self.threads):
             if time.monotonic() > deadline:
                 return False
@@ -217,7 +217,7 @@ def _end_all() -> None:
     for shared in found:
         shared.end()
     for shared in found:
-        shared.join()
+        shared.join(time.monotonic() + CLOSING)
 
 
 class Pipeline:
@@ -254,9 +254,9 @@ class Pipeline:
         shared.stream = _Stream(jobs)
         shared.tasks.put(None)
 
-    def get(self) -> Job | None:
+    def get(self, hold: bool = False) -> Job | None:
         """The next job, finished; None at the end of the stream. Raises what the job raised; the stream then ends. So it does with
-        a LoaderError where a thread has ended, since what that was at is lost."""
+        a LoaderError where a thread has ended, since what that was at is lost. hold: it counts as under way until `proceed`."""
         shared = self._shared
         stream = shared.stream
         while True:
@@ -281,22 +281,38 @@ class Pipeline:
                 raise running.error
             finally:
                 del running  # the error's own traceback would refer to it
-        stream.taken += 1
-        shared.tasks.put(None)
+        shared.held = stream
+        if not hold:
+            self.proceed()
         return running.job
+
+    def proceed(self) -> None:
+        """The job that `get` was to hold is done with; nothing where its stream is over."""
+        shared = self._shared
+        stream, shared.held = shared.held, None
+        if stream is not None:
+            stream.taken += 1
+            shared.tasks.put(None)
 
     def _refusal(self, otherwise: str = "") -> LoaderError:
         return LoaderError("the loader is closed" if self._shared.closed else otherwise)
 
-    def close(self) -> None:
-        """Stop the threads. Each first finishes the piece that it is at; this waits for that, CLOSING seconds at most. May be
-        called again, from any thread and in a signal handler. Nothing in a forked child: the threads are the parent's.
+    def close(self, *others: Pipeline) -> None:
+        """Stop the threads, and others', which may wait for these. Each first finishes the piece that it is at; this waits for
+        that, CLOSING seconds at most. May be called again, from any thread and in a signal handler. Nothing in a forked child: the
+        threads are the parent's.
         """
         if not self.process.is_this:
             return
-        self._shared.end()
+        closing = [self._shared, *(other._shared for other in others)]
+        for shared in closing:
+            shared.end()
         # A thread of a pipeline, where the garbage collector may end whatever the program has, waits for none: it may be its own.
-        if not getattr(_here, "works", False) and not self._shared.join():
+        if getattr(_here, "works", False):
+            return
+        deadline = time.monotonic() + CLOSING
+        left = [shared for shared in closing if not shared.join(deadline)]
+        if left:
             warnings.warn(
                 f"a thread of the closed loader is still at work after {CLOSING:g} s, and ends when it is done", stacklevel=2
             )

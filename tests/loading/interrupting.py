@@ -20,10 +20,10 @@ LOOKS = {dis.opmap[name] for name in ("RESUME", "CALL", "CALL_FUNCTION_EX", "JUM
 
 
 class At:
-    """While entered, calls `action` at the `number`-th such place, of one module or all, that this thread comes to. came: whether
-    it did."""
+    """While entered, calls `action` at the `number`-th such place, of these modules or all, that this thread comes to. came:
+    whether it did."""
 
-    def __init__(self, number: int, action: Callable[[], None], module: str = "") -> None:
+    def __init__(self, number: int, action: Callable[[], None], module: str | tuple[str, ...] = "") -> None:
         self.came, self._left, self._action, self._module = False, number, action, module
         self._before: dict[FrameType, int] = {}
 

@@ -110,8 +110,9 @@ def test_pixels_decoded_by_a_library_make_the_same_batches(beton, device, reside
         assert loader.description.startswith("decode on the GPU (stand-in), ")
         assert_same_batches(loader, beton)
     # First a batch of the usual number. Then three batches an epoch and two epochs; resident, all twelve at once before the first,
-    # and never again.
-    assert codec.batches == ([256, 12] if resident == "on" else [5, 5, 5, 2, 5, 5, 2])
+    # and never again. Streaming, the third epoch's first may have been decoded by when the loader was closed.
+    assert codec.batches[:7] == ([256, 12] if resident == "on" else [5, 5, 5, 2, 5, 5, 2])
+    assert codec.batches[7:] in ([], [5])
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -189,7 +190,7 @@ def test_a_jpeg_that_claims_too_much_is_named_and_never_reaches_the_decoder(tmp_
     with DeviceLoader(path, on_bad="skip", max_bad=0.5, **settings) as loader:
         assert sorted(torch.cat([batch.ids for batch in loader]).tolist()) == list(range(1, 12))
         assert [(error.index, "scans of 32 x 32" in error.reason) for error in loader.skipped] == [(0, True)]
-    assert sum(codec.batches[1:]) == 11
+    assert sum(codec.batches[1:4]) == 11  # of the first epoch
     with DeviceLoader(path, **settings) as loader, pytest.raises(SampleError, match="scans of 32 x 32 pixels, past the limit"):
         list(loader)
 

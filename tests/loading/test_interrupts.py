@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+import ahead_cases
 import pytest
+import torch
 from interrupting import At, interrupt
 from loader_cases import kwargs, same, settled, threads, write
 
 from fastretina.errors import LoaderError
+from fastretina.loading.augment import Augment
 from fastretina.loading.batches import Batch
 from fastretina.loading.loader import Loader
 
@@ -23,9 +27,18 @@ def file(tmp_path_factory) -> Path:
     return write(tmp_path_factory.mktemp("interrupts") / "data.beton", 20, 16)
 
 
+@pytest.fixture(scope="module", params=["cpu", pytest.param("decodes ahead", marks=ahead_cases.needs_no_gpu)])
+def make(request, file) -> Iterator[Callable[[], Loader]]:
+    """A loader of three batches an epoch, of either kind."""
+    with pytest.MonkeyPatch.context() as patch:
+        ahead_cases.provide(patch)
+        settings = SETTINGS | {"augment": Augment.none(), "dtype": torch.uint8}
+        yield partial(Loader, file, **SETTINGS) if request.param == "cpu" else partial(ahead_cases.make, file, **settings)
+
+
 @pytest.fixture(scope="module")
-def epochs(file) -> list[list[Batch]]:
-    with Loader(file, **SETTINGS) as loader:
+def epochs(make) -> list[list[Batch]]:
+    with make() as loader:
         return [list(loader) for _ in range(3)]
 
 
@@ -44,8 +57,8 @@ def interrupted(loader: Iterable[Batch], place: int, action: Callable[[], None])
 
 
 @pytest.mark.parametrize("resume", ["state", "next"])
-def test_after_an_interrupt_anywhere_comes_the_batch_that_the_consumer_has_not_had(file, epochs, resume):
-    with Loader(file, **SETTINGS) as loader:
+def test_after_an_interrupt_anywhere_comes_the_batch_that_the_consumer_has_not_had(make, epochs, resume):
+    with make() as loader:
         for place in itertools.count(1):
             loader.set_epoch(0)
             batches = iter(loader) if resume == "next" else loader
@@ -65,8 +78,8 @@ def test_after_an_interrupt_anywhere_comes_the_batch_that_the_consumer_has_not_h
     assert place > 50
 
 
-def test_an_iteration_after_an_interrupt_begins_an_epoch_as_after_a_break(file, epochs):
-    with Loader(file, **SETTINGS) as loader:
+def test_an_iteration_after_an_interrupt_begins_an_epoch_as_after_a_break(make, epochs):
+    with make() as loader:
         for place in itertools.count(1):
             loader.set_epoch(0)
             had, came = interrupted(loader, place, interrupt)
@@ -85,10 +98,10 @@ HANDLERS = {
 
 
 @pytest.mark.parametrize("handler", HANDLERS)
-def test_a_signal_handler_may_call_anything_in_the_midst_of_anything(file, epochs, handler):
+def test_a_signal_handler_may_call_anything_in_the_midst_of_anything(file, make, epochs, handler):
     messages, before = set(), threads()
     for place in itertools.count(1):
-        with Loader(file, **SETTINGS) as loader:
+        with make() as loader:
             try:
                 had, came = interrupted(loader, place, lambda loader=loader: HANDLERS[handler](loader))
             except LoaderError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -45,13 +47,21 @@ def expected(beton) -> dict[int, np.ndarray]:
 
 
 def wrong_batches(
-    beton: Path, expected: dict[int, np.ndarray], settings: dict, seed: int, monkeypatch, fault=None, interrupts: bool = False
+    beton: Path,
+    expected: dict[int, np.ndarray],
+    settings: dict,
+    seed: int,
+    monkeypatch,
+    fault=None,
+    interrupts: bool = False,
+    resumes: bool = False,
 ) -> int:
     """How many batches the consumer sees otherwise than they are. fault: called with the patch and the stage. interrupts: it is
-    interrupted at random places of the stage."""
+    interrupted at random places of the stage. resumes: what was decoded ahead is dropped, and made anew, half of the time. By every
+    other seed the consumer goes on only when the next batch has been decoded."""
     if settings.get("decoder") == "nvimgcodec":
         pytest.importorskip("nvidia.nvimgcodec")
-    wrong = []
+    wrong, turns, entered = [], [], set()
 
     def warp(addresses, heights, widths, affine, colour, norm, recolour, output):
         """Copies the sources as they are, when its turn comes."""
@@ -101,9 +111,11 @@ def wrong_batches(
             stage._cuda, stage._sourcing, stage._warping = True, Stream(cuda), Stream(cuda)
             # The library decodes at once, whatever has been queued: as an H100's JPEG engine does.
             patch.setattr(gpu, "current_stream", lambda device: cuda.current)
-            patch.setattr(gpu.NvImageCodec, "_stream", lambda codec: 0)
+            patch.setattr(gpu.NvImageCodec, "_stream", lambda codec: entered.add(cuda.current) or 0)
             patch.setattr(gpu, "_write_poison", write_poison)
             patch.setattr(gpu, "_compare_poison", compare_poison)
+            if stage._decoder is not None:
+                note_turns(patch, stage._decoder, turns)
             if fault is not None:
                 fault(patch, stage)
             for _ in range(EPOCHS):
@@ -111,16 +123,40 @@ def wrong_batches(
                 while (batch := following(batches, int(cuda.random.integers(1, 200)) * interrupts)) is not None:
                     use(batch)
                     del batch
+                    if loader._ahead and seed % 2:
+                        wait_for_next(loader)
                     cuda.run(int(cuda.random.integers(0, 6)))
+                    if resumes and loader.state_dict()["batch"] and cuda.random.random() < 0.5:
+                        loader.load_state_dict(loader.state_dict())
+                        batches = iter(loader)
+            loader.close()
             cuda.finish()
+            assert entered <= {stage._sourcing}
+    assert fault or "dd" not in "".join(turns)
     assert len(wrong) == EPOCHS * -(-COUNT // 5)
     return sum(wrong)
+
+
+def note_turns(patch, decoder, turns: list[str]) -> None:
+    """d: it decodes, r: what it decoded last is released."""
+    decode, release = decoder.decode, decoder.release
+    patch.setattr(decoder, "decode", lambda *given: turns.append("d") or decode(*given))
+    patch.setattr(decoder, "release", lambda event: turns.append("r") or release(event))
+
+
+def wait_for_next(loader: Loader) -> None:
+    """Until it has been decoded."""
+    deadline = time.monotonic() + 30
+    running = loader._ahead.pipeline._shared.stream.running
+    while not (running and running[0].finished):
+        assert time.monotonic() < deadline
+        time.sleep(0.0002)
 
 
 def following(batches: Iterator[Batch], place: int) -> Batch | None:
     """The next batch, asked for again where that was interrupted; None at the end."""
     for number in itertools.chain((place, place // 2), itertools.repeat(0)):
-        with suppress(KeyboardInterrupt), At(number, interrupt, "device_stage.py"):
+        with suppress(KeyboardInterrupt), At(number, interrupt, ("device_stage.py", "decode_ahead.py")):
             for batch in batches:
                 return batch
             return None
@@ -133,9 +169,49 @@ def test_no_batch_is_overwritten_though_some_were_interrupted_while_they_were_ma
     assert found == [0] * 8
 
 
+def test_no_batch_is_overwritten_though_what_was_decoded_ahead_was_dropped(beton, expected, monkeypatch):
+    found = [
+        wrong_batches(beton, expected, SOURCES[1], seed, monkeypatch, interrupts=seed % 4 > 1, resumes=True) for seed in range(12)
+    ]
+    assert found == [0] * 12
+
+
 @pytest.mark.parametrize("settings", SOURCES, ids=str)
 def test_no_batch_is_overwritten_by_work_that_runs_late(beton, expected, settings, monkeypatch):
     assert [wrong_batches(beton, expected, settings, seed, monkeypatch) for seed in range(10)] == [0] * 10
+
+
+def test_a_batch_in_whose_midst_another_iteration_began_does_not_release_what_is_being_decoded_for_that(
+    beton, expected, monkeypatch
+):
+    loaders, turns = [], []
+    real = devices.DeviceLoader
+    monkeypatch.setattr(devices, "DeviceLoader", lambda *given, **named: loaders.append(real(*given, **named)) or loaders[0])
+
+    def handler(patch, stage) -> None:
+        warp, decode, begun = device.warp, stage._decoder.decode, threading.Event()
+
+        def interrupted(*given) -> None:
+            patch.setattr(device, "warp", warp)
+            (loader,) = loaders
+            loader.load_state_dict(loader.state_dict())
+            next(iter(loader))
+            assert begun.wait(30)
+            warp(*given)
+
+        def waiting(*given):
+            if turns.count("d") == 3:
+                begun.set()
+                time.sleep(0.3)  # in which the outer batch comes to its end
+            return decode(*given)
+
+        patch.setattr(device, "warp", interrupted)
+        patch.setattr(stage._decoder, "decode", waiting)
+        note_turns(patch, stage._decoder, turns)
+
+    with pytest.raises(LoaderError, match="a later iteration has begun"):
+        wrong_batches(beton, expected, SOURCES[1], 0, monkeypatch, handler)
+    assert "".join(turns) == "drdrd"
 
 
 def never(*_: object) -> None:
