@@ -18,7 +18,7 @@ from typing import Any
 import llvmlite.binding as llvm
 
 WRITTEN_FOR = "3.8."  # Triton's version
-POINTERS, NUMBERS = 7, ("tid.x", "ctaid.x", "ctaid.y", "ctaid.z")
+POINTERS, NUMBERS = 7, ("tid.x", "ctaid.x", "ctaid.y", "ctaid.z", "nctaid.x")
 _LOAD = re.compile(
     r'(%\w+) = tail call (i\d+) asm sideeffect "mov\.u\d+ \$0, 0x0;\\0A\\09(@\$\d )?ld\.global\.b(\d+) '
     r'\{ \$0 \}, \[ \$1 \+ 0 \];", "[^"]*"\(([^)]*)\)'
@@ -55,7 +55,7 @@ class Compiled:
             assert resolution % 16 == 0
             addresses = [tensor.data_ptr() for tensor in tensors]
             for numbers in itertools.product(range(32 * num_warps), *map(range, grid)):
-                self._variants[recolour](*addresses, resolution, *numbers)
+                self._variants[recolour](*addresses, resolution, *numbers, grid[0])
 
         return launch
 

@@ -40,11 +40,11 @@ def test_buffers_of_several_sizes_agree(device):
 @pytest.mark.parametrize("poison", [0, 255])
 def test_nothing_around_an_image_is_seen_wherever_it_begins_and_ends(device, poison):
     rng = np.random.default_rng(4)
-    # The kernel reads words of four bytes: images at each of their bytes, and rows that end at each of them.
+    # The kernel reads words of eight bytes: images at each of their bytes, and rows that end at each of them.
     images = [
         rng.integers(100, 150, (h, w, 3), dtype=np.uint8) for h, w in ((1, 1), (5, 1), (1, 6), (2, 2), (6, 7), (3, 8), (7, 5))
     ]
-    for offset in range(4):
+    for offset in range(8):
         sources = [surrounded(image, offset, poison, device) for image in images]
         agrees(images, sources, Augment(zoom=(0.4, 1.5), shift=0.4), 8 + offset % 2, torch.float32, device)
 
