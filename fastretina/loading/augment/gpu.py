@@ -11,15 +11,16 @@ Moving 2.4 MB an image at the speed of a GPU's memory leaves an H100 90 to 100 i
 - A byte's bits read as float32 are that byte times 2^-149, exactly, and GPUs multiply such denormal numbers at full speed; they
   convert integers at an eighth of it. Weights times 2^126 bring the product into the normal range.
 
-What limits it on an H200 is the L1 cache (86 % of its throughput; instructions: 53 %). By a model fitted to the times of four
-variants, most of what can be saved is bank conflicts: a warp's load takes as many turns as it has different words in one of the
-cache's 32 banks of four bytes. They repeat every 128 bytes, so that all rows of an image of 512 pixels begin in the same one. The
-rest is the sectors that a load touches, and the lines that a store does. So
+What limits it on an H200 is the L1 cache (86 % of its throughput; instructions: 53 %). By a model fitted to the times of variants,
+most of that is bank conflicts: a warp's load takes as many turns as it has different words in one of the cache's 32 banks of four
+bytes. They repeat every 128 bytes, so that all rows of an image of 512 pixels begin in the same one. So
 
 - words have eight bytes: each takes two turns at least, but there are 16 loads and not 24;
-- one program makes a tile, one warp a patch of it whose shape is chosen by the image's angle, to be wide and low in the source.
-  With words of four bytes, 256 images that were not rotated took 260 us in patches of 8 x 4 threads and 419 in those of 4 x 8;
-  rotated by 90 degrees, 452 and 310.
+- one program makes a tile, one warp a patch of it, whose threads stand 8 across and 4 down, or, where the image is rotated by more
+  than 76 degrees, 4 across and 8 down: wide and low in the source.
+
+256 images of 512 px took it 319 us at random angles (392 with words of four bytes and 4 across for all), 357 (411) recoloured too,
+287 (418) as they are, 332 (405) at 45 degrees and 376 (313) at 90. 2 across at 90 degrees took 504, 16 across as they are 282.
 """
 
 from __future__ import annotations
@@ -28,13 +29,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# A program goes down its tile in steps, so that what it needs to know of the image is loaded once for all of them. Where it helps,
-# two neighbouring tiles are divided into an upper and a lower one instead.
+# A program goes down its tile in steps, so that what it needs to know of the image is loaded once for all of them.
 _THREADS = tl.constexpr(128)
 _TILE_WIDTH, _TILE_HEIGHT, _STEP_HEIGHT = tl.constexpr(32), tl.constexpr(64), tl.constexpr(16)
-# A warp's 32 threads stand 16, 8 or 2 across, each with four pixels in a row. By that model 16 are best up to 7 degrees between a
-# row of the output and one of the source, and 2 from 70 degrees.
-_NEARLY_ALONG, _NEARLY_ACROSS = tl.constexpr(0.125), tl.constexpr(2.75)
+# From here on, the slope of a row's source, a warp's 32 threads stand 4 across instead of 8, each with four pixels in a row.
+_STEEP = tl.constexpr(4.0)
 _WEIGHT = tl.constexpr(2.0**126)
 _LEVEL = tl.constexpr(2.0**23)  # what a sum of denormal bytes by such weights is still to be multiplied by
 
@@ -110,16 +109,9 @@ def _warp_kernel(  # type: ignore[no-untyped-def]
     address, height, width = tl.load(addresses + image), tl.load(heights + image), tl.load(widths + image)
     a = affine + image * 6
     xx, xy, x0, yx, yy, y0 = tl.load(a), tl.load(a + 1), tl.load(a + 2), tl.load(a + 3), tl.load(a + 4), tl.load(a + 5)
-    # The two tiles of a pair lie side by side, or, twice as wide and half as high, one above the other.
-    column, top = tl.program_id(0), tl.program_id(1) * _TILE_HEIGHT
-    along = (tl.num_programs(0) % 2 == 0) & (tl.abs(yx) < tl.abs(xx) * _NEARLY_ALONG)
-    tall = tl.where(along, _TILE_HEIGHT // 2, _TILE_HEIGHT)
-    step = tall // (_TILE_HEIGHT // _STEP_HEIGHT)  # a second choice takes 72 registers instead of 64
-    top += tl.where(along, (column & 1) * tall, 0)
-    column = tl.where(along, column & -2, column)
-    # Lanes first across, then down, then, where a patch is as high as a step, to the next patch.
-    across = tl.where(along, 4, tl.where(tl.abs(yx) > tl.abs(xx) * _NEARLY_ACROSS, 1, 3))  # log2
-    px = column * _TILE_WIDTH + ((thread & (1 << across) - 1) | thread >> across + 4 << across) * 4
+    across = tl.where(tl.abs(yx) > tl.abs(xx) * _STEEP, 2, 3)  # log2
+    # Lanes first across, then down, then, where a step's height is reached, to the next patch.
+    px = tl.program_id(0) * _TILE_WIDTH + ((thread & (1 << across) - 1) | thread >> across + 4 << across) * 4
     line = thread >> across & 15
     c = colour + image * 12
     unit: tl.constexpr = 1.0 if recolour else _LEVEL
@@ -133,7 +125,8 @@ def _warp_kernel(  # type: ignore[no-untyped-def]
     byte: tl.constexpr = output.dtype.element_ty == tl.uint8
     element = tl.arange(0, 4)[None, :]
     x = px.to(tl.float32)
-    end = tl.minimum(top + tall, resolution)
+    top = tl.program_id(1) * _TILE_HEIGHT
+    end = tl.minimum(top + _TILE_HEIGHT, resolution)
     while top < end:
         py = top + line
         y = py.to(tl.float32)
@@ -157,7 +150,7 @@ def _warp_kernel(  # type: ignore[no-untyped-def]
         _store(target, offset, r0, g0, b0, r1, mine & (room > 0), byte)
         _store(target, offset + 4, g1, b1, r2, g2, mine & (room > (0 if whole else 4)), byte)
         _store(target, offset + 8, b2, r3, g3, b3, mine & (room > (0 if whole else 8)), byte)
-        top += step
+        top += _STEP_HEIGHT
 
 
 def warp(
