@@ -177,9 +177,9 @@ def all_decoders(device: torch.device, beton: Beton, batch: int) -> dict[str, Ca
 def all_shares(device: torch.device, beton: Beton, batch: int) -> dict[str, Callable[[], Decode]]:
     """A share of each batch for the hardware engine, the rest for CUDA."""
     return {
-        f"hardware {share:.0%}": partial(ours, device, beton, batch, partial(NvImageCodec, engines=(backends, "")))
+        f"hardware {share:.0%}": partial(ours, device, beton, batch, partial(NvImageCodec, engines=engines))
         for share in SHARES
-        for backends in [(("HW_GPU_ONLY", share), ("HYBRID_CPU_GPU", 1.0))]
+        for engines in [(("HW_GPU_ONLY", share), ("HYBRID_CPU_GPU", 1.0))]
     }
 
 

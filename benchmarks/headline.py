@@ -56,6 +56,8 @@ class Headline:
     modes: tuple[Mode, ...] = ("default",)
     """Of torch.compile; off: eager, which is also what takes the place of a mode that fails."""
     memory_format: tuple[Literal["channels_last", "contiguous"], ...] = ("channels_last",)
+    plain_stem: bool = False
+    """torchvision's own first convolution and pooling (see fastretina/models/stem.py)."""
     sides: tuple[Side, ...] = ("clone", "resident", "cpu-decode", "gpu-decode")
     decoder: str | None = None
     """Which decoder the side gpu-decode uses; default: the Loader's choice."""
@@ -114,7 +116,10 @@ class Measurement:
     def step(self, size: int, mode: str = "off", memory_format: str = "channels_last") -> TrainingStep:
         """A new model, not compiled yet."""
         compiled = None if mode == "off" else mode
-        return TrainingStep(self.config.arch, size, self.config.resolution, self.device, compiled, memory_format)
+        config = self.config
+        return TrainingStep(
+            config.arch, size, config.resolution, self.device, compiled, memory_format, plain_stem=config.plain_stem
+        )  # fmt: skip
 
     def before(self) -> None:
         """Eager steps on random images, so that there is a number; then what shares are told of."""

@@ -19,7 +19,7 @@ from fastretina.errors import LoaderError, SampleError, UsageError
 from fastretina.loading.batches import Batch, CpuJob, DeviceJob, Feed
 from fastretina.loading.buffers import BufferPool
 from fastretina.loading.config import LoaderConfig, options_of
-from fastretina.loading.decode.choice import choose_decode, cpu_threads
+from fastretina.loading.decode.choice import choose_decode, cpu_threads, default_workers
 from fastretina.loading.decode.cpu import Sizes
 from fastretina.loading.decode.gpu import DEVICE_BATCH
 from fastretina.loading.pipeline import Pipeline
@@ -83,7 +83,7 @@ class Loader:
         self._opened = not isinstance(path, Beton)
         self._config = config
         self.skipped: list[SampleError] = []
-        workers = config.workers or len(os.sched_getaffinity(0))
+        workers = config.workers or default_workers(self.device)
         # Enough batches ahead that every thread has rows to take while the consumer holds one.
         ahead = 2 + -(-2 * workers // config.rows)
         residence = plan_residence(self.dataset, config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -18,7 +17,7 @@ from fastretina.beton.reader import UNLABELLED, Beton
 from fastretina.errors import RunError, UsageError
 from fastretina.grading import Classes, all_known
 from fastretina.loading.augment import Augment
-from fastretina.loading.decode.choice import FASTEST_FLOPS
+from fastretina.loading.decode.choice import FASTEST_FLOPS, default_workers
 from fastretina.loading.loader import Loader
 from fastretina.models.precision import Precision
 from fastretina.packing.splits import divide
@@ -177,7 +176,7 @@ def make_loader(
         "resolution": resolution,
         "device": str(world.device),
         "seed": config.seed,
-        "workers": config.workers or max(1, len(os.sched_getaffinity(0)) // world.local_size),
+        "workers": config.workers or default_workers(world.device, world.local_size),
         "resident": config.resident,
         "dtype": image_dtype(world, precision),
         "sampling": config.sampling if train else None,

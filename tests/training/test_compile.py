@@ -32,7 +32,7 @@ class TwoConvolutions(nn.Module):
     ("device", "steps", "batch_size", "capability", "mode", "says"),
     [
         (CUDA, 8780, 32, (9, 0), "default", "may save"),
-        (CUDA, 200, 32, (9, 0), None, "off: may save 1 s of 200 steps and costs about 20 s"),
+        (CUDA, 200, 32, (9, 0), None, "off: may save 0 s of 200 steps and costs about 20 s"),
         (CUDA, 10**6, 4, (9, 0), "reduce-overhead", "CUDA graphs"),
         (CUDA, 8780, 32, (6, 1), None, "compute capability 7.0, this GPU has 6.1"),
         (CPU, 10**6, 32, None, None, "on cpu"),
