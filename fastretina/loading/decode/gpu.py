@@ -42,8 +42,8 @@ DEVICE_BATCH = 256  # images that a device decoder gets at once where that can b
 
 # nvImageCodec's backends in the order in which they may choose, each with its share of a batch. None: what the library does by
 # itself, all to the hardware engine, and to the others what that cannot decode. "hybrid" is its CUDA decoder: Huffman codes of
-# images below 10^6 px are read by CPU threads. Read by the GPU they came to 3,568 images a second of 512 px on an H200 (hybrid 7,333,
-# hardware 9,916), and a test of corrupt ones did not come to an end in 80 s: that is not offered.
+# images below 10^6 px are read by CPU threads. Read by the GPU they came to 3,568 images a second of 512 px on an H200 (hybrid
+# 7,333, hardware 9,916), and a test of corrupt ones did not come to an end in 80 s: that is not offered.
 _Engines = tuple[tuple[str, float], ...] | None
 _ENGINES: dict[str, _Engines] = {"all": None, "hardware": (("HW_GPU_ONLY", 1.0),), "hybrid": (("HYBRID_CPU_GPU", 1.0),)}
 # One thread at a time: a decoder is shared by all loaders of the process, and is not documented to be thread-safe.
