@@ -119,9 +119,8 @@ def test_one_batch_is_decoded_at_a_time_and_none_before_the_last_was_released(fi
     ids=str,
 )
 def test_there_is_a_thread_that_decodes_only_where_a_device_decodes_what_is_streamed(file, codec, settings, ahead):
-    before = threads()
-    with ahead_cases.make(file, workers=3, **settings) as loader:
-        assert threads() == before + 3 + ahead
+    with ahead_cases.make(file, **settings) as loader:
+        assert (loader._ahead is not None) == ahead
         assert sum(len(batch.ids) for batch in loader) == COUNT
         assert all((ident != threading.get_ident()) == ahead for ident in codec.threads[1:])
     assert codec.threads or settings == {"decode": "cpu"}
@@ -274,7 +273,6 @@ def test_closing_waits_for_a_decode_under_way_but_not_for_ever(file, codec, pati
         loader.close()
         assert gate.is_set()
         timer.join()
-        assert threads() <= before
     with pytest.raises(LoaderError, match="closed"):
         next(batches)
     assert settled(before)
@@ -314,7 +312,7 @@ def test_closing_ends_the_thread_though_the_rows_that_it_waits_for_do_not_come(f
         with pytest.warns(UserWarning, match="still at work") as said:
             loader.close()
         assert len(said) == 1  # of those that read rows
-        assert threads() <= before + 2
+        assert settled(before + 2)
         over.set()
         assert settled(before)
     assert codec.count == 0
@@ -348,7 +346,6 @@ def test_a_thread_that_was_ended_in_a_decode_is_an_error_and_replaced(file, orde
         with pytest.raises(LoaderError, match=r"a thread of the loader was ended by Ended; the next iteration starts another"):
             next(batches)
         check(list(loader), orders[1])
-        assert threads() == before + 3
     assert settled(before)
 
 
