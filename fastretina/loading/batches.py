@@ -60,6 +60,13 @@ class Feed:
             if self.sampling == "shards":
                 self._shards = beton.shard_of(np.arange(len(beton)))[0].astype(np.uint32)
 
+    def bring(self, index: int, target: NDArray[np.uint8]) -> None:
+        """The pixels of sample `index` into target (h, w, 3) uint8, from the store or decoded. Raises SampleError."""
+        if self.store is not None:
+            self.store.read(index, target, self.decode)
+        else:
+            self.decode(index, target)
+
     def __len__(self) -> int:
         n, size = len(self.beton), self.config.batch_size
         return n // size if self.config.drop_last else -(-n // size)
@@ -132,8 +139,8 @@ class CpuJob(BatchJob):
         super().__init__(feed, part, epoch)
         side = feed.config.resolution
         self.images: NDArray[Any] = feed.pool.take((self.rows, side, side, 3), KERNEL_DTYPES[feed.config.dtype])
-        # Nothing to warp, nothing to compute: decode straight into the batch.
-        self.direct = feed.as_is and feed.augment == Augment.none() and feed.store is None and feed.sizes.only == (side, side)
+        # Nothing to warp, nothing to compute: decode, or copy, straight into the batch.
+        self.direct = feed.as_is and feed.augment == Augment.none() and feed.sizes.only == (side, side)
         if not self.direct:
             self.affine, colour = self.draw()
             self.colour = cpu.kernel_colour(colour)
@@ -150,15 +157,11 @@ class CpuJob(BatchJob):
     def make(self, row: int, index: int) -> None:
         feed = self.feed
         if self.direct:
-            feed.decode(index, self.images[row])
+            feed.bring(index, self.images[row])
             return
         width, height = int(self.sizes[0][row]), int(self.sizes[1][row])
         source = _thread_memory(width * height * 3 + cpu.SOURCE_PADDING)
-        pixels = source[: width * height * 3].reshape(height, width, 3)
-        if feed.store is not None:
-            feed.store.read(index, pixels, feed.decode)
-        else:
-            feed.decode(index, pixels)
+        feed.bring(index, source[: width * height * 3].reshape(height, width, 3))
         cpu.warp(source, height, width, self.affine[row], self.colour[row], feed.norm, feed.recolours, self.images[row])
 
 

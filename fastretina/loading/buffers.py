@@ -39,7 +39,7 @@ class BufferPool:
         while len(self._idle) > self._keep:
             self._returned()
         if memory is None:
-            # A page more than asked for: the warp may write, and read, a few bytes past the last pixel.
+            # A little more than asked for: the warps may read a few bytes past the last pixel.
             memory = torch.empty(self._nbytes + 64, dtype=torch.uint8, pin_memory=self._pinned).numpy()
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         array = memory[:size].view(dtype).reshape(shape)

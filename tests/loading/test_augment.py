@@ -181,6 +181,47 @@ def test_bfloat16_rounds_as_torch_does():
     assert torch.equal(exact.to(torch.bfloat16), narrow)
 
 
+@pytest.mark.parametrize("side", [1, 15, 16, 33, 64, 100, 128])
+@pytest.mark.parametrize("storage", [np.float32, np.uint16, np.int16, np.uint8])
+@pytest.mark.parametrize("recolour", [False, True])
+def test_where_the_output_lies_makes_no_difference_and_nothing_beyond_it_is_written(side, storage, recolour):
+    """Rows that begin at a cache line take another way than others; a row's last pixels are fewer than a group."""
+    image, norm = photograph(70, 90), cpu.kernel_norm() if storage == np.uint8 else cpu.kernel_norm(IMAGENET_MEAN, IMAGENET_STD)
+    affine, colour = draw(Augment.full(), side, np.array([90]), np.array([70]), 0, 0, np.array([3]))
+    exact = torch.from_numpy(warp_cpu(image, affine[0], colour[0], side, np.float32, norm, recolour=recolour))
+    dtype = {np.uint16: torch.bfloat16, np.int16: torch.float16, np.float32: torch.float32}.get(storage)
+    size, guard = side * side * 3, 256
+    memory = np.zeros(size * np.dtype(storage).itemsize + 2 * guard + 64, np.uint8)
+    for shift in (0, 4):
+        memory[:] = 0xA5
+        start = guard - memory.ctypes.data % 64 + shift
+        end = start + size * np.dtype(storage).itemsize
+        output = memory[start:end].view(storage).reshape(side, side, 3)
+        cpu.warp(padded(image), 70, 90, affine[0], cpu.kernel_colour(colour)[0], norm, recolour, output)
+        assert (memory[:start] == 0xA5).all()
+        assert (memory[end:] == 0xA5).all()
+        got = torch.from_numpy(output.copy())
+        if dtype is None:
+            assert torch.equal(got, (exact + 0.5).to(torch.uint8))
+        else:
+            assert torch.equal(got.view(dtype), exact.to(dtype))
+
+
+def test_a_source_whose_offsets_do_not_fit_is_refused():
+    output = np.empty((4, 4, 3), np.float32)
+    with pytest.raises(ValueError, match="2 GB"):
+        cpu.warp(
+            padded(photograph(4, 4)),
+            1 << 15,
+            1 << 15,
+            single(),
+            cpu.kernel_colour(NEUTRAL[None])[0],
+            cpu.kernel_norm(),
+            False,
+            output,
+        )
+
+
 def test_a_rotated_white_image_stays_white_inside_and_black_outside():
     white = np.full((40, 40, 3), 255, np.uint8)
     out = warp_cpu(white, single(angle=45, size=(40, 40), resolution=40), NEUTRAL, 40, np.uint8)
