@@ -226,7 +226,7 @@ def dali(task: Task) -> Epoch:
 class Training:
     """Training steps on one loader, on a CPU: on a GPU they are headline.py's.
 
-    `extra` holds the step's FLOPs for an image, and the seconds that the last epoch waited for data.
+    `extra` holds the step's FLOPs for an image, and the seconds that all epochs so far have waited for data.
     """
 
     steps = 16  # of an epoch
@@ -237,18 +237,16 @@ class Training:
         from training_step import TrainingStep
 
         self.step = TrainingStep("resnet18", task.batch_size, task.resolution, torch.device(task.device), None)
-        self.extra = {"flops": float(self.step.flops())}
+        self.extra = {"flops": float(self.step.flops()), "wait": 0.0}
         self.step.warm_up()
         self.batches = batches(self.step)
 
     def __call__(self) -> Iterator[int]:
-        wait = 0.0
         for _ in range(self.steps):
             asked = time.perf_counter()
             images, labels = next(self.batches)
-            wait += time.perf_counter() - asked
+            self.extra["wait"] += time.perf_counter() - asked
             self.step(images, labels)
-            self.extra["wait"] = wait
             yield len(labels)
 
 

@@ -2,10 +2,11 @@
 
     python benchmarks/throughput.py --data data/train.beton --json out.json --chart out.png
 
-Each round lets every side run one epoch, in alternating order; an untimed epoch comes first. (On a GPU, --device cuda, sides run
-one after the other, for want of memory, and there is no busy neighbour there; training is benchmarks/headline.py's.) Throughput is
-a median over the rounds with an interval (see measure.summary), per second of wall time and per second of CPU time; ratios are
-taken within rounds, so that a busy neighbour, who slows both, does not enter them.
+Each round lets every side run two epochs, in alternating order, of which the second is timed (see side_process.measure_epoch); an
+untimed round comes first. (On a GPU, --device cuda, sides run one after the other, for want of memory, and there is no busy
+neighbour there; training is benchmarks/headline.py's.) Throughput is a median over the rounds with an interval (measure.summary),
+per second of wall time and per second of CPU time; ratios are taken within rounds, so that a busy neighbour, who slows both, does
+not enter them.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class ThroughputBenchmark:
     cold_starts: int = 5
     """Fresh processes whose first batch is timed."""
     patience: float = 300.0
-    """Seconds that a side has for its first batch, and for each epoch; past them it is left out."""
+    """Seconds that a side has for its first batch, and for the two epochs of a round; past them it is left out."""
 
 
 def installed(side: str) -> bool:

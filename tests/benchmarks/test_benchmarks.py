@@ -10,7 +10,6 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from devices import write_blocks
@@ -280,20 +279,3 @@ def test_the_log_of_a_gpu_session_that_is_killed_holds_what_was_said(tmp_path):
         process.stdout.read()
     assert "\n== run\nbegun\n" in (tmp_path / "session.log").read_text()
     assert json.loads((tmp_path / "session.json").read_text())["run"]["exit"] == "under way"
-
-
-@pytest.mark.parametrize(("batches", "counted"), [(20, 64.0), (7, 7 * 64 / 4)])
-def test_what_a_side_made_in_the_pause_is_not_counted(monkeypatch, benchmarks, batches, counted):
-    """Three batches are there at once, the others come one a second; too short an epoch is timed as it is."""
-    import side_process
-
-    now = [0.0]
-    monkeypatch.setattr(side_process, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-
-    def epoch():
-        for number in range(batches):
-            now[0] += number >= 3
-            yield 64
-
-    found = side_process.measure_epoch(epoch, "cpu")
-    assert found["images"] / found["wall"] == counted
