@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 from measure import Utilisation, cpu_seconds, environment, private_mb
-from sides import IMPORTS, SIDES, Epoch, Task
+from sides import FILES, IMPORTS, SIDES, Epoch, Task
 
 _MARK = "\x1e"  # starts our lines; whatever a peer prints is passed over
 
@@ -168,6 +168,8 @@ def say(answer: dict[str, Any]) -> None:
 def main() -> None:
     side, task = sys.argv[1], Task(**json.loads(sys.argv[2]))
     importlib.import_module(IMPORTS.get(side, "fastretina.loading.loader"))  # imports aside
+    if side in FILES:
+        FILES[side](task)
     start = time.perf_counter()
     if task.device == "cuda":
         torch.cuda.init()  # type: ignore[no-untyped-call]  # the context, as an import, is not the loader's
