@@ -79,6 +79,17 @@ def test_a_device_benchmark_that_fails_leaves_what_it_had_measured(tmp_path):
     assert "absent" in result["decode"]["failed"]
 
 
+def test_the_stages_of_an_image_and_the_loaders_share_of_the_limits_are_told(tmp_path):
+    data, out = write_blocks(tmp_path / "blocks.beton", 12, 32), tmp_path / "stages.json"
+    said = run("stages.py", "--data", data, "--json", out, "--rounds", 1, "--workers", 2)
+    result = json.loads(out.read_text())
+    assert {"read and checksum", "decode to RGB", "store a float32 row alone"} <= set(result["microseconds"])
+    assert all(found["median"] > 0 for found in (*result["microseconds"].values(), *result["per_second"].values()))
+    decoded, limit = (result["per_second"][name]["median"] for name in ("Loader, decode", "decoding alone"))
+    assert result["shares"]["Loader, decode"]["decoding alone"]["median"] == pytest.approx(decoded / limit)
+    assert "% of its stages alone" in said
+
+
 @pytest.mark.usefixtures("benchmarks")
 def test_a_save_that_is_killed_leaves_the_result_before_it(tmp_path, monkeypatch):
     from measure import save
