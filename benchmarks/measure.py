@@ -24,7 +24,7 @@ import psutil
 import torch
 
 PACKAGES = ("fastretina", "torch", "torchvision", "numpy", "numba", "pillow", "simplejpeg", "opencv-python-headless", "ffcv")
-PEERS = ("nvidia-dali-cuda130", "webdataset", "nvidia-nvimgcodec-cu13", "nvidia-nvjpeg", "triton")
+PEERS = ("nvidia-dali-cuda130", "spdl", "nvidia-nvimgcodec-cu13", "nvidia-nvjpeg", "triton")
 FULL_TRAIN_SET = 28_100  # images in the training set that this project exists for
 HUNG = 4  # exit code of a process that the watchdog ends
 _LAST_RESORT_S = 15.0  # later, from a thread that needs no Python: what hangs may hold the interpreter's lock

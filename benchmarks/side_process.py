@@ -1,7 +1,7 @@
 """One side of a comparison in a process of its own, so that its threads, memory and CPU time are its own.
 
 Run by throughput.py: `python side_process.py SIDE TASK_JSON`. Says how long the first batch took, then answers each line of
-standard input with one line of JSON: "epoch" iterates one, "gap" measures the pause between epochs. Ends with its input.
+standard input with one line of JSON: "epoch" times one, "gap" measures the pause between epochs. Ends with its input.
 """
 
 from __future__ import annotations
@@ -19,57 +19,62 @@ import time
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
 from measure import Utilisation, cpu_seconds, environment, private_mb
-from sides import IMPORTS, SIDES, Epoch, Task
+from sides import FILES, IMPORTS, SIDES, Epoch, Task
 
-UNTIMED = 4  # batches: a loader whose threads run on makes up to three of them in the pause between epochs
 _MARK = "\x1e"  # starts our lines; whatever a peer prints is passed over
 
 
-def measure_epoch(epoch: Epoch, device: str) -> dict[str, Any]:
-    """One epoch: images, wall and CPU seconds, seconds to the first batch, median seconds between batches.
+class Moment(NamedTuple):
+    """What the clocks show: seconds of wall time, of CPU time, and of a training side's waiting for data."""
 
-    What a side has made in the pause before is not counted: the clock starts with the UNTIMED-th batch, unless the epoch is shorter
-    than twice as many.
+    wall: float
+    cpu: float
+    wait: float
+
+
+def measure_epoch(epoch: Epoch, device: str) -> dict[str, Any]:
+    """One epoch: images, wall and CPU seconds, median seconds between batches.
+
+    An untimed epoch goes before it, without a pause between: it uses up what threads that run on have made since the last question.
+    The clock then runs from one seam to the next, so that as much is made ahead at its end as at its start: of a loader that runs
+    on what it always has, of one whose epochs end nothing. The time that it takes to start anew with an epoch is in it.
 
     On a GPU also its utilisation in per cent (None, and why, where it cannot be asked) and the memory in use at the end, in GB,
     which holds what torch's allocator has at its peak and what decoder libraries have of their own.
     """
-    with Utilisation(device) as busy:
-        begun = cpu_seconds(), time.perf_counter()
-        sizes, times = [], [begun[1]]
-        cpu, start, untimed = *begun, 0
-        for size in epoch():
-            sizes.append(size)
-            times.append(time.perf_counter())
-            if len(sizes) == UNTIMED:
-                cpu, start, untimed = cpu_seconds(), times[-1], UNTIMED
-        if len(sizes) < 2 * UNTIMED:
-            (cpu, start), untimed = begun, 0
+    extra: dict[str, float] = getattr(epoch, "extra", {})
+
+    def moment() -> Moment:
         if device == "cuda":
             torch.cuda.synchronize()  # what was only queued has not been done
-            times[-1] = time.perf_counter()
-        used = cpu_seconds() - cpu
-    on_gpu: dict[str, Any] = {}
+        return Moment(time.perf_counter(), cpu_seconds(), extra.get("wait", 0.0))
+
+    for _ in epoch():
+        pass
+    with Utilisation(device) as busy:
+        start, images, times = moment(), 0, []
+        for size in epoch():
+            images += size
+            times.append(time.perf_counter())
+        end = moment()
+    found: dict[str, Any] = {
+        "images": images,
+        "wall": end.wall - start.wall,
+        "cpu": end.cpu - start.cpu,
+        "interval": statistics.median(b - a for a, b in itertools.pairwise(times)) if len(times) > 1 else 0.0,
+        "private_mb": private_mb(),
+    }
+    if "wait" in extra:
+        found["wait"] = end.wait - start.wait
     if device == "cuda":
         free, total = torch.cuda.mem_get_info()
-        on_gpu = {"gpu_utilisation": busy.mean, "gpu_utilisation_why": busy.why, "device_memory_gb": (total - free) / 1e9}
-    return (
-        on_gpu
-        | {
-            "images": sum(sizes[untimed:]),
-            "wall": times[-1] - start,
-            "cpu": used,
-            "first": times[1] - times[0],
-            "interval": statistics.median(b - a for a, b in itertools.pairwise(times[1:])) if len(times) > 2 else 0.0,
-            "private_mb": private_mb(),
-        }
-        | getattr(epoch, "extra", {})
-    )
+        found |= {"gpu_utilisation": busy.mean, "gpu_utilisation_why": busy.why, "device_memory_gb": (total - free) / 1e9}
+    return extra | found
 
 
 def measure_gap(epoch: Epoch, device: str) -> dict[str, float]:
@@ -163,6 +168,8 @@ def say(answer: dict[str, Any]) -> None:
 def main() -> None:
     side, task = sys.argv[1], Task(**json.loads(sys.argv[2]))
     importlib.import_module(IMPORTS.get(side, "fastretina.loading.loader"))  # imports aside
+    if side in FILES:
+        FILES[side](task)
     start = time.perf_counter()
     if task.device == "cuda":
         torch.cuda.init()  # type: ignore[no-untyped-call]  # the context, as an import, is not the loader's

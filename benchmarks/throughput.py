@@ -2,10 +2,11 @@
 
     python benchmarks/throughput.py --data data/train.beton --json out.json --chart out.png
 
-Each round lets every side run one epoch, in alternating order; an untimed epoch comes first. (On a GPU, --device cuda, sides run
-one after the other, for want of memory, and there is no busy neighbour there; training is benchmarks/headline.py's.) Throughput is
-a median over the rounds with an interval (see measure.summary), per second of wall time and per second of CPU time; ratios are
-taken within rounds, so that a busy neighbour, who slows both, does not enter them.
+Each round lets every side run two epochs, in alternating order, of which the second is timed (see side_process.measure_epoch); an
+untimed round comes first. (On a GPU, --device cuda, sides run one after the other, for want of memory, and there is no busy
+neighbour there; training is benchmarks/headline.py's.) Throughput is a median over the rounds with an interval (measure.summary),
+per second of wall time and per second of CPU time; ratios are taken within rounds, so that a busy neighbour, who slows both, does
+not enter them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import stages
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
@@ -53,14 +55,21 @@ class Comparison:
 
 COMPARISONS = (
     Comparison(
-        "decode", "loader", "decode", 512, ("fastretina", "ffcv", "dali", "torchvision", "pillow")
+        "decode", "loader", "decode", 512,
+        ("fastretina", "ffcv", "dali", "spdl", "torchvision_pool", "torchvision", "pillow"),
     ),
-    Comparison("decode to half the size", "loader", "decode", 256, ("fastretina", "ffcv", "dali", "pillow")),
+    Comparison(
+        "decode to half the size", "loader", "decode", 256, ("fastretina", "ffcv", "dali", "spdl", "torchvision_pool", "pillow")
+    ),
+    Comparison("decode + flip + normalise", "loader", "flip", 512, ("fastretina", "ffcv", "dali", "spdl", "torchvision_pool")),
     Comparison(
         "decode + augment + normalise", "loader", "augment", 512,
-        ("fastretina", "pillow", "torchvision", "webdataset", "dali", "ffcv", "ffcv_with_our_warp"),
+        ("fastretina", "spdl", "torchvision_pool", "torchvision", "pillow", "dali", "ffcv", "ffcv_with_our_warp"),
     ),
-    Comparison("resident epoch, augmented", "resident", "augment", 512, ("fastretina_resident", "fastretina")),
+    Comparison("cached", "resident", "decode", 512, ("fastretina_resident", "ffcv_raw")),
+    Comparison("cached at half the size", "resident", "decode", 256, ("fastretina_resident", "ffcv_raw")),
+    Comparison("cached, flip + normalise", "resident", "flip", 512, ("fastretina_resident", "ffcv_raw")),
+    Comparison("cached, augment + normalise", "resident", "augment", 512, ("fastretina_resident", "fastretina", "ffcv_raw")),
     Comparison("training ResNet18, float32", "train", "train", 128, ("train_fastretina", "train_synthetic"), batch_size=32),
 )  # fmt: skip
 
@@ -100,7 +109,7 @@ class ThroughputBenchmark:
     cold_starts: int = 5
     """Fresh processes whose first batch is timed."""
     patience: float = 300.0
-    """Seconds that a side has for its first batch, and for each epoch; past them it is left out."""
+    """Seconds that a side has for its first batch, and for the two epochs of a round; past them it is left out."""
 
 
 def installed(side: str) -> bool:
@@ -166,8 +175,9 @@ def compare(
             for side in sides
             if side != first
         }
-        result = {"name": comparison.name, "group": comparison.group, "resolution": comparison.resolution, "sides": sides}
-        return result | {"ratios": ratios, "failed": failed, "batch_size": comparison.batch_size}
+        result = {"name": comparison.name, "group": comparison.group, "work": comparison.work, "sides": sides}
+        settings = {"resolution": comparison.resolution, "batch_size": comparison.batch_size}
+        return result | settings | {"ratios": ratios, "failed": failed}
 
     try:
         for side in filter(installed, comparison.sides):
@@ -247,6 +257,12 @@ def headline(config: ThroughputBenchmark, arch: str, *flags: object) -> dict[str
     )
 
 
+def label(side: str, work: str) -> str:
+    """What a side is called, with what it cannot do of the work."""
+    lacks = {"flip": " (horizontally only)", "augment": " (no rotation)"}.get(work, "") if side in ("ffcv", "ffcv_raw") else ""
+    return side.replace("_", " ") + lacks
+
+
 def table(comparison: dict[str, Any]) -> str:
     """A comparison as text, one line a side."""
     px, batch = comparison["resolution"], comparison["batch_size"]
@@ -256,8 +272,9 @@ def table(comparison: dict[str, Any]) -> str:
         wall, cpu = result["per_second"], result["per_cpu_second"]
         ratio = next((r["per_second"]["median"] for key, r in comparison["ratios"].items() if key.endswith(f"/ {side}")), None)
         lines.append(
-            f"  {side:<40}{wall['median']:8,.0f}  {wall['low']:7,.0f}-{wall['high']:7,.0f}{cpu['median']:11,.0f}"
-            f"{result['full_epoch_s']:9,.1f} s{result['private_mb']:7,.0f} MB" + (f"{ratio:7.2f}x" if ratio else "")
+            f"  {label(side, comparison['work']):<40}{wall['median']:8,.0f}  {wall['low']:7,.0f}-{wall['high']:7,.0f}"
+            f"{cpu['median']:11,.0f}{result['full_epoch_s']:9,.1f} s{result['private_mb']:7,.0f} MB"
+            + (f"{ratio:7.2f}x" if ratio else "")
         )
         details = [f"{result['cpu_cores']['median']:.1f} CPU cores"]
         if "wait_share" in result:
@@ -283,9 +300,7 @@ def draw_chart(result: dict[str, Any], path: Path) -> None:
     axes = figure.subplots(len(bars), 1, squeeze=False, height_ratios=[n + 0.6 for n in bars])[:, 0]
     for axis, comparison in zip(axes, comparisons, strict=True):
         sides = sorted(comparison["sides"].items(), key=lambda item: item[1]["per_second"]["median"])
-        names = [name.replace("_", " ") for name, _ in sides]
-        if "augment" in comparison["name"]:
-            names = [f"{name} (no rotation)" if name == "ffcv" else name for name in names]
+        names = [label(side, comparison["work"]) for side, _ in sides]
         found = [side["per_second"] for _, side in sides]
         medians = [each["median"] for each in found]
         spread = [[each["median"] - each["low"] for each in found], [each["high"] - each["median"] for each in found]]
@@ -319,6 +334,9 @@ def main(config: ThroughputBenchmark) -> None:
         sizes = [len(beton.jpeg(i)) for i in range(len(beton))]
         result["data"] = {"samples": len(beton), "mean_kb": round(sum(sizes) / len(sizes) / 1e3, 1)}
         print(f"{config.data}: {len(beton):,} images, {result['data']['mean_kb']} KB each")
+    if config.only in (None, "loader") and not cuda:
+        result["stages"] = stages.measure(config.data, workers, config.rounds)
+        print(stages.table(result["stages"]), flush=True)
     for comparison in CUDA_COMPARISONS if cuda else COMPARISONS:
         if config.only in (None, comparison.group) and (comparison.group != "train" or config.arch in (None, "resnet18")):
 

@@ -83,6 +83,11 @@ if ! .venv/bin/python -c 'import ffcv' 2>/dev/null; then
   fi
 fi
 
+# SPDL, a peer of the benchmarks, decodes by FFmpeg's libraries, which its package does not bring.
+case ",$extras," in
+  *,bench,*) command -v ffmpeg >/dev/null || apt_install ffmpeg || say "going on without FFmpeg: SPDL is left out of the benchmarks" ;;
+esac
+
 browser_for_tests
 printf '%s %s\n' "$source_hash" "$extras" > "$stamp"
 say "done: .venv/bin/python is ready"

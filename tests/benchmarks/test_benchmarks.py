@@ -10,7 +10,6 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from devices import write_blocks
@@ -78,6 +77,17 @@ def test_a_device_benchmark_that_fails_leaves_what_it_had_measured(tmp_path):
     result = json.loads(out.read_text())
     assert result["roof"]["matmul_tflops"]["median"] > 0
     assert "absent" in result["decode"]["failed"]
+
+
+def test_the_stages_of_an_image_and_the_loaders_share_of_the_limits_are_told(tmp_path):
+    data, out = write_blocks(tmp_path / "blocks.beton", 12, 32), tmp_path / "stages.json"
+    said = run("stages.py", "--data", data, "--json", out, "--rounds", 1, "--workers", 2)
+    result = json.loads(out.read_text())
+    assert {"read and checksum", "decode to RGB", "store a float32 row alone"} <= set(result["microseconds"])
+    assert all(found["median"] > 0 for found in (*result["microseconds"].values(), *result["per_second"].values()))
+    decoded, limit = (result["per_second"][name]["median"] for name in ("Loader, decode", "decoding alone"))
+    assert result["shares"]["Loader, decode"]["decoding alone"]["median"] == pytest.approx(decoded / limit)
+    assert "% of its stages alone" in said
 
 
 @pytest.mark.usefixtures("benchmarks")
@@ -280,20 +290,3 @@ def test_the_log_of_a_gpu_session_that_is_killed_holds_what_was_said(tmp_path):
         process.stdout.read()
     assert "\n== run\nbegun\n" in (tmp_path / "session.log").read_text()
     assert json.loads((tmp_path / "session.json").read_text())["run"]["exit"] == "under way"
-
-
-@pytest.mark.parametrize(("batches", "counted"), [(20, 64.0), (7, 7 * 64 / 4)])
-def test_what_a_side_made_in_the_pause_is_not_counted(monkeypatch, benchmarks, batches, counted):
-    """Three batches are there at once, the others come one a second; too short an epoch is timed as it is."""
-    import side_process
-
-    now = [0.0]
-    monkeypatch.setattr(side_process, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-
-    def epoch():
-        for number in range(batches):
-            now[0] += number >= 3
-            yield 64
-
-    found = side_process.measure_epoch(epoch, "cpu")
-    assert found["images"] / found["wall"] == counted
