@@ -44,9 +44,11 @@ test: setup
 	.venv/bin/lint-imports
 	OMP_NUM_THREADS=1 $(PYTHON_IN) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# Every fault of docs/reliability.md in full number: a quarter of an hour on two cores. `make test` tries a few of each.
+# Every fault of docs/reliability.md in full number: a quarter of an hour on two cores. `make test` tries a few of each. Then the
+# loader's own sweeps in full number.
 test-faults: setup
 	OMP_NUM_THREADS=1 $(PYTHON_IN) -m pytest -n auto --maxprocesses 2 tests/faults -m "slow_faults or not tries"
+	OMP_NUM_THREADS=1 $(PYTHON_IN) -m pytest -n auto --maxprocesses 2 tests/loading -m slow_faults
 
 bench: data
 	@FASTRETINA_EXTRAS=$(BENCH_EXTRAS) bash tools/setup.sh

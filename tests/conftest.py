@@ -20,7 +20,7 @@ from fastretina import write_beton
 GRADE_COLOURS = np.array([[200, 60, 40], [60, 200, 40], [40, 60, 200], [200, 200, 40], [40, 200, 200]])
 
 # A minute and more each: begun last, one would leave the other processes without work.
-LONGEST = frozenset({"test_readme.py", "test_distributed.py", "test_wheel.py"})
+LONGEST = frozenset({"test_readme.py", "test_distributed.py", "test_wheel.py", "test_train.py"})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -26,11 +26,11 @@ from fastretina.training.state import load_state
 
 SMALL = {"epochs": 2, "batch_size": 10, "resolution": 32, "lr": 3e-4, "workers": 1}
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_betons, tmp_path_factory) -> TrainConfig:
+def whole(undrawn, tiny_betons, tmp_path_factory) -> TrainConfig:
     """Two undisturbed folds."""
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("runs") / "folds"

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.parametrize("device", DEVICES)
 def test_a_stacked_batch_agrees_with_float64(device, augment, dtype):
     stack = np.random.default_rng(0).integers(0, 255, (4, 24, 24, 3), dtype=np.uint8)
     on_device = torch.from_numpy(stack).to(device)
-    for resolution in (16, 33):
+    # Every type over the edge of a tile by one of the augmentations; the interpreter makes each tile's 16 rows by themselves.
+    for resolution in (16, 33 if augment == Augment() or device == "cuda" else 17):
         agrees(stack, on_device, augment, resolution, dtype, device)
 
 
@@ -44,7 +45,7 @@ def test_nothing_around_an_image_is_seen_wherever_it_begins_and_ends(device, poi
     images = [
         rng.integers(100, 150, (h, w, 3), dtype=np.uint8) for h, w in ((1, 1), (5, 1), (1, 6), (2, 2), (6, 7), (3, 8), (7, 5))
     ]
-    for offset in range(8):
+    for offset in range(8) if poison or device == "cuda" else (0, 3, 6):
         sources = [surrounded(image, offset, poison, device) for image in images]
         agrees(images, sources, Augment(zoom=(0.4, 1.5), shift=0.4), 8 + offset % 2, torch.float32, device)
 

@@ -24,7 +24,7 @@ from fastretina.loading.decode import choice, gpu
 from fastretina.loading.loader import CHECKING_THREADS
 from fastretina.loading.resident import plan_residence
 
-SIDE = 32  # px
+SIDE = 16  # px
 PATIENTLY = {"batch_size": 5, "resolution": SIDE, "seed": 7}
 GREY_LEVEL = 0.018  # of a normalised image: 1 / 255 / 0.224
 
@@ -189,9 +189,12 @@ def test_a_jpeg_that_claims_too_much_is_named_and_never_reaches_the_decoder(tmp_
     settings = {"device": device, "decode": "gpu", "decoder": "stand-in"} | PATIENTLY
     with DeviceLoader(path, on_bad="skip", max_bad=0.5, **settings) as loader:
         assert sorted(torch.cat([batch.ids for batch in loader]).tolist()) == list(range(1, 12))
-        assert [(error.index, "scans of 32 x 32" in error.reason) for error in loader.skipped] == [(0, True)]
+        assert [(error.index, f"scans of {SIDE} x {SIDE}" in error.reason) for error in loader.skipped] == [(0, True)]
     assert sum(codec.batches[1:4]) == 11  # of the first epoch
-    with DeviceLoader(path, **settings) as loader, pytest.raises(SampleError, match="scans of 32 x 32 pixels, past the limit"):
+    with (
+        DeviceLoader(path, **settings) as loader,
+        pytest.raises(SampleError, match=f"scans of {SIDE} x {SIDE} pixels, past the limit"),
+    ):
         list(loader)
 
 
@@ -205,8 +208,8 @@ def test_auto_leaves_decoding_to_threads_that_are_enough_and_knows_no_clock(beto
         (2, 10.0, "2 CPU threads"),
     ):
         with DeviceLoader(beton, decoder="stand-in", workers=workers, demand=demand, **PATIENTLY) as loader:
-            # What a ResNet18 on an H200 might take of images of 32 px.
-            rates = f"{workers} CPU threads may decode {1000 * workers:,} img/s, the step may take {demand or 1_178_705:,.0f}"
+            # What a ResNet18 on an H200 might take of images of 16 px.
+            rates = f"{workers} CPU threads may decode {1000 * workers:,} img/s, the step may take {demand or 4_714_820:,.0f}"
             assert loader.description == f"decode on {where} ({'stand-in; ' * (where == 'the GPU')}{rates}), streaming"
             assert_same_batches(loader, beton, epochs=1)
 
@@ -249,13 +252,13 @@ def test_a_decoder_asked_for_by_name_that_cannot_be_had_is_an_error_with_the_way
         gpu.make_decoder(Beton(beton), torch.device("cpu"), "nvimgcodec")
     with pytest.raises(UsageError, match="decoder must be one of nvimgcodec, nvimgcodec-hardware"):
         gpu.make_decoder(Beton(beton), torch.device("cpu"), "turbo")
-    with pytest.raises(UsageError, match="decodes at full size, 32 x 32 px; for resolution 16"):
-        DeviceLoader(beton, batch_size=2, resolution=16, decode="gpu", decoder="nvimgcodec")
+    with pytest.raises(UsageError, match="decodes at full size, 16 x 16 px; for resolution 8"):
+        DeviceLoader(beton, batch_size=2, resolution=8, decode="gpu", decoder="nvimgcodec")
 
 
 def test_files_that_the_cpu_decodes_at_a_fraction_are_left_to_it(beton, monkeypatch):
     provide(monkeypatch, StandIn())
-    with DeviceLoader(beton, batch_size=2, resolution=16, decoder="stand-in", workers=1) as loader:
+    with DeviceLoader(beton, batch_size=2, resolution=8, decoder="stand-in", workers=1) as loader:
         assert "at a fraction of the files' size" in loader.description
 
 
@@ -341,7 +344,8 @@ def test_what_describes_the_rows_of_any_batch_is_aligned_as_the_kernel_was_compi
 
     def noted(*tensors):
         seen.append([tensor.data_ptr() % 16 for tensor in tensors if isinstance(tensor, torch.Tensor)])
-        real(*tensors)
+        if device == "cuda":  # Triton looks at them itself; the interpreter does not
+            real(*tensors)
 
     monkeypatch.setattr(stage, "warp", noted)
     for batch_size in range(1, 8):

@@ -27,13 +27,33 @@ def file(tmp_path_factory) -> Path:
     return write(tmp_path_factory.mktemp("interrupts") / "data.beton", 20, 16)
 
 
-@pytest.fixture(scope="module", params=["cpu", pytest.param("decodes ahead", marks=ahead_cases.needs_no_gpu)])
-def make(request, file) -> Iterator[Callable[[], Loader]]:
+# Of a loader that decodes ahead, every seventh place in `make test`, and in `make test-faults` each.
+AHEAD = ahead_cases.needs_no_gpu
+KINDS = [
+    pytest.param(("cpu", 1), id="cpu"),
+    pytest.param(("ahead", 7), id="decodes ahead", marks=AHEAD),
+    pytest.param(("ahead", 1), id="decodes ahead, all", marks=(AHEAD, pytest.mark.slow_faults)),
+]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request) -> tuple[str, int]:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def make(kind, file) -> Iterator[Callable[[], Loader]]:
     """A loader of three batches an epoch, of either kind."""
     with pytest.MonkeyPatch.context() as patch:
         ahead_cases.provide(patch)
         settings = SETTINGS | {"augment": Augment.none(), "dtype": torch.uint8}
-        yield partial(Loader, file, **SETTINGS) if request.param == "cpu" else partial(ahead_cases.make, file, **settings)
+        yield partial(Loader, file, **SETTINGS) if kind[0] == "cpu" else partial(ahead_cases.make, file, **settings)
+
+
+@pytest.fixture
+def places(kind) -> Iterator[int]:
+    """Those to interrupt it at, from the first, without an end."""
+    return itertools.count(1, kind[1])
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +77,9 @@ def interrupted(loader: Iterable[Batch], place: int, action: Callable[[], None])
 
 
 @pytest.mark.parametrize("resume", ["state", "next"])
-def test_after_an_interrupt_anywhere_comes_the_batch_that_the_consumer_has_not_had(make, epochs, resume):
+def test_after_an_interrupt_anywhere_comes_the_batch_that_the_consumer_has_not_had(make, epochs, places, resume):
     with make() as loader:
-        for place in itertools.count(1):
+        for place in places:
             loader.set_epoch(0)
             batches = iter(loader) if resume == "next" else loader
             had, came = interrupted(batches, place, interrupt)
@@ -78,9 +98,9 @@ def test_after_an_interrupt_anywhere_comes_the_batch_that_the_consumer_has_not_h
     assert place > 50
 
 
-def test_an_iteration_after_an_interrupt_begins_an_epoch_as_after_a_break(make, epochs):
+def test_an_iteration_after_an_interrupt_begins_an_epoch_as_after_a_break(make, epochs, places):
     with make() as loader:
-        for place in itertools.count(1):
+        for place in places:
             loader.set_epoch(0)
             had, came = interrupted(loader, place, interrupt)
             if not came:
@@ -98,9 +118,9 @@ HANDLERS = {
 
 
 @pytest.mark.parametrize("handler", HANDLERS)
-def test_a_signal_handler_may_call_anything_in_the_midst_of_anything(file, make, epochs, handler):
+def test_a_signal_handler_may_call_anything_in_the_midst_of_anything(file, make, epochs, places, handler):
     messages, before = set(), threads()
-    for place in itertools.count(1):
+    for place in places:
         with make() as loader:
             try:
                 had, came = interrupted(loader, place, lambda loader=loader: HANDLERS[handler](loader))

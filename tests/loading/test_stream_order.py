@@ -46,6 +46,12 @@ def expected(beton) -> dict[int, np.ndarray]:
     return dict(zip(batch.ids.tolist(), pixels.copy(), strict=True))
 
 
+def seeds(count: int) -> pytest.MarkDecorator:
+    """Four seeds in `make test`, of each kind that there is, and the rest in `make test-faults`."""
+    rest = pytest.param(range(4, count), id="rest", marks=pytest.mark.slow_faults)
+    return pytest.mark.parametrize("seeds", [pytest.param(range(4), id="quick"), rest])
+
+
 def wrong_batches(
     beton: Path,
     expected: dict[int, np.ndarray],
@@ -163,22 +169,23 @@ def following(batches: Iterator[Batch], place: int) -> Batch | None:
     raise AssertionError
 
 
+@seeds(8)
 @pytest.mark.parametrize("settings", SOURCES, ids=str)
-def test_no_batch_is_overwritten_though_some_were_interrupted_while_they_were_made(beton, expected, settings, monkeypatch):
-    found = [wrong_batches(beton, expected, settings, seed, monkeypatch, interrupts=True) for seed in range(8)]
-    assert found == [0] * 8
+def test_no_batch_is_overwritten_though_some_were_interrupted_while_they_were_made(beton, expected, settings, seeds, monkeypatch):
+    found = [wrong_batches(beton, expected, settings, seed, monkeypatch, interrupts=True) for seed in seeds]
+    assert found == [0] * len(seeds)
 
 
-def test_no_batch_is_overwritten_though_what_was_decoded_ahead_was_dropped(beton, expected, monkeypatch):
-    found = [
-        wrong_batches(beton, expected, SOURCES[1], seed, monkeypatch, interrupts=seed % 4 > 1, resumes=True) for seed in range(12)
-    ]
-    assert found == [0] * 12
+@seeds(12)
+def test_no_batch_is_overwritten_though_what_was_decoded_ahead_was_dropped(beton, expected, seeds, monkeypatch):
+    found = [wrong_batches(beton, expected, SOURCES[1], seed, monkeypatch, interrupts=seed % 4 > 1, resumes=True) for seed in seeds]
+    assert found == [0] * len(seeds)
 
 
+@seeds(10)
 @pytest.mark.parametrize("settings", SOURCES, ids=str)
-def test_no_batch_is_overwritten_by_work_that_runs_late(beton, expected, settings, monkeypatch):
-    assert [wrong_batches(beton, expected, settings, seed, monkeypatch) for seed in range(10)] == [0] * 10
+def test_no_batch_is_overwritten_by_work_that_runs_late(beton, expected, settings, seeds, monkeypatch):
+    assert [wrong_batches(beton, expected, settings, seed, monkeypatch) for seed in seeds] == [0] * len(seeds)
 
 
 def test_a_batch_in_whose_midst_another_iteration_began_does_not_release_what_is_being_decoded_for_that(

@@ -22,7 +22,7 @@ from fastretina.training.config import TrainConfig
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_betons, tmp_path_factory, one_thread_here) -> list[Path]:
+def runs(undrawn, tiny_betons, tmp_path_factory, one_thread_here) -> list[Path]:
     """Checkpoints of three trainings with validation data: softmax at 64 px, regression at 48 px, CORN at 64 px."""
     out = tmp_path_factory.mktemp("runs")
     for number, (head, resolution) in enumerate((("softmax", 64), ("regression", 48), ("ordinal", 64))):

@@ -19,7 +19,7 @@ from fastretina.training.config import TrainConfig
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_betons, tmp_path_factory) -> list[Path]:
+def runs(undrawn, tiny_betons, tmp_path_factory) -> list[Path]:
     """Two runs of one epoch: with validation data, and without."""
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("runs")

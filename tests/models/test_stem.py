@@ -13,6 +13,8 @@ from fastretina.models import stem
 from fastretina.models.resnet import build_model
 
 SIDES = [(32, 24), (33, 30), (6, 9), (1, 1), (2, 2)]
+# Few rows, each of which the interpreter makes by itself; of 64 channels, more than a program's block in the widest.
+POOLED = [(4, 36), (5, 6), (6, 9), (1, 1), (2, 2)]
 
 
 @pytest.fixture(params=DEVICES)
@@ -41,7 +43,7 @@ def test_the_convolution_of_blocks_is_that_of_pixels(device, sides):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("channels", [64, 5])
-@pytest.mark.parametrize("sides", SIDES)
+@pytest.mark.parametrize("sides", POOLED)
 def test_the_pooling_is_torchs_and_of_equals_the_first_gets_the_gradient(device, sides, channels, dtype):
     torch.manual_seed(0)
     images = channels_last(2, channels, *sides, device=device, dtype=dtype, values=3).requires_grad_()  # many equals

@@ -218,7 +218,7 @@ def test_what_may_be_read_is_again_as_it_was(tmp_path):
     assert argparse.Namespace not in torch.serialization.get_safe_globals()
 
 
-def test_a_run_says_how_it_understood_its_weights(tiny_betons, tmp_path, capsys, one_thread):
+def test_a_run_says_how_it_understood_its_weights(tiny_betons, tmp_path, capsys, one_thread, undrawn):
     path, state = tmp_path / "others.pth", build_model("resnet18").state_dict()
     torch.save({"state_dict": {f"module.{name}": value for name, value in state.items() if not name.startswith("fc.")}}, path)
     sizes = {"epochs": 1, "batch_size": 40, "resolution": 32, "workers": 1}
