@@ -72,8 +72,7 @@ class Thread:
         start = (16 - memory.ctypes.data) % 32  # where the Loader's begins: libjpeg-turbo then stores through the cache
         self.source = memory[start : start + size + cpu.SOURCE_PADDING]
         self.pixels = self.source[:size].reshape(side, side, 3)
-        # A row more than is used: the warp may write a few bytes past an image.
-        self.rows = np.zeros((rows + 1, side, side, 3), np.float32)[:-1]
+        self.rows = torch.zeros((rows, side, side, 3)).numpy()  # by torch, as the Loader's: it begins at a cache line
         self._files, self._side = files, side
         self.decode(0)
 
