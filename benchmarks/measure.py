@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -120,10 +120,12 @@ class Utilisation:
 
 def private_mb() -> float:
     """Private memory in MB of this process and its children: anonymous pages; those of mapped files are the page cache's."""
-    me = psutil.Process()
-    rollups = (Path(f"/proc/{process.pid}/smaps_rollup").read_text() for process in [me, *me.children(recursive=True)])
-    lines = (line for rollup in rollups for line in rollup.splitlines() if line.startswith("Anonymous:"))
-    return sum(int(line.split()[1]) for line in lines) * 1024 / 1e6
+    me, kb = psutil.Process(), 0
+    for process in [me, *me.children(recursive=True)]:
+        with suppress(ProcessLookupError, FileNotFoundError):  # it has ended, whether its parent has asked for that or not
+            lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+            kb += sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
+    return kb * 1024 / 1e6
 
 
 def cpu_seconds() -> float:

@@ -286,7 +286,7 @@ def spdl(task: Task) -> Epoch:
         return images, labels
 
     builder = PipelineBuilder().add_source(Order(len(beton), task.batch_size), continuous=True)
-    pipeline = builder.pipe(load, concurrency=task.workers).add_sink(2).build(num_threads=task.workers)
+    pipeline = builder.pipe(load, concurrency=task.workers).add_sink(2).build(num_threads=task.workers, max_failures=0)
     pipeline.start()
     return lambda: (len(labels) for _, labels in pipeline.get_iterator())
 
