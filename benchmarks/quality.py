@@ -3,11 +3,11 @@
     python benchmarks/quality.py --json out.json
     python benchmarks/quality.py --only search
 
-`rotation`: 300 photographs seen 24 times, with and without it, tested on eyes rotated by any angle. `search-easy`, `search-hard`
-and `recipes`: see search.py. `heat`: how much denser that of Grad-CAM is on lesions, which a sample data set knows, than on all of
-the retina. The epoch is chosen on validation images that share no patient with training; metrics are of the test set. On another
-CPU models still differ, by what rounding makes of it, and their QWK by up to a tenth. A second call goes on where the first one
-stopped.
+`rotation`: 300 photographs seen 24 times, with and without it, tested on eyes rotated by any angle. `search-easy`, `search-hard`,
+`recipes` and `painted`: see search.py. `heat`: how much denser that of Grad-CAM is on lesions, which a sample data set knows, than
+on all of the retina. The epoch is chosen on validation images that share no patient with training; metrics are of the test set. On
+another CPU models still differ, by what rounding makes of it, and their QWK by up to a tenth. A second call goes on where the first
+one stopped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from measure import save
 from numpy.typing import NDArray
 from samples import SEEDS, make_data, metrics, trained
-from search import recipes, search
+from search import painted, recipes, search
 
 from fastretina.cli import run
 from fastretina.errors import UsageError
@@ -65,7 +65,7 @@ class QualityBenchmark:
 
     out: Path = Path("runs/quality")  # data and run folders
     json: Path | None = None  # write the results here
-    only: Literal["rotation", "search", "search-easy", "search-hard", "recipes", "heat"] | None = None
+    only: Literal["rotation", "search", "search-easy", "search-hard", "recipes", "painted", "heat"] | None = None
 
 
 def main(config: QualityBenchmark) -> None:
@@ -76,6 +76,7 @@ def main(config: QualityBenchmark) -> None:
         "search-easy": partial(search, kind="easy"),
         "search-hard": partial(search, kind="hard"),
         "recipes": recipes,
+        "painted": painted,
         "heat": heat,
     }
     for name, experiment in experiments.items():

@@ -28,6 +28,7 @@ SAMPLES: dict[str, list[str]] = {
     "few": ["--train", "300"],
     "hard": ["--hard"],
     "large": ["--train", "1600"],
+    "painted": ["--train", "10000", "--seed", "10"],  # other eyes than the others'
     "small": ["--train", "600", "--test", "100"],
 }
 
