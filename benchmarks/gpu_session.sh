@@ -210,8 +210,8 @@ for name in "$@"; do
         case "$file" in *gpu_training*) ;; *) gpu_tests "$(basename "$file" .py)" 120 "$file" ;; esac
       done ;;
     training) gpu_tests test_gpu_training 150 tests/training/test_gpu_training.py ;;
-    loader) throughput loader 200 ;;
-    resident) throughput resident 60 ;;
+    loader) throughput loader 260 ;;
+    resident) throughput resident 80 ;;
     timeline)
       runs="$(mktemp -d)"  # its table is in the log
       for decode in cpu $([ "$DEVICE" = cpu ] || echo gpu); do

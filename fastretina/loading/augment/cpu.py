@@ -297,7 +297,7 @@ def warp(
     base, norm_at, colour_at = np.intp(source.ctypes.data), np.intp(norm.ctypes.data), np.intp(colour.ctypes.data)
     target, pixel_bytes = np.intp(output.ctypes.data), np.intp(3 * output.itemsize)
     padded = (columns + _ROW_MULTIPLE - 1) // _ROW_MULTIPLE * _ROW_MULTIPLE
-    memory = np.zeros(padded * _ROW_BYTES + _LINE, np.uint8)
+    memory = np.zeros(padded * _ROW_BYTES + _GROUP_BYTES + _LINE, np.uint8)
     memory = memory[-np.intp(memory.ctypes.data) % _LINE :]
     uppers, lowers = memory[: 8 * padded].view(np.uint64), memory[8 * padded : 16 * padded].view(np.uint64)
     lefts, tops = memory[20 * padded : 24 * padded].view(np.int32), memory[24 * padded : 28 * padded].view(np.int32)
@@ -306,8 +306,8 @@ def warp(
     x_weights, y_weights = upper + 28 * padded, upper + 32 * padded
     group = _GROUP_BYTES // pixel_bytes  # pixels
     last = columns // group * group  # from here on a row has less than a group
-    spare, flat = np.empty(3 * group, output.dtype), output.reshape(-1)
-    spare_at = np.intp(spare.ctypes.data)
+    flat, spare_at = output.reshape(-1), upper + _ROW_BYTES * padded  # a multiple of 64, as `padded` is
+    spare = memory[_ROW_BYTES * padded : _ROW_BYTES * padded + _GROUP_BYTES].view(output.dtype)
     past_caches = target % _LINE == 0 and columns * pixel_bytes % _LINE == 0
     step_x, step_y = np.float32(affine[0, 0]), np.float32(affine[1, 0])
     if height * stride >= 1 << 31:
@@ -344,8 +344,9 @@ def warp(
         for buffer in (uppers, lowers):
             buffer[:rim_begin] = 0
             buffer[rim_end:columns] = 0
-        for x in range(0, last, group):
-            up, low, right, down, to = upper + 8 * x, lower + 8 * x, x_weights + 4 * x, y_weights + 4 * x, target + x * pixel_bytes
+        for x in range(0, columns, group):
+            up, low, right, down = upper + 8 * x, lower + 8 * x, x_weights + 4 * x, y_weights + 4 * x
+            to = target + x * pixel_bytes if x < last else spare_at
             if recolour and past_caches:
                 _group(output, up, low, right, down, norm_at, colour_at, to, True, True)
             elif recolour:
@@ -354,14 +355,8 @@ def warp(
                 _group(output, up, low, right, down, norm_at, colour_at, to, False, True)
             else:
                 _group(output, up, low, right, down, norm_at, colour_at, to, False, False)
-        if last < columns:
-            up, low, right, down = upper + 8 * last, lower + 8 * last, x_weights + 4 * last, y_weights + 4 * last
-            if recolour:
-                _group(output, up, low, right, down, norm_at, colour_at, spare_at, True, False)
-            else:
-                _group(output, up, low, right, down, norm_at, colour_at, spare_at, False, False)
-            for element in range(3 * (columns - last)):
-                flat[3 * (y * columns + last) + element] = spare[element]
+        for element in range(3 * (columns - last)):
+            flat[3 * (y * columns + last) + element] = spare[element]
         target += columns * pixel_bytes
     if past_caches:
         _fence()
