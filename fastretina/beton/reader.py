@@ -241,7 +241,7 @@ class Beton:
             BetonError: closed, or truncated while open.
         """
         data = self._payload(index)
-        if self.modes[index] != fmt.MODE_JPEG:
+        if self.modes.item(index) != fmt.MODE_JPEG:
             raise self.sample_error(index, "holds raw pixels, not a JPEG; use pixels()")
         return data.data.toreadonly()
 
@@ -269,10 +269,10 @@ class Beton:
         if file is None:
             raise BetonError(f"{self.path}: already closed")
         try:
-            data = file.read(int(self._pointers[index]), int(self._sizes[index]))
+            data = file.read(self._pointers.item(index), self._sizes.item(index))
         except OSError as error:
             raise self.sample_error(index, f"cannot be read: {error.strerror}") from None
-        if self.crcs is not None and zlib.crc32(data.data) != self.crcs[index]:
+        if self.crcs is not None and zlib.crc32(data.data) != self.crcs.item(index):
             raise self.sample_error(index, "its bytes do not match their checksum; the file is corrupt")
         if not self._walked[index]:
             if self.modes[index] == fmt.MODE_JPEG:

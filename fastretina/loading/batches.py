@@ -117,7 +117,7 @@ class BatchJob(ABC):
     def run(self, row: int) -> None:
         """Make one row; a bad sample raises SampleError, or is noted where they are to be skipped."""
         try:
-            self.make(row, int(self.indices[row]))
+            self.make(row, self.indices.item(row))
         except SampleError as error:
             if not self.skips_bad:
                 raise
@@ -159,7 +159,7 @@ class CpuJob(BatchJob):
         if self.direct:
             feed.bring(index, self.images[row])
             return
-        width, height = int(self.sizes[0][row]), int(self.sizes[1][row])
+        width, height = self.sizes[0].item(row), self.sizes[1].item(row)
         source = _thread_memory(width * height * 3 + cpu.SOURCE_PADDING)
         feed.bring(index, source[: width * height * 3].reshape(height, width, 3))
         cpu.warp(source, height, width, self.affine[row], self.colour[row], feed.norm, feed.recolours, self.images[row])
@@ -208,6 +208,6 @@ class DeviceJob(BatchJob):
             if feed.beton.modes[index] == MODE_JPEG:  # raw pixels are the CPU's to copy
                 self.jpegs[row] = feed.beton.jpeg(index)
         else:
-            width, height = (int(side[row]) for side in self.sizes)
-            feed.decode(index, self.pixels[self.offsets[row] : self.offsets[row + 1]].reshape(height, width, 3))
+            shape = (self.sizes[1].item(row), self.sizes[0].item(row), 3)
+            feed.decode(index, np.ndarray(shape, np.uint8, self.pixels, self.offsets.item(row)))
         self.fresh[row] = True

@@ -90,6 +90,17 @@ def test_the_stages_of_an_image_and_the_loaders_share_of_the_limits_are_told(tmp
     assert "% of its stages alone" in said
 
 
+def test_threads_that_sleep_instead_of_decoding_show_what_a_loader_and_a_step_take_from_each_other(tmp_path):
+    data, out = write_blocks(tmp_path / "blocks.beton", 256, 16), tmp_path / "threads.json"
+    run("many_threads.py", "--data", data, "--json", out, "--threads", 4, "--decode-us", 500, "--batches", 8, "--rounds", 1)
+    result = json.loads(out.read_text())
+    # Nobody is faster than four threads that sleep for 0.5 ms each, but for the 3 of 8 batches that were ready before the clock.
+    assert all(0 < rates["median"] <= 4 / 0.5e-3 * 8 / 5 for rates in result["images_per_second"].values())
+    loader, bare = (result["images_per_second"][name]["median"] for name in ("loader", "bare threads"))
+    assert result["of_bare_threads"]["loader"]["median"] == pytest.approx(loader / bare)
+    assert all(taken["median"] > 0 for taken in result["step_ms"].values())
+
+
 @pytest.mark.usefixtures("benchmarks")
 def test_a_save_that_is_killed_leaves_the_result_before_it(tmp_path, monkeypatch):
     from measure import save

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import cv2
 import numpy as np
 import simplejpeg
@@ -19,15 +21,17 @@ def shrink_factor(width: int, height: int, resolution: int) -> int:
     return max(1, max(width, height) // resolution)
 
 
-def _dct_factor(width: int, height: int, resolution: int) -> int:
+@lru_cache  # asked for each image, of which most are of one size
+def _after_dct(width: int, height: int, resolution: int) -> tuple[int, int]:
+    """(width, height) in px of what libjpeg-turbo makes of it."""
     shrink = shrink_factor(width, height, resolution)
-    return next((factor for factor in _DCT_FACTORS if factor <= shrink), 1)
+    factor = next((factor for factor in _DCT_FACTORS if factor <= shrink), 1)
+    return -(-width // factor), -(-height // factor)
 
 
 def decoded_size(width: int, height: int, resolution: int) -> tuple[int, int]:
     """(width, height) in px of what `decode` yields: shrunk by DCT scaling and averaging until less than twice `resolution`."""
-    factor = _dct_factor(width, height, resolution)
-    width, height = -(-width // factor), -(-height // factor)
+    width, height = _after_dct(width, height, resolution)
     rest = shrink_factor(width, height, resolution)
     return (-(-width // rest), -(-height // rest)) if rest > 1 else (width, height)
 
@@ -38,24 +42,22 @@ def decode(beton: Beton, index: int, target: NDArray[np.uint8], resolution: int)
     Raises SampleError where `Beton.jpeg` or the decoder finds the sample bad; target is then undefined.
     """
     beton, index = beton.at(index)  # once, not for each question
-    width, height = int(beton.widths[index]), int(beton.heights[index])
-    if beton.modes[index] == MODE_RAW:
+    if beton.modes.item(index) == MODE_RAW:
         _fit(beton.pixels(index), target)
         return
     data = beton.jpeg(index)
     try:
-        decode_jpeg(data, width, height, target, resolution)
+        decode_jpeg(data, beton.widths.item(index), beton.heights.item(index), target, resolution)
     except ValueError as error:
         raise beton.sample_error(index, f"cannot be decoded: {error}") from error
 
 
 def decode_jpeg(data: bytes | memoryview, width: int, height: int, target: NDArray[np.uint8], resolution: int) -> None:
     """The same of a JPEG of width x height px in memory. ValueError where it cannot be decoded."""
-    factor = _dct_factor(width, height, resolution)
-    scaled = (-(-height // factor), -(-width // factor))
-    direct = scaled == target.shape[:2]
-    pixels = target if direct else np.empty((*scaled, 3), np.uint8)
-    simplejpeg.decode_jpeg(data, buffer=pixels, min_height=scaled[0], min_width=scaled[1], min_factor=1)
+    width, height = _after_dct(width, height, resolution)
+    direct = target.shape == (height, width, 3)
+    pixels = target if direct else np.empty((height, width, 3), np.uint8)
+    simplejpeg.decode_jpeg(data, buffer=pixels, min_height=height, min_width=width, min_factor=1)
     if not direct:
         _fit(pixels, target)
 
