@@ -4,7 +4,7 @@
 #   bash benchmarks/gpu_session.sh 1 | 2 | 3 | STEP ...
 #
 #   1: data check headline18 headline50 device tests
-#   2: data check fill run training timeline loader
+#   2: data check fill run training timeline stages loader
 #   3: data check sweep18 sweep50 shares resident
 #
 # Steps: data        28,100 samples at $DATA, unless they are there: made beside the next steps, which wait for them
@@ -15,6 +15,7 @@
 #        tests       pytest -m gpu, one process for each file that has such tests but test_gpu_training, which takes longest
 #        training    that one
 #        loader      the loader alone, beside FFCV and DALI where they are installed     (resident: from resident memory)
+#        stages      the CPU alone: what an image costs, and the loader beside as many bare threads that decode
 #        timeline    a profile of fastretina.train, streaming, with decoding on the CPU and on the GPU
 #        run         fastretina.train for two epochs on $DATA
 #
@@ -37,12 +38,12 @@ export PYTHON DEVICE
 
 case "$*" in
   1) set -- data check headline18 headline50 device tests ;;
-  2) set -- data check fill run training timeline loader ;;
+  2) set -- data check fill run training timeline stages loader ;;
   3) set -- data check sweep18 sweep50 shares resident ;;
 esac
 for name in "$@"; do
   case "$name" in
-    check|data|headline18|headline50|sweep18|sweep50|device|fill|shares|tests|training|loader|resident|timeline|run) ;;
+    check|data|headline18|headline50|sweep18|sweep50|device|fill|shares|tests|training|stages|loader|resident|timeline|run) ;;
     *) printf 'gpu_session: unknown step %s; see the head of %s\n' "$name" "${BASH_SOURCE[0]}" >&2; exit 2 ;;
   esac
 done
@@ -175,7 +176,7 @@ modes=(default off reduce-overhead max-autotune-no-cudagraphs)
 [ "$DEVICE" = cuda ] || modes=(off)
 for name in "$@"; do
   case "$name" in
-    device|fill|shares|tests|training|loader|resident|timeline|run) made ;;  # headline.py waits by itself
+    device|fill|shares|tests|training|stages|loader|resident|timeline|run) made ;;  # headline.py waits by itself
   esac
   case "$name" in
     check)
@@ -210,6 +211,7 @@ for name in "$@"; do
         case "$file" in *gpu_training*) ;; *) gpu_tests "$(basename "$file" .py)" 120 "$file" ;; esac
       done ;;
     training) gpu_tests test_gpu_training 150 tests/training/test_gpu_training.py ;;
+    stages) step stages 75 "$PYTHON" benchmarks/stages.py --data "$DATA" --rounds "${ROUNDS:-3}" --json "$OUT/stages.json" ;;
     loader) throughput loader 260 ;;
     resident) throughput resident 80 ;;
     timeline)

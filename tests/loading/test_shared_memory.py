@@ -27,7 +27,7 @@ from fastretina.loading.config import LoaderConfig
 from fastretina.loading.resident import Residence, Store, plan_residence
 from fastretina.loading.shared_memory import shared_memory
 
-SIDE, COUNT = 32, 14  # three ranks: runs of 4, 5 and 5
+SIDE, COUNT = 16, 14  # px; three ranks: runs of 4, 5 and 5
 SETTINGS: dict[str, Any] = {"batch_size": 4, "resolution": SIDE, "workers": 1, "seed": 3, "decode": "cpu"}
 
 
