@@ -43,8 +43,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def config(tiny_betons, out: Path, **changes) -> TrainConfig:
-    defaults = {"epochs": 3, "batch_size": 8, "resolution": 32, "lr": 1e-3, "seed": 7, "workers": 1, "val_fraction": 0}
-    return TrainConfig(train=tiny_betons.train, test=tiny_betons.test, out=out, **{**defaults, **changes})
+    defaults = {"arch": "resnet10", "epochs": 3, "batch_size": 8, "resolution": 32, "lr": 1e-3, "seed": 7, "workers": 1}
+    return TrainConfig(train=tiny_betons.train, test=tiny_betons.test, out=out, **{**defaults, "val_fraction": 0, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +301,7 @@ def test_a_signal_saves_and_exits_with_its_code_and_the_run_resumes_bit_for_bit(
         "heads.Loss.__call__ = slow; train.run_command(sys.argv[1:])"
     )
     flags = [f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in ("train", "test", "out", "epochs", "batch_size")]
-    flags += [f"--{name}={getattr(settings, name)}" for name in ("resolution", "lr", "seed", "workers", "val_fraction")]
+    flags += [f"--{name}={getattr(settings, name)}" for name in ("arch", "resolution", "lr", "seed", "workers", "val_fraction")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", script, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
