@@ -25,7 +25,7 @@ from fastretina.metrics.predictions import Predictions, Scores
 from fastretina.models import heads
 from fastretina.models.checkpoint import load_checkpoint, read_info
 from fastretina.models.resnet import build_model
-from fastretina.train import main
+from fastretina.train import main, run_command
 from fastretina.training import build, loop
 from fastretina.training.compile import StepForward
 from fastretina.training.config import TrainConfig
@@ -34,6 +34,7 @@ from fastretina.training.progress import Progress
 from fastretina.training.recorder import Recorder
 from fastretina.training.signals import Signals, StopAsked
 from fastretina.training.state import load_state, save_state
+from tests.conftest import signals_kept
 
 TIMINGS = {"images_per_second", "data_wait_seconds", "train_seconds", "epoch_seconds"}
 STEPS = 5  # an epoch: 40 images, 8 at a time
@@ -371,12 +372,12 @@ def test_a_state_with_a_setting_that_is_gone_goes_on_only_where_it_did_nothing(t
     assert load_state(settings.out / "last.pt")["progress"]["epoch"] == 1
 
 
-def test_the_bare_command_says_which_command_makes_the_data(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "fastretina.train", "--amp"], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 2
-    assert "fastretina pack --root DIR --split train --out data/train.beton" in done.stderr
+def test_the_bare_command_says_which_command_makes_the_data(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    with signals_kept(), pytest.raises(SystemExit) as end:
+        run_command(["--amp"])
+    assert end.value.code == 2
+    assert "fastretina pack --root DIR --split train --out data/train.beton" in capfd.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
