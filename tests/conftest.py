@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,10 @@ from fastretina import write_beton
 # A colour for each grade, so that a network can learn them from a few images.
 GRADE_COLOURS = np.array([[200, 60, 40], [60, 200, 40], [40, 60, 200], [200, 200, 40], [40, 200, 200]])
 
-# A minute and more each: begun last, one would leave the other processes without work.
-LONGEST = frozenset({"test_readme.py", "test_distributed.py", "test_wheel.py", "test_train.py"})
+# A minute or most of one each: begun last, one would leave the other processes without work.
+LONGEST = frozenset(
+    {"test_benchmarks.py", "test_readme.py", "test_kernel_code.py", "test_train.py", "test_distributed.py", "test_wheel.py"}
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -70,6 +73,18 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """A command sets handlers for the life of its process."""
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -39,28 +39,36 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """A ResNet18 with 1,000 outputs, as torchvision publishes them."""
+    """A ResNet10 with 1,000 outputs, as torchvision publishes larger ones."""
     torch.manual_seed(5)
     path = tmp_path_factory.mktemp("weights") / "first.pth"
-    torch.save(build_model("resnet18", 1000).state_dict(), path)
+    torch.save(build_model("resnet10", 1000).state_dict(), path)
     return path
 
 
 @pytest.fixture(scope="module")
 def whole(tiny_betons, weights, tmp_path_factory) -> CompareConfig:
-    """An undisturbed comparison of a ResNet18 from scratch with one from a file."""
+    """An undisturbed comparison of a ResNet10 from scratch with one from a file."""
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("runs") / "compare"
     config = CompareConfig(
-        train=tiny_betons.train, test=tiny_betons.test, archs="resnet18", weights=f"none,{weights}", out=out, **SMALL
+        train=tiny_betons.train, test=tiny_betons.test, archs="resnet10", weights=f"none,{weights}", out=out, **SMALL
     )
-    assert main(config) == 0
+    real = one_run.main
+
+    def undrawn_run(settings):
+        with one_pixel_pictures():
+            return real(settings)
+
+    with pytest.MonkeyPatch.context() as patch:  # the pictures of the comparison are looked at, those of its runs are not
+        patch.setattr(one_run, "main", undrawn_run)
+        assert main(config) == 0
     return config
 
 
 @pytest.fixture
 def undrawn_after_it(whole):
-    """The pictures of that comparison are looked at."""
+    """Those of later ones are not looked at."""
     with one_pixel_pictures():
         yield
 
@@ -140,6 +148,7 @@ def test_a_killed_comparison_restarts_where_it_stopped(whole, tmp_path, capsys):
     settings = replace(whole, out=tmp_path / "compare")
     script = (
         "import os, sys, torch; from fastretina import compare; from fastretina.models import heads\n"
+        "from tests.conftest import one_pixel_pictures; undrawn = one_pixel_pictures(); undrawn.__enter__()\n"
         "real = heads.Loss.__call__; steps = []\n"
         "torch.set_num_threads(1)\n"
         "def counted(*given):\n    steps.append(1)\n    if len(steps) == 8: os.kill(os.getpid(), 9)\n    return real(*given)\n"
@@ -150,7 +159,7 @@ def test_a_killed_comparison_restarts_where_it_stopped(whole, tmp_path, capsys):
     ]
     done = subprocess.run(
         [sys.executable, "-c", script, *flags], capture_output=True, text=True, timeout=120, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr
     first, second = folders(settings)
@@ -177,11 +186,11 @@ def test_a_comparison_whose_data_were_packed_anew_is_refused_by_name(whole, tiny
     images = tmp_path / "images"
     write_tiny_folder(images, 20, 60, seed=9)
     write_beton(tmp_path / "other.beton", images=images, labels=images / "labels.csv", size=64, workers=1)
-    settings = replace(whole, out=tmp_path / "compare", archs="resnet18,resnet50")
+    settings = replace(whole, out=tmp_path / "compare", archs="resnet10,resnet50")
     before = tiny_betons.test.read_bytes()
     try:
         shutil.copy(tmp_path / "other.beton", tiny_betons.test)
-        with pytest.raises(RunError, match=r"test\.beton: is not the test set that .*resnet18-scratch was begun with"):
+        with pytest.raises(RunError, match=r"test\.beton: is not the test set that .*resnet10-scratch was begun with"):
             main(settings)
     finally:
         tiny_betons.test.write_bytes(before)
@@ -204,11 +213,12 @@ def test_a_run_with_the_report_of_another_state_is_not_taken_for_finished(whole,
 
 def test_weights_that_do_not_fit_an_architecture_are_refused_before_anything_is_trained(tiny_betons, weights, tmp_path):
     settings = CompareConfig(
-        train=tiny_betons.train, test=tiny_betons.test, weights=f"none,{weights}", out=tmp_path / "compare", **SMALL
-    )
+        train=tiny_betons.train, test=tiny_betons.test, archs="resnet10,resnet50", weights=f"none,{weights}",
+        out=tmp_path / "compare", **SMALL,
+    )  # fmt: skip
     with pytest.raises(
         CheckpointError,
-        match=r"first\.pth for resnet50: .*not the weights of a resnet50.*--arch resnet18.*ARCH=FILE.*Nothing was trained",
+        match=r"first\.pth for resnet50: .*not the weights of a resnet50.*--arch resnet10.*ARCH=FILE.*Nothing was trained",
     ):
         main(settings)
     with pytest.raises(CheckpointError, match=r"absent\.pth"):
@@ -277,18 +287,18 @@ def test_several_ranks_are_told_to_train_each_run_by_itself(whole, monkeypatch):
 
 def test_a_run_that_answers_one_grade_for_all_is_called_so_and_names_are_escaped(whole):
     run = plan(whole)[0]
-    found = ComparedRun.read(RunFolder(run.config.out), "resnet18", "<script>alert(1)</script>.pth")
+    found = ComparedRun.read(RunFolder(run.config.out), "resnet10", "<script>alert(1)</script>.pth")
     confusion = [[0, 4, 0, 0, 0]] * 5
     collapsed = replace(found, metrics={**found.metrics, "best": {**found.metrics["best"], "confusion": confusion, "qwk": None}})
     assert terminal_table([found, collapsed])[2].endswith("one grade for all")
     text = comparison_html([collapsed], as_settings(whole))
-    assert "One and the same grade for every test image: resnet18-scratch." in text
+    assert "One and the same grade for every test image: resnet10-scratch." in text
     assert "<script" not in text
 
 
 def test_runs_of_classes_without_an_order_are_compared_without_kappa(whole):
     run = plan(whole)[0]
-    old = ComparedRun.read(RunFolder(run.config.out), "resnet18", None)
+    old = ComparedRun.read(RunFolder(run.config.out), "resnet10", None)
     assert old.classes == RETINOPATHY
     assert replace(old, metrics={key: value for key, value in old.metrics.items() if key != "classes"}).classes == RETINOPATHY
     classes = Classes(("normal", "AMD", "glaucoma", "cataract", "myopia"))

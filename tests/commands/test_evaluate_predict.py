@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 def run(tiny_betons, tmp_path_factory) -> Path:
     """The folder of a run of two epochs on images of 64 px, the size that they are packed in."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    settings = {"epochs": 2, "batch_size": 8, "resolution": 64, "seed": 3, "workers": 1, "val_fraction": 0}
+    settings = {"arch": "resnet10", "epochs": 2, "batch_size": 8, "resolution": 64, "seed": 3, "workers": 1, "val_fraction": 0}
     train.main(TrainConfig(train=tiny_betons.train, test=tiny_betons.test, out=out, **settings))
     return out
 

@@ -24,7 +24,7 @@ from fastretina.training.data import open_data
 from fastretina.training.run_folder import RunFolder
 from fastretina.training.state import load_state
 
-SMALL = {"epochs": 2, "batch_size": 10, "resolution": 32, "lr": 3e-4, "workers": 1}
+SMALL = {"arch": "resnet10", "epochs": 2, "batch_size": 10, "resolution": 32, "lr": 3e-4, "workers": 1}
 
 pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 

@@ -26,7 +26,15 @@ def runs(undrawn, tiny_betons, tmp_path_factory, one_thread_here) -> list[Path]:
     """Checkpoints of three trainings with validation data: softmax at 64 px, regression at 48 px, CORN at 64 px."""
     out = tmp_path_factory.mktemp("runs")
     for number, (head, resolution) in enumerate((("softmax", 64), ("regression", 48), ("ordinal", 64))):
-        settings = {"head": head, "resolution": resolution, "seed": number, "epochs": 1, "batch_size": 8, "workers": 1}
+        settings = {
+            "arch": "resnet10",
+            "head": head,
+            "resolution": resolution,
+            "seed": number,
+            "epochs": 1,
+            "batch_size": 8,
+            "workers": 1,
+        }
         train.main(TrainConfig(train=tiny_betons.train, test=tiny_betons.test, val_fraction=0.3, out=out / str(number), **settings))
     return [out / str(number) / "best.safetensors" for number in range(3)]
 
@@ -239,7 +247,7 @@ def test_poisoned_test_labels_change_no_threshold_no_temperature_and_no_weight(r
     with open_beton(tmp_path / "test.beton") as other, open_beton(tiny_betons.test) as beton:
         assert other.labels.tolist() != beton.labels.tolist()
     out = tmp_path / "run"
-    settings = {"head": "softmax", "resolution": 64, "seed": 0, "epochs": 1, "batch_size": 8, "workers": 1}
+    settings = {"arch": "resnet10", "head": "softmax", "resolution": 64, "seed": 0, "epochs": 1, "batch_size": 8, "workers": 1}
     train.main(TrainConfig(train=tiny_betons.train, test=tmp_path / "test.beton", val_fraction=0.3, out=out, **settings))
     (one, about), (other, same) = load_checkpoint(out / "best.safetensors"), load_checkpoint(runs[0])
     assert about == same

@@ -23,7 +23,8 @@ def runs(undrawn, tiny_betons, tmp_path_factory) -> list[Path]:
     """Two runs of one epoch: with validation data, and without."""
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("runs")
-    settings = {"epochs": 1, "batch_size": 8, "resolution": 32, "workers": 1, "train": tiny_betons.train, "test": tiny_betons.test}
+    settings = {"arch": "resnet10", "epochs": 1, "batch_size": 8, "resolution": 32, "workers": 1}
+    settings |= {"train": tiny_betons.train, "test": tiny_betons.test}
     train.main(TrainConfig(**settings, val_fraction=0.3, out=out / "a"))
     train.main(TrainConfig(**settings, seed=1, val_fraction=0, out=out / "b"))
     return [out / "a", out / "b"]

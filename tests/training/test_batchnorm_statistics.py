@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -229,19 +227,15 @@ def test_a_signal_in_their_midst_stops_between_two_batches_and_the_resumed_run_e
 
 
 @pytest.mark.parametrize("synchronised", [False, True])
-def test_all_ranks_find_what_one_would(tiny_betons, tmp_path, synchronised):
+def test_all_ranks_find_what_one_would(tiny_betons, torchrun, tmp_path, synchronised):
     """Two ranks. Synchronised, each sees a half of the batch of 32; otherwise all of it."""
     (tmp_path / "notes").mkdir()
     settings = ["--train", tiny_betons.train, "--test", tiny_betons.test, "--val", tiny_betons.train, "--out", tmp_path / "run"]
     settings += ["--epochs", 1, "--batch-size", 8, "--resolution", 32, "--seed", 7, "--workers", 1]
     settings += ["--sync-batchnorm"] if synchronised else []
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", rank_statistics.__file__,
-         *map(str, settings)],
-        capture_output=True, text=True, timeout=240, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "FASTRETINA_STEPS": str(tmp_path / "notes")},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run = torchrun(rank_statistics.__file__, list(map(str, settings)), tmp_path / "notes")
+    _, errors = run.communicate(timeout=240)
+    assert run.returncode == 0, errors
     first, second = (torch.load(tmp_path / "notes" / f"estimated-{rank}.pt") for rank in range(2))
     state = load_state(tmp_path / "run" / "last.pt")["model"]
     for key in STATISTICS:

@@ -142,7 +142,7 @@ def test_thresholds_are_fitted_only_where_there_is_validation_data(tiny_betons, 
 def test_evaluation_of_the_checkpoint_gives_the_metrics_of_the_run(tiny_betons, tmp_path, monkeypatch, head):
     monkeypatch.undo()
     monkeypatch.setattr(RunPictures, "finish", lambda pictures: None)
-    settings = config(tiny_betons, tmp_path / "run", head=head, epochs=2, val_fraction=0.3, lr=1e-3)
+    settings = config(tiny_betons, tmp_path / "run", arch="resnet10", head=head, epochs=2, val_fraction=0.3, lr=1e-3)
     main(settings)
     evaluate.main(EvaluateConfig(settings.out / "best.safetensors", tiny_betons.test, out=tmp_path / "again", workers=1))
     again, before = json.loads((tmp_path / "again" / "metrics.json").read_text()), metrics(settings)["best"]
@@ -346,11 +346,9 @@ def test_a_selection_of_a_file_reads_the_same_samples_and_names_bad_ones_by_thei
 def test_a_head_of_another_kind_takes_over_the_backbone_of_a_checkpoint(tiny_betons, tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(RunPictures, "finish", lambda pictures: None)
-    first = config(tiny_betons, tmp_path / "first", epochs=1, lr=1e-3)
+    first = config(tiny_betons, tmp_path / "first", arch="resnet10", epochs=1, lr=1e-3)
     main(first)
-    second = config(
-        tiny_betons, tmp_path / "second", epochs=1, lr=1e-9, head="ordinal", weights=str(first.out / "best.safetensors")
-    )
+    second = replace(first, out=tmp_path / "second", lr=1e-9, head="ordinal", weights=str(first.out / "best.safetensors"))
     main(second)
     before, after = (load_checkpoint(run.out / "best.safetensors")[0] for run in (first, second))
     assert torch.allclose(before.conv1.weight, after.conv1.weight, atol=1e-6)

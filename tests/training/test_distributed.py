@@ -9,12 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rank_run
 import torch
+from forked_torchrun import ForkedTorchrun
 
 from fastretina import Loader, train
 from fastretina.errors import UsageError
@@ -43,9 +47,9 @@ def config(tiny_betons, out: Path, **changes) -> TrainConfig:
 
 
 class Ranks:
-    """torchrun at work on a training run, and what its ranks noted."""
+    """torchrun at work on a training run, and what its ranks noted. forked: where it is not the program itself."""
 
-    def __init__(self, settings: TrainConfig, ranks: int, fault: str = "", restarts: int = 0) -> None:
+    def __init__(self, settings: TrainConfig, forked: ForkedTorchrun | None = None, ranks: int = 2, **options: Any) -> None:
         assert settings.out is not None
         self.out, self._steps = settings.out, settings.out.with_suffix(".steps")
         self._steps.mkdir()
@@ -54,10 +58,13 @@ class Ranks:
             if value is not None:
                 flag = f"--{name.replace('_', '-')}"
                 flags += [flag if value else f"--no-{name.replace('_', '-')}"] if isinstance(value, bool) else [flag, str(value)]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        if forked is not None:
+            self.process = forked(rank_run.__file__, flags, self._steps, ranks, **options)
+            return
         self.process = subprocess.Popen(
-            [*torchrun, f"--max-restarts={restarts}", rank_run.__file__, *flags], stderr=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "FASTRETINA_STEPS": str(self._steps), "FASTRETINA_FAULT": fault},
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", rank_run.__file__, *flags],
+            stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "FASTRETINA_STEPS": str(self._steps)},
         )  # fmt: skip
 
     def wait(self) -> Ranks:
@@ -89,16 +96,23 @@ class Ranks:
         return [line for line in self.errors.splitlines() if line.startswith("error: ")]
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch):
+@contextmanager
+def small_network() -> Iterator[pytest.MonkeyPatch]:
     """The same small network for runs in this process."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(build, "build_model", lambda arch, outputs, **_: rank_run.Tiny(outputs))
-    monkeypatch.setattr(build, "load_initial", lambda *_: "given")
-    monkeypatch.setattr(RunPictures, "finish", lambda pictures: None)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "build_model", lambda arch, outputs, **_: rank_run.Tiny(outputs))
+        patch.setattr(build, "load_initial", lambda *_: "given")
+        patch.setattr(RunPictures, "finish", lambda pictures: None)
+        yield patch
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def small():
+    with small_network():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -108,22 +122,23 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(tiny_betons, root) -> Ranks:
-    """An undisturbed run of two ranks."""
-    return Ranks(config(tiny_betons, root / "two"), 2).wait()
+    """An undisturbed run of two ranks, as a user starts it."""
+    return Ranks(config(tiny_betons, root / "two")).wait()
 
 
 @pytest.fixture(scope="module")
-def four(tiny_betons, root) -> Ranks:
+def four(tiny_betons, root, torchrun) -> Ranks:
     """An undisturbed run of four ranks."""
-    return Ranks(config(tiny_betons, root / "four"), 4).wait()
+    return Ranks(config(tiny_betons, root / "four"), torchrun, 4).wait()
 
 
-@pytest.fixture
-def alone(tiny_betons, tmp_path, small, monkeypatch) -> tuple[list[list[int]], list[float], Path]:
+@pytest.fixture(scope="module")
+def alone(tiny_betons, root) -> tuple[list[list[int]], list[float], Path]:
     """Sample ids and loss of each step of the run of one rank, without torchrun; its folder."""
-    ids, losses = noted_steps(monkeypatch)
-    train.main(config(tiny_betons, tmp_path / "alone"))
-    return ids, losses, tmp_path / "alone"
+    with small_network() as patch:
+        ids, losses = noted_steps(patch)
+        train.main(config(tiny_betons, root / "alone"))
+    return ids, losses, root / "alone"
 
 
 def noted_steps(monkeypatch: pytest.MonkeyPatch) -> tuple[list[list[int]], list[float]]:
@@ -188,8 +203,10 @@ def test_rank_0_alone_speaks_and_says_how_the_batch_is_divided(two):
     assert two.errors_shown == []
 
 
-def test_a_killed_rank_ends_all_within_60_s_and_the_restart_comes_to_the_weights_of_the_undisturbed_run(tiny_betons, root, two):
-    killed = Ranks(config(tiny_betons, root / "killed"), 2, fault="kill", restarts=1).wait()
+def test_a_killed_rank_ends_all_within_60_s_and_the_restart_comes_to_the_weights_of_the_undisturbed_run(
+    tiny_betons, root, torchrun, two
+):
+    killed = Ranks(config(tiny_betons, root / "killed"), torchrun, fault="kill", restarts=1).wait()
     assert killed.process.returncode == 0, killed.errors
     survivor, victim = killed.notes
     before, after = ([note for note in survivor if (note["pid"] == survivor[0]["pid"]) == first] for first in (True, False))
@@ -206,9 +223,11 @@ def test_a_killed_rank_ends_all_within_60_s_and_the_restart_comes_to_the_weights
     assert table(two.out) == table(killed.out)
 
 
-def test_sigterm_to_torchrun_saves_one_state_of_all_ranks_from_which_one_rank_goes_on(tiny_betons, root, small, monkeypatch, alone):
+def test_sigterm_to_torchrun_saves_one_state_of_all_ranks_from_which_one_rank_goes_on(
+    tiny_betons, root, torchrun, small, monkeypatch, alone
+):
     settings = config(tiny_betons, root / "stopped")
-    stopped = Ranks(settings, 2, fault="slow")
+    stopped = Ranks(settings, torchrun, fault="slow")
     until = time.monotonic() + 120
     while not any(stopped.out.with_suffix(".steps").iterdir()) and time.monotonic() < until:
         time.sleep(0.1)
@@ -227,8 +246,10 @@ def test_sigterm_to_torchrun_saves_one_state_of_all_ranks_from_which_one_rank_go
     assert sum(map(sum, json.loads((settings.out / "metrics.json").read_text())["train"]["last"]["confusion"])) == 40
 
 
-def test_a_loss_that_one_rank_alone_finds_not_finite_ends_all_with_one_error_that_names_the_whole_batch(tiny_betons, root):
-    broken = Ranks(config(tiny_betons, root / "broken"), 2, fault="nan").wait()
+def test_a_loss_that_one_rank_alone_finds_not_finite_ends_all_with_one_error_that_names_the_whole_batch(
+    tiny_betons, root, torchrun
+):
+    broken = Ranks(config(tiny_betons, root / "broken"), torchrun, fault="nan").wait()
     assert broken.process.returncode == 1
     assert len(broken.errors_shown) == 1
     assert "the loss is nan in epoch 3 at step 9, sample ids" in broken.errors_shown[0]
@@ -236,8 +257,8 @@ def test_a_loss_that_one_rank_alone_finds_not_finite_ends_all_with_one_error_tha
     assert load_state(broken.out / "last.pt")["progress"]["epoch"] == 2
 
 
-def test_a_usage_error_is_shown_once_and_every_rank_exits_with_2(tiny_betons, root):
-    wrong = Ranks(config(tiny_betons, root / "wrong", epochs=0), 2).wait()
+def test_a_usage_error_is_shown_once_and_every_rank_exits_with_2(tiny_betons, root, torchrun):
+    wrong = Ranks(config(tiny_betons, root / "wrong", epochs=0), torchrun).wait()
     assert wrong.errors_shown in (
         [f"error: rank {rank}: --epochs must be 1 or more, got 0"] for rank in (0, 1)
     )  # fmt: skip
@@ -247,9 +268,8 @@ def test_a_usage_error_is_shown_once_and_every_rank_exits_with_2(tiny_betons, ro
     assert not wrong.out.exists()
 
 
-@pytest.mark.parametrize("accumulate", [2, 5])
 @pytest.mark.parametrize("head", ["softmax", "regression", "ordinal"])
-def test_accumulation_gives_the_losses_of_whole_batches(tiny_betons, tmp_path, small, monkeypatch, accumulate, head):
+def test_accumulation_gives_the_losses_of_whole_batches(tiny_betons, tmp_path, small, monkeypatch, head):
     """Of a network without BatchNorm, which normalises each micro-batch by itself."""
 
     class Plain(torch.nn.Sequential):
@@ -260,11 +280,13 @@ def test_accumulation_gives_the_losses_of_whole_batches(tiny_betons, tmp_path, s
     whole = config(tiny_betons, tmp_path / "whole", epochs=3, head=head, class_weights="balanced", sync_batchnorm=False)
     ids, losses = noted_steps(monkeypatch)
     train.main(whole)
-    train.main(replace(whole, out=tmp_path / "parts", accumulate=accumulate))
-    steps = len(losses) // 2
-    assert ids[:steps] == ids[steps:]
-    assert losses[:steps] == pytest.approx(losses[steps:], rel=0, abs=1e-5)
+    right = list(ids), list(losses)
     assert losses[0] != losses[1]
+    for accumulate in (2, 5):
+        ids.clear(), losses.clear()
+        train.main(replace(whole, out=tmp_path / f"in-{accumulate}", accumulate=accumulate))
+        assert ids == right[0]
+        assert losses == pytest.approx(right[1], rel=0, abs=1e-5)
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 8])

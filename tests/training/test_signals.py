@@ -63,7 +63,7 @@ def test_a_run_that_was_stopped_and_continued_saves_when_its_terminal_is_closed_
     """SIGSTOP, SIGCONT, then SIGHUP from the kernel, with a progress bar that can no longer be written."""
     settings = config(tiny_betons, tmp_path / "run", epochs=4)
     flags = [f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in ("train", "test", "out", "epochs", "batch_size")]
-    flags += [f"--{name}={getattr(settings, name)}" for name in ("resolution", "lr", "seed", "workers", "val_fraction")]
+    flags += [f"--{name}={getattr(settings, name)}" for name in ("arch", "resolution", "lr", "seed", "workers", "val_fraction")]
     ours, theirs = pty.openpty()
     steps = tmp_path / "steps"
     steps.mkdir()

@@ -25,7 +25,7 @@ from fastretina.metrics.predictions import Predictions, Scores
 from fastretina.models import heads
 from fastretina.models.checkpoint import load_checkpoint, read_info
 from fastretina.models.resnet import build_model
-from fastretina.train import main
+from fastretina.train import main, run_command
 from fastretina.training import build, loop
 from fastretina.training.compile import StepForward
 from fastretina.training.config import TrainConfig
@@ -34,6 +34,7 @@ from fastretina.training.progress import Progress
 from fastretina.training.recorder import Recorder
 from fastretina.training.signals import Signals, StopAsked
 from fastretina.training.state import load_state, save_state
+from tests.conftest import signals_kept
 
 TIMINGS = {"images_per_second", "data_wait_seconds", "train_seconds", "epoch_seconds"}
 STEPS = 5  # an epoch: 40 images, 8 at a time
@@ -43,8 +44,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def config(tiny_betons, out: Path, **changes) -> TrainConfig:
-    defaults = {"epochs": 3, "batch_size": 8, "resolution": 32, "lr": 1e-3, "seed": 7, "workers": 1, "val_fraction": 0}
-    return TrainConfig(train=tiny_betons.train, test=tiny_betons.test, out=out, **{**defaults, **changes})
+    defaults = {"arch": "resnet10", "epochs": 3, "batch_size": 8, "resolution": 32, "lr": 1e-3, "seed": 7, "workers": 1}
+    return TrainConfig(train=tiny_betons.train, test=tiny_betons.test, out=out, **{**defaults, "val_fraction": 0, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +302,7 @@ def test_a_signal_saves_and_exits_with_its_code_and_the_run_resumes_bit_for_bit(
         "heads.Loss.__call__ = slow; train.run_command(sys.argv[1:])"
     )
     flags = [f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in ("train", "test", "out", "epochs", "batch_size")]
-    flags += [f"--{name}={getattr(settings, name)}" for name in ("resolution", "lr", "seed", "workers", "val_fraction")]
+    flags += [f"--{name}={getattr(settings, name)}" for name in ("arch", "resolution", "lr", "seed", "workers", "val_fraction")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", script, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -371,12 +372,12 @@ def test_a_state_with_a_setting_that_is_gone_goes_on_only_where_it_did_nothing(t
     assert load_state(settings.out / "last.pt")["progress"]["epoch"] == 1
 
 
-def test_the_bare_command_says_which_command_makes_the_data(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "fastretina.train", "--amp"], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 2
-    assert "fastretina pack --root DIR --split train --out data/train.beton" in done.stderr
+def test_the_bare_command_says_which_command_makes_the_data(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    with signals_kept(), pytest.raises(SystemExit) as end:
+        run_command(["--amp"])
+    assert end.value.code == 2
+    assert "fastretina pack --root DIR --split train --out data/train.beton" in capfd.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
