@@ -63,11 +63,12 @@ def test_with_every_twentieth_read_failing_every_sample_is_right_and_in_order(fo
         assert path.read_bytes() == original  # padding is zeros on both sides
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_training_reads_urls_and_names_them_as_they_were_given(folder, serve, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FASTRETINA_CACHE", str(tmp_path / "cache"))
     url = f"{serve().url}/{PATTERN}"
-    whole = TrainConfig(train=folder / PATTERN, test=folder / PATTERN, out=tmp_path / "local", arch="resnet10", epochs=1, batch_size=8,
-                        resolution=32, workers=1)  # fmt: skip
+    whole = TrainConfig(train=folder / PATTERN, test=folder / PATTERN, out=tmp_path / "local", arch="resnet10", epochs=1,
+                        batch_size=8, resolution=32, workers=1)  # fmt: skip
     train.main(whole)
     remote = replace(whole, train=Path(url), test=Path(url), out=tmp_path / "remote")  # as the command line makes them
     train.main(replace(remote, stop_after_steps=2))
