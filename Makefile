@@ -44,7 +44,7 @@ test: setup
 	.venv/bin/lint-imports
 	OMP_NUM_THREADS=1 $(PYTHON_IN) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# Every fault of docs/reliability.md in full number: a quarter of an hour on two cores. `make test` tries a few of each. Then the
+# Every fault of docs/reliability.md in full number: twelve to twenty minutes on two cores. `make test` tries a few of each. Then the
 # loader's own sweeps in full number.
 test-faults: setup
 	OMP_NUM_THREADS=1 $(PYTHON_IN) -m pytest -n auto --maxprocesses 2 tests/faults -m "slow_faults or not tries"
