@@ -26,6 +26,7 @@ from typing import Any
 import simplejpeg
 import torch
 from measure import brief, command, interleave, save, summary
+from stages import together
 
 from fastretina.beton.reader import Beton
 from fastretina.cli import run
@@ -77,24 +78,6 @@ class Sleeper:
         self.sleep()
 
 
-def bare(config: ManyThreadsBenchmark, sleeper: Sleeper) -> float:
-    """Images a second of threads that do nothing else."""
-    count = config.batches * BATCH
-    turns = iter(range(count))
-
-    def work() -> None:
-        for _ in turns:
-            sleeper.sleep()
-
-    threads = [threading.Thread(target=work) for _ in range(config.threads)]
-    start = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return count / (time.perf_counter() - start)
-
-
 def main(config: ManyThreadsBenchmark) -> None:
     """What many decoding threads and a training step take from each other in one interpreter."""
     sleeper, small = Sleeper(config.decode_us), torch.zeros(64)
@@ -106,20 +89,22 @@ def main(config: ManyThreadsBenchmark) -> None:
             small.add_(1)
         return (time.perf_counter() - start) * 1e3
 
-    def steps_alone() -> float:
-        return statistics.median(step() for _ in range(config.batches))
-
-    beside: list[float] = []  # a median step of each measurement
-
-    def loaded(work: Callable[[], float]) -> float:
+    def loaded(work: Callable[[], object]) -> float:
         """Images a second, where the consumer does this with each batch."""
         batches = itertools.chain.from_iterable(itertools.repeat(loader))
         deque(itertools.islice(batches, WARM_UP), maxlen=0)
         start = time.perf_counter()
-        taken = [work() for _ in itertools.islice(batches, config.batches)]
-        seconds = time.perf_counter() - start
+        for _ in itertools.islice(batches, config.batches):
+            work()
+        return config.batches * BATCH / (time.perf_counter() - start)
+
+    beside: list[float] = []  # the median step of each measurement, the untimed one's too
+
+    def loaded_beside_steps() -> float:
+        taken: list[float] = []
+        rate = loaded(lambda: taken.append(step()))
         beside.append(statistics.median(taken))
-        return config.batches * BATCH / seconds
+        return rate
 
     with Beton(config.data) as beton:
         side = beton.side
@@ -130,13 +115,13 @@ def main(config: ManyThreadsBenchmark) -> None:
         resolution=side, workers=config.threads, resident="off",
     ) as loader:  # fmt: skip
         cpu.simplejpeg = sleeper  # type: ignore[attr-defined]
-        found = interleave(
-            {
-                "bare threads": lambda: bare(config, sleeper), "loader": lambda: loaded(lambda: 0.0),
-                "loader beside steps": lambda: loaded(step), "step alone": steps_alone,
-            },
-            config.rounds,
-        )  # fmt: skip
+        sides = {
+            "bare threads": lambda: together([lambda _: sleeper.sleep()] * config.threads),
+            "loader": lambda: loaded(lambda: None),
+            "loader beside steps": loaded_beside_steps,
+            "step alone": lambda: statistics.median(step() for _ in range(config.batches)),
+        }
+        found = interleave(sides, config.rounds)
     alone = found.pop("step alone")
     limit = found["bare threads"]
     result = {
@@ -146,10 +131,7 @@ def main(config: ManyThreadsBenchmark) -> None:
             for name, rates in found.items()
             if rates is not limit
         },
-        "step_ms": {
-            "alone": summary(alone),
-            "beside the loader": summary([milliseconds for milliseconds in beside if milliseconds][1:]),
-        },
+        "step_ms": {"alone": summary(alone), "beside the loader": summary(beside[1:])},
     }
     save(
         config.json,

@@ -18,11 +18,6 @@ from fastretina.beton.reader import Beton
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.fixture
-def benchmarks(monkeypatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
 def run(script: str, *arguments: object) -> str:
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(BENCHMARKS.parent)}
     command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
@@ -100,7 +95,6 @@ def test_threads_that_sleep_instead_of_decoding_show_what_a_loader_and_a_step_ta
     assert all(taken["median"] > 0 for taken in result["step_ms"].values())
 
 
-@pytest.mark.usefixtures("benchmarks")
 def test_a_save_that_is_killed_leaves_the_result_before_it(tmp_path, monkeypatch):
     from measure import save
 
@@ -118,7 +112,6 @@ def test_a_save_that_is_killed_leaves_the_result_before_it(tmp_path, monkeypatch
     assert json.loads(path.read_text())["number"] == 1
 
 
-@pytest.mark.usefixtures("benchmarks")
 def test_utilisation_says_why_there_is_none():
     from measure import Utilisation
 

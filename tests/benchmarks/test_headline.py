@@ -39,11 +39,6 @@ headline.run(headline.Headline, headline.main)
 """
 
 
-@pytest.fixture(autouse=True)
-def benchmarks(monkeypatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
 def started(script: Path, *flags: object) -> subprocess.Popen[str]:
     paths = {"PYTHONPATH": os.pathsep.join(map(str, (BENCHMARKS, BENCHMARKS.parent)))}
     environment = os.environ | paths | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from scaling import Cluster, ImageCosts, all_reduce_seconds, epoch_hours_and_price, predict
 
 COSTS = ImageCosts(bytes=50_000, decode_cpu_s=1e-3, step_s=1 / 1000)

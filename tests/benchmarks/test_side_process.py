@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 class FakeSide:
@@ -43,7 +40,6 @@ class FakeSide:
 @pytest.mark.parametrize("runs_on", [True, False])
 @pytest.mark.parametrize("batches", [20, 3])
 def test_the_clock_runs_over_exactly_one_epoch_from_a_seam_to_the_next(monkeypatch, batches, runs_on):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     import side_process
 
     side = FakeSide(batches, runs_on)

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 import pytest
 from devices import write_blocks
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
-
-@pytest.fixture
-def benchmarks(monkeypatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
-@pytest.mark.usefixtures("benchmarks")
 def test_training_sides_are_compared_one_after_the_other_and_kept_after_every_epoch(tmp_path):
     from throughput import Comparison, ThroughputBenchmark, compare, table
 
@@ -40,7 +31,6 @@ def test_training_sides_are_compared_one_after_the_other_and_kept_after_every_ep
     assert "CPU cores" in text
 
 
-@pytest.mark.usefixtures("benchmarks")
 def test_a_side_that_fails_is_reported_and_the_others_go_on(tmp_path):
     from throughput import Comparison, ThroughputBenchmark, compare, table
 
@@ -66,7 +56,6 @@ for number, answer in enumerate([{"cold_first_batch": 0.5}] + 3 * [{"images": 4,
 """
 
 
-@pytest.mark.usefixtures("benchmarks")
 def test_a_side_that_says_a_lot_is_heard_and_one_that_does_not_answer_is_dropped_and_named(tmp_path, monkeypatch):
     import throughput
     from side_process import SideProcess
@@ -82,7 +71,6 @@ def test_a_side_that_says_a_lot_is_heard_and_one_that_does_not_answer_is_dropped
         assert f"{side} gave no answer" in throughput.table(found)
 
 
-@pytest.mark.usefixtures("benchmarks")
 def test_training_on_a_gpu_is_the_headline(tmp_path):
     from throughput import ThroughputBenchmark, headline
 

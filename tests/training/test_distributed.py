@@ -283,7 +283,8 @@ def test_accumulation_gives_the_losses_of_whole_batches(tiny_betons, tmp_path, s
     right = list(ids), list(losses)
     assert losses[0] != losses[1]
     for accumulate in (2, 5):
-        ids.clear(), losses.clear()
+        ids.clear()
+        losses.clear()
         train.main(replace(whole, out=tmp_path / f"in-{accumulate}", accumulate=accumulate))
         assert ids == right[0]
         assert losses == pytest.approx(right[1], rel=0, abs=1e-5)
